@@ -1,0 +1,132 @@
+// The matrix products of the CPU kernels: one register tile over packed weights.
+//
+// B (K x N) is packed once into panels of kPanel columns, [panel][k][kPanel], zero-padded. A tile
+// of up to kTileRows rows times one panel stays in registers for the whole K loop: per k it loads
+// kPanelVecs vectors of B and broadcasts one element of A a row. Rows are split evenly (50 rows
+// are not eight sixes and a two), for a thin tile cannot hide the latency of the FMAs.
+#pragma once
+
+#include "vec.h"
+
+namespace fastlstm {
+namespace {
+
+#if FASTLSTM_VEC_BYTES == 64
+constexpr int kTileRows = 12;  // 24 accumulators of 32 registers
+#else
+constexpr int kTileRows = 6;  // 12 accumulators of 16 registers
+#endif
+constexpr int kPanelVecs = 2;
+template <class T>
+constexpr int kPanel = kPanelVecs * kWidth<T>;
+
+// A's chunk of K: one panel of it and the rows of a tile fit the first-level cache.
+constexpr int64_t kChunkK = 512;
+
+FASTLSTM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+FASTLSTM_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTLSTM_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class T>
+FASTLSTM_INLINE int64_t panels_of(int64_t n) {
+  return ceil_div(n, kPanel<T>);
+}
+template <class T>
+FASTLSTM_INLINE int64_t padded(int64_t n) {
+  return panels_of<T>(n) * kPanel<T>;
+}
+
+template <class T, int G, int M>
+using Tile = Vec<T>[G][M][kPanelVecs];
+
+// acc[g][m] += sum over k of a[m, k] * b_g[k], for G neighbouring panels of B. A element (m, k)
+// is at m * lda + k, or, in a sliver packed for the purpose, at k * kTileRows + m.
+template <class T, int G, int M, bool kSliver>
+FASTLSTM_INLINE void tile_fma(const T* a, int64_t lda, const T* b, int64_t panel_stride,
+                              int64_t depth, Tile<T, G, M>& acc) {
+  for (int64_t k = 0; k < depth; ++k) {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      Vec<T> cols[kPanelVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVecs; ++v)
+        cols[v] = load(b + g * panel_stride + k * kPanel<T> + v * kWidth<T>);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const T x = kSliver ? a[k * kTileRows + m] : a[m * lda + k];
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVecs; ++v) acc[g][m][v] += cols[v] * x;
+      }
+    }
+  }
+}
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+template <int N, class F>
+FASTLSTM_INLINE void with_rows(int rows, F&& f) {
+  if (rows == N)
+    f(Int<N>{});
+  else if constexpr (N > 1)
+    with_rows<N - 1>(rows, f);
+}
+
+// Calls f(Int<M>{}, first row) for blocks of at most kTileRows rows, as even as can be.
+template <class F>
+FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
+  const int64_t blocks = ceil_div(rows, kTileRows);
+  for (int64_t j = 0, row = 0; j < blocks; ++j) {
+    const int size = int(rows / blocks + (j < rows % blocks));
+    with_rows<kTileRows>(size, [&](auto m) { f(m, row); });
+    row += size;
+  }
+}
+
+// C (rows x n, ldc) = A (rows x depth, lda) * panels, for panels [0, ceil(n / kPanel)). C is
+// padded to whole panels: its row holds padded(n) elements. With `add` the product is added.
+template <class T>
+void gemm_rows(T* c, int64_t ldc, const T* a, int64_t lda, const T* panels, int64_t rows,
+               int64_t depth, int64_t n, bool add) {
+  for (int64_t p = 0; p < panels_of<T>(n); ++p) {
+    const T* panel = panels + p * depth * kPanel<T>;
+    for (int64_t k0 = 0; k0 < depth; k0 += kChunkK) {
+      const int64_t chunk = min_of(kChunkK, depth - k0);
+      const bool accumulate = add || k0 > 0;
+      for_row_blocks(rows, [&](auto block, int64_t row) {
+        constexpr int M = decltype(block)::value;
+        Tile<T, 1, M> acc = {};
+        tile_fma<T, 1, M, false>(a + row * lda + k0, lda, panel + k0 * kPanel<T>, 0, chunk, acc);
+        for (int m = 0; m < M; ++m)
+          for (int v = 0; v < kPanelVecs; ++v) {
+            T* to = c + (row + m) * ldc + p * kPanel<T> + v * kWidth<T>;
+            store(to, accumulate ? load(to) + acc[0][m][v] : acc[0][m][v]);
+          }
+      });
+    }
+  }
+}
+
+// C (m x n, ldc, padded to whole tiles) += A^T B over `depth` rows: A packed in slivers
+// [sliver][k][kTileRows], B in panels [panel][k][kPanel]. The sum over this depth is made in
+// registers from zero, so a long sum is one of partial sums.
+template <class T>
+void gemm_slivers(T* c, int64_t ldc, const T* slivers, const T* panels, int64_t m, int64_t n,
+                  int64_t depth) {
+  for (int64_t s = 0; s < ceil_div(m, kTileRows); ++s)
+    for (int64_t p = 0; p < panels_of<T>(n); ++p) {
+      Tile<T, 1, kTileRows> acc = {};
+      tile_fma<T, 1, kTileRows, true>(slivers + s * depth * kTileRows, 0,
+                                      panels + p * depth * kPanel<T>, 0, depth, acc);
+      for (int i = 0; i < kTileRows; ++i)
+        for (int v = 0; v < kPanelVecs; ++v) {
+          T* to = c + (s * kTileRows + i) * ldc + p * kPanel<T> + v * kWidth<T>;
+          store(to, load(to) + acc[0][i][v]);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace fastlstm

@@ -1,0 +1,201 @@
+// What forward and backward share: the rows of the problem, one layer's input, packed weights and
+// the division of work among threads.
+#pragma once
+
+#include "gemm.h"
+#include "runtime.h"
+
+namespace fastlstm {
+namespace {
+
+// Row strides that are a multiple of 1 KiB put a tile's rows in the same cache sets.
+template <class T>
+FASTLSTM_INLINE int64_t spread(int64_t n) {
+  const int64_t wide = padded<T>(n);
+  return wide * int64_t(sizeof(T)) % 1024 == 0 ? wide + kPanel<T> : wide;
+}
+
+// The (t, b) pairs in time-major order, sequences of different lengths packed longest first.
+class Rows {
+ public:
+  explicit Rows(const Problem& p)
+      : steps(p.steps), batch(p.batch), first_(p.steps + 1), t_(p.rows), b_(p.rows) {
+    first_[0] = 0;
+    for (int64_t t = 0, row = 0; t < steps; ++t) {
+      const int64_t n = p.batch_sizes ? p.batch_sizes[t] : batch;
+      for (int64_t b = 0; b < n; ++b, ++row) {
+        t_[row] = t;
+        b_[row] = b;
+      }
+      first_[t + 1] = row;
+    }
+  }
+
+  int64_t at(int64_t t, int64_t b) const { return first_[t] + b; }
+  // How many sequences reach step t; 0 outside the steps.
+  int64_t active(int64_t t) const {
+    return t < 0 || t >= steps ? 0 : first_[t + 1] - first_[t];
+  }
+  int64_t t(int64_t row) const { return t_[row]; }
+  int64_t b(int64_t row) const { return b_[row]; }
+
+  const int64_t steps, batch;
+
+ private:
+  Buffer<int64_t> first_, t_, b_;
+};
+
+// Dropout of one layer's output, a row at a time.
+template <class T>
+struct Dropout {
+  Dropout(const Problem& p, int layer) : width(p.out_size) {
+    if (p.dropout <= 0 || layer >= p.layers - 1) return;
+    threshold = uint64_t(p.dropout * 4294967296.0);
+    scale = p.dropout >= 1 ? T(0) : T(1 / (1 - p.dropout));
+    for (int d = 0; d < p.directions; ++d) key[d] = dropout_key(*p.seed, layer, d);
+  }
+
+  bool active() const { return threshold > 0; }
+  // Columns [first, first + n) of row (t, b) of the layer's output (directions side by side).
+  void apply(T* values, int64_t t, int64_t b, int64_t first, int64_t n) const {
+    const uint32_t rows[2] = {dropout_row(key[0], t, b), dropout_row(key[1], t, b)};
+    for (int64_t j = 0; j < n; ++j) {
+      const int d = first + j >= width;
+      const bool keep = dropout_keeps(rows[d], first + j - d * width, threshold);
+      values[j] = keep ? values[j] * scale : T(0);
+    }
+  }
+
+  int64_t width;
+  uint64_t threshold = 0;
+  T scale = 1;
+  uint32_t key[2] = {0, 0};
+};
+
+// The input of one layer, converted to the accumulation type, with the lower layer's dropout.
+template <class S>
+class LayerInput {
+ public:
+  typedef Acc<S> T;
+
+  LayerInput(const Problem& p, const Saved& saved, const Rows& rows, int layer)
+      : rows_(rows), dropout_(p, layer > 0 ? layer - 1 : p.layers) {
+    if (layer == 0) {
+      width = p.input_size;
+      kind = p.input_kind;
+      base_ = p.input;
+      stride_t_ = p.batch_sizes ? 0 : p.stride_t;
+      stride_b_ = p.stride_b;
+      packed_ = p.batch_sizes != nullptr;
+    } else {
+      width = p.directions * p.out_size;
+      kind = InputKind::dense;
+      base_ = static_cast<const S*>(saved.hidden) + (layer - 1) * p.rows * width;
+      stride_b_ = width;
+      packed_ = true;
+    }
+  }
+
+  // Columns [first, first + n) of a row.
+  void load(T* to, int64_t row, int64_t first, int64_t n) const {
+    convert(to, static_cast<const S*>(base_) + offset(row) + first, n);
+    if (dropout_.active()) dropout_.apply(to, rows_.t(row), rows_.b(row), first, n);
+  }
+
+  int64_t index(int64_t row) const {
+    return kind == InputKind::index64 ? static_cast<const int64_t*>(base_)[offset(row)]
+                                      : int64_t(static_cast<const int32_t*>(base_)[offset(row)]);
+  }
+
+  int64_t width;
+  InputKind kind;
+
+ private:
+  int64_t offset(int64_t row) const {
+    return packed_ ? row * stride_b_ : rows_.t(row) * stride_t_ + rows_.b(row) * stride_b_;
+  }
+
+  const Rows& rows_;
+  Dropout<T> dropout_;
+  const void* base_;
+  int64_t stride_t_ = 0, stride_b_ = 0;
+  bool packed_;
+};
+
+// Splits the batch among tasks so that each has about the same number of rows: sequences do not
+// meet within a layer, so the tasks need no barrier. Range j is [split[j], split[j + 1]).
+class BatchSplit {
+ public:
+  BatchSplit(const Rows& rows, int64_t total_rows, int64_t parts)
+      : count(max_of(1, min_of(parts, rows.batch))), split_(count + 1) {
+    Buffer<int64_t> length(rows.batch);
+    for (int64_t b = 0; b < rows.batch; ++b) length[b] = 0;
+    for (int64_t row = 0; row < total_rows; ++row) ++length[rows.b(row)];
+    split_[0] = 0;
+    for (int64_t j = 1, b = 0, sum = 0; j <= count; ++j) {
+      // Every part keeps at least one sequence, and leaves one for each part after it.
+      const int64_t last = rows.batch - (count - j);
+      do sum += length[b++];
+      while (b < last && sum + length[b] / 2 < total_rows * j / count);
+      if (j == count) b = rows.batch;
+      split_[j] = b;
+    }
+  }
+
+  int64_t begin(int64_t j) const { return split_[j]; }
+  int64_t end(int64_t j) const { return split_[j + 1]; }
+
+  const int64_t count;
+
+ private:
+  Buffer<int64_t> split_;
+};
+
+// A matrix packed into panels; get(k, panel, j) is element k of column j of a panel.
+template <class T>
+struct Panels {
+  template <class Get>
+  void pack(const Runtime& runtime, int64_t count, int64_t rows, Get&& get) {
+    depth = rows;
+    data.reset(count * depth * kPanel<T>);
+    const int64_t tasks = min_of(count, 4 * runtime.threads);
+    parallel(runtime, tasks, [&](int64_t task) {
+      for (int64_t p = count * task / tasks; p < count * (task + 1) / tasks; ++p) {
+        T* panel = data.get() + p * depth * kPanel<T>;
+        for (int64_t k = 0; k < depth; ++k)
+          for (int j = 0; j < kPanel<T>; ++j) panel[k * kPanel<T> + j] = get(k, p, j);
+      }
+    });
+  }
+  // B (rows x columns, row-major), as it stands.
+  template <class S>
+  void pack_plain(const Runtime& runtime, const S* b, int64_t rows, int64_t columns) {
+    pack(runtime, panels_of<T>(columns), rows, [=](int64_t k, int64_t p, int j) {
+      const int64_t column = p * kPanel<T> + j;
+      return column < columns ? to_acc(b[k * columns + column]) : T(0);
+    });
+  }
+  // The transpose of B (columns x rows, row-major).
+  template <class S>
+  void pack_transposed(const Runtime& runtime, const S* b, int64_t rows, int64_t columns) {
+    pack(runtime, panels_of<T>(columns), rows, [=](int64_t k, int64_t p, int j) {
+      const int64_t column = p * kPanel<T> + j;
+      return column < columns ? to_acc(b[column * rows + k]) : T(0);
+    });
+  }
+
+  Buffer<T> data;
+  int64_t depth = 0;
+};
+
+template <class S>
+const S* cell_part(const void* all, int64_t cell, int64_t per_cell) {
+  return all ? static_cast<const S*>(all) + cell * per_cell : nullptr;
+}
+template <class S>
+S* cell_part(void* all, int64_t cell, int64_t per_cell) {
+  return all ? static_cast<S*>(all) + cell * per_cell : nullptr;
+}
+
+}  // namespace
+}  // namespace fastlstm

@@ -1,0 +1,65 @@
+// What a kernel unit needs from outside: threads. And its scratch memory.
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "../lstm.h"
+
+namespace fastlstm {
+
+struct Runtime {
+  int threads;
+  // Calls fn(context, j) for every j in [0, n), on any number of threads.
+  void (*parallel)(int64_t n, void* context, void (*fn)(void* context, int64_t j));
+};
+
+typedef void (*ForwardKernel)(const Forward&, const Runtime&);
+typedef void (*BackwardKernel)(const Backward&, const Runtime&);
+
+namespace {
+
+template <class F>
+void parallel(const Runtime& runtime, int64_t n, F&& body) {
+  if (n == 1) return body(int64_t(0));
+  runtime.parallel(n, const_cast<void*>(static_cast<const void*>(&body)),
+                   [](void* context, int64_t j) { (*static_cast<F*>(context))(j); });
+}
+
+}  // namespace
+
+// Defined in the op layer: raises RuntimeError.
+[[noreturn]] void throw_out_of_memory(int64_t bytes);
+
+namespace {
+
+// Uninitialised scratch of n elements, on a cache line.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t n) { reset(n); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { free(data_); }
+
+  void reset(int64_t n) {
+    free(data_);
+    const int64_t bytes = (n * int64_t(sizeof(T)) + 63) / 64 * 64;
+    data_ = static_cast<T*>(aligned_alloc(64, bytes > 0 ? size_t(bytes) : 64));
+    if (data_ == nullptr) throw_out_of_memory(bytes);
+  }
+  static void swap(Buffer& a, Buffer& b) {
+    T* data = a.data_;
+    a.data_ = b.data_;
+    b.data_ = data;
+  }
+  T* get() const { return data_; }
+  T& operator[](int64_t j) const { return data_[j]; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+}  // namespace
+}  // namespace fastlstm

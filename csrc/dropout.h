@@ -1,0 +1,36 @@
+// Counter-based dropout: whether an element survives is a pure function of the seed and of the
+// element's place, so forward and backward, and every backend, agree without storing a mask.
+// mix32 is "lowbias32" of Chris Wellons' hash prospector. fastlstm/reference.py does the same.
+#pragma once
+
+#include <cstdint>
+
+#include "cell.h"
+
+namespace fastlstm {
+
+FASTLSTM_INLINE uint32_t mix32(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7feb352dU;
+  x ^= x >> 15;
+  x *= 0x846ca68bU;
+  return x ^ (x >> 16);
+}
+
+// One key per (seed, layer, direction), then one per row (t, b).
+FASTLSTM_INLINE uint32_t dropout_key(int64_t seed, int layer, int direction) {
+  const uint64_t s = static_cast<uint64_t>(seed);
+  const uint32_t key = mix32(static_cast<uint32_t>(s) ^ mix32(static_cast<uint32_t>(s >> 32)));
+  return mix32(key ^ static_cast<uint32_t>(2 * layer + direction));
+}
+
+FASTLSTM_INLINE uint32_t dropout_row(uint32_t key, int64_t t, int64_t b) {
+  return mix32(mix32(key ^ static_cast<uint32_t>(t)) ^ static_cast<uint32_t>(b));
+}
+
+// threshold = p * 2^32 (needs 33 bits for p = 1).
+FASTLSTM_INLINE bool dropout_keeps(uint32_t row, int64_t unit, uint64_t threshold) {
+  return mix32(row ^ static_cast<uint32_t>(unit) * 0x9e3779b9U) >= threshold;
+}
+
+}  // namespace fastlstm

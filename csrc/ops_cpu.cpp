@@ -1,0 +1,257 @@
+// The operators' schemas and their CPU side: allocation, and one plain struct for the kernels.
+// Shapes and types were checked in Python (fastlstm/functional.py); what is checked again here
+// only keeps a direct call of the operator from reading foreign memory.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace fastlstm {
+
+void throw_out_of_memory(int64_t bytes) {
+  STD_TORCH_CHECK(false, "fastlstm: out of memory allocating ", bytes, " bytes of workspace");
+  __builtin_unreachable();
+}
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+using torch::stable::contiguous;
+
+MaybeTensor maybe_contiguous(const MaybeTensor& x) {
+  return x ? MaybeTensor(contiguous(*x)) : std::nullopt;
+}
+
+Tensor empty(std::vector<int64_t> sizes, const Tensor& like,
+             std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(like, sizes, dtype ? *dtype : like.scalar_type());
+}
+
+const void* data(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }
+void* mutable_data(const Tensor& x) { return x.numel() ? x.mutable_data_ptr() : nullptr; }
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, "fastlstm: weights must be float32, float64, bfloat16 or float16");
+  }
+  __builtin_unreachable();
+}
+
+ScalarType accumulation_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void run_parallel(int64_t n, void* context, void (*fn)(void*, int64_t)) {
+  torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) fn(context, j);
+  });
+}
+
+Runtime runtime() { return {int(torch::stable::get_num_threads()), run_parallel}; }
+
+struct Options {
+  int64_t hidden_size, num_layers;
+  bool has_bias;
+  int64_t proj_size;
+  bool bidirectional;
+  double dropout;
+
+  int64_t cells() const { return num_layers * (bidirectional ? 2 : 1); }
+  int64_t per_cell() const { return 2 + (has_bias ? 2 : 0) + (proj_size > 0 ? 1 : 0); }
+};
+
+// The problem, and the contiguous tensors that its pointers point into.
+struct Inputs {
+  Inputs(const Tensor& input_, const MaybeTensor& h0_, const MaybeTensor& c0_,
+         const std::vector<Tensor>& weights_, const MaybeTensor& batch_sizes_,
+         const MaybeTensor& seed_, const Options& options)
+      : input(input_), h0(maybe_contiguous(h0_)), c0(maybe_contiguous(c0_)),
+        batch_sizes(maybe_contiguous(batch_sizes_)), seed(seed_) {
+    STD_TORCH_CHECK(int64_t(weights_.size()) == options.cells() * options.per_cell(),
+                    "fastlstm: expected ", options.cells() * options.per_cell(), " weights, got ",
+                    weights_.size());
+    for (const Tensor& w : weights_) weights.push_back(contiguous(w));
+    Problem& p = problem;
+    p.dtype = dtype_of(weights[0]);
+    const ScalarType type = input.scalar_type();
+    p.input_kind = type == ScalarType::Long  ? InputKind::index64
+                   : type == ScalarType::Int ? InputKind::index32
+                                             : InputKind::dense;
+    const bool dense = p.input_kind == InputKind::dense;
+    if (dense && input.numel() > 0 && input.stride(input.dim() - 1) != 1) input = contiguous(input);
+    const bool packed = batch_sizes.has_value();
+    STD_TORCH_CHECK(input.dim() == (dense ? 1 : 0) + (packed ? 1 : 2),
+                    "fastlstm: input has the wrong number of dimensions");
+    p.input_size = weights[0].size(1);
+    STD_TORCH_CHECK(!dense || input.size(input.dim() - 1) == p.input_size,
+                    "fastlstm: input's last dimension is not weight_ih's");
+    p.batch_sizes = packed ? static_cast<const int64_t*>(batch_sizes->const_data_ptr()) : nullptr;
+    p.steps = packed ? batch_sizes->numel() : input.size(0);
+    p.batch = packed ? (p.steps ? p.batch_sizes[0] : 0) : input.size(1);
+    p.rows = packed ? input.size(0) : p.steps * p.batch;
+    p.stride_t = packed ? 0 : input.stride(0);
+    p.stride_b = input.stride(packed ? 0 : 1);
+    p.input = input.const_data_ptr();
+    p.hidden_size = options.hidden_size;
+    p.out_size = options.proj_size > 0 ? options.proj_size : options.hidden_size;
+    p.projected = options.proj_size > 0;
+    p.layers = int(options.num_layers);
+    p.directions = options.bidirectional ? 2 : 1;
+    p.h0 = data(h0);
+    p.c0 = data(c0);
+    p.dropout = options.num_layers > 1 ? options.dropout : 0;
+    p.seed = seed ? static_cast<const int64_t*>(seed->const_data_ptr()) : nullptr;
+    STD_TORCH_CHECK(p.dropout <= 0 || p.seed, "fastlstm: dropout needs a seed");
+    for (int64_t cell = 0; cell < options.cells(); ++cell) {
+      const Tensor* w = &weights[cell * options.per_cell()];
+      CellWeights c{};
+      c.w_ih = w[0].const_data_ptr();
+      c.w_hh = w[1].const_data_ptr();
+      if (options.has_bias) {
+        c.b_ih = w[2].const_data_ptr();
+        c.b_hh = w[3].const_data_ptr();
+      }
+      if (p.projected) c.w_hr = w[options.per_cell() - 1].const_data_ptr();
+      cells.push_back(c);
+    }
+    p.weights = cells.data();
+  }
+
+  Tensor input;
+  MaybeTensor h0, c0, batch_sizes, seed;
+  std::vector<Tensor> weights;
+  std::vector<CellWeights> cells;
+  Problem problem{};
+};
+
+const Kernels& kernels(const Problem& p) { return *instruction_set().kernels[int(p.dtype)]; }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights,
+    MaybeTensor batch_sizes, MaybeTensor seed, int64_t hidden_size, int64_t num_layers,
+    bool has_bias, int64_t proj_size, bool bidirectional, double dropout, bool save) {
+  const Options options{hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout};
+  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
+  const Problem& p = in.problem;
+  const Tensor& like = in.weights[0];
+  const int64_t wide = p.directions * p.out_size, cells = options.cells();
+  Tensor output = p.batch_sizes ? empty({p.rows, wide}, like) : empty({p.steps, p.batch, wide}, like);
+  Tensor h_n = empty({cells, p.batch, p.out_size}, like);
+  Tensor c_n = empty({cells, p.batch, p.hidden_size}, like);
+  Tensor hidden = empty({p.layers - 1, p.rows, wide}, like);
+  Tensor gates = empty({save ? cells : 0, p.rows, 4 * p.hidden_size}, like);
+  Tensor states = empty({save ? cells : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
+  if (p.rows > 0) {
+    const Saved saved{mutable_data(output), mutable_data(hidden), mutable_data(gates),
+                      mutable_data(states)};
+    kernels(p).forward({p, saved, mutable_data(h_n), mutable_data(c_n)}, runtime());
+  }
+  if (!save) hidden = empty({0, p.rows, wide}, like);
+  return {output, h_n, c_n, hidden, gates, states};
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
+    MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n, Tensor input,
+    MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights, MaybeTensor batch_sizes,
+    MaybeTensor seed, Tensor output, Tensor hidden, Tensor gates, Tensor cells,
+    int64_t hidden_size, int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional,
+    double dropout, std::vector<bool> needs) {
+  const Options options{hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout};
+  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
+  const Problem& p = in.problem;
+  const Tensor& like = in.weights[0];
+  STD_TORCH_CHECK(needs.size() == 3 + in.weights.size(), "fastlstm: needs has the wrong length");
+  STD_TORCH_CHECK(gates.size(0) == options.cells(), "fastlstm: forward was not asked to save");
+  const MaybeTensor dy = maybe_contiguous(grad_output), dh = maybe_contiguous(grad_h_n),
+                    dc = maybe_contiguous(grad_c_n);
+  const Tensor y = contiguous(output), inner = contiguous(hidden), act = contiguous(gates),
+               states = contiguous(cells);
+
+  const bool dense = p.input_kind == InputKind::dense;
+  auto gradient = [&](bool needed, std::vector<int64_t> sizes) {
+    return needed ? empty(std::move(sizes), like) : empty({0}, like);
+  };
+  Tensor grad_input = gradient(
+      needs[0] && dense, p.batch_sizes ? std::vector<int64_t>{p.rows, p.input_size}
+                                       : std::vector<int64_t>{p.steps, p.batch, p.input_size});
+  Tensor grad_h0 = gradient(needs[1], {options.cells(), p.batch, p.out_size});
+  Tensor grad_c0 = gradient(needs[2], {options.cells(), p.batch, p.hidden_size});
+  std::vector<Tensor> grads;
+  for (size_t j = 0; j < in.weights.size(); ++j) {
+    const Tensor& w = in.weights[j];
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < w.dim(); ++d) sizes.push_back(w.size(d));
+    grads.push_back(gradient(needs[3 + j], std::move(sizes)));
+    if (p.rows == 0) torch::stable::zero_(grads.back());
+  }
+  if (p.rows > 0) {
+    std::vector<CellGrads> pointers;
+    for (int64_t cell = 0; cell < options.cells(); ++cell) {
+      const Tensor* g = &grads[cell * options.per_cell()];
+      CellGrads c{};
+      c.w_ih = mutable_data(g[0]);
+      c.w_hh = mutable_data(g[1]);
+      if (options.has_bias) {
+        c.b_ih = mutable_data(g[2]);
+        c.b_hh = mutable_data(g[3]);
+      }
+      if (p.projected) c.w_hr = mutable_data(g[options.per_cell() - 1]);
+      pointers.push_back(c);
+    }
+    const Saved saved{const_cast<void*>(y.const_data_ptr()),
+                      const_cast<void*>(inner.const_data_ptr()),
+                      const_cast<void*>(act.const_data_ptr()),
+                      const_cast<void*>(states.const_data_ptr())};
+    kernels(p).backward({p, saved, data(dy), data(dh), data(dc), mutable_data(grad_input),
+                         mutable_data(grad_h0), mutable_data(grad_c0), pointers.data()},
+                        runtime());
+  }
+  return {grad_input, grad_h0, grad_c0, grads};
+}
+
+// sigmoid and tanh as the kernels compute them, for the tests of their error bounds.
+std::tuple<Tensor, Tensor> activations(Tensor x) {
+  const Tensor from = contiguous(x);
+  Tensor sigmoid = torch::stable::empty_like(from), tanh = torch::stable::empty_like(from);
+  instruction_set().kernels[int(dtype_of(from))]->activations(
+      from.const_data_ptr(), sigmoid.mutable_data_ptr(), tanh.mutable_data_ptr(), from.numel());
+  return {sigmoid, tanh};
+}
+
+}  // namespace
+}  // namespace fastlstm
+
+STABLE_TORCH_LIBRARY(fastlstm, m) {
+  m.def(
+      "forward(Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, "
+      "Tensor? seed, int hidden_size, int num_layers, bool has_bias, int proj_size, "
+      "bool bidirectional, float dropout, bool save) -> "
+      "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor gates, Tensor cells)");
+  m.def(
+      "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+      "Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
+      "Tensor output, Tensor hidden, Tensor gates, Tensor cells, int hidden_size, "
+      "int num_layers, bool has_bias, int proj_size, bool bidirectional, float dropout, "
+      "bool[] needs) -> "
+      "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  m.def("_activations(Tensor x) -> (Tensor sigmoid, Tensor tanh)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
+  m.impl("forward", TORCH_BOX(&fastlstm::forward));
+  m.impl("backward", TORCH_BOX(&fastlstm::backward));
+  m.impl("_activations", TORCH_BOX(&fastlstm::activations));
+}

@@ -1,0 +1,346 @@
+"""The native operators as torch sees them: autograd, fake kernels, double backward.
+
+``lstm`` is the one entry: same signature, shapes and semantics as ``reference.lstm``, which is its
+oracle. Nothing here checks user input; that is ``functional.lstm``'s part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        "fastlstm's native module is missing or cannot be loaded "
+        f"({error}); build it with `pip install .` in the source folder"
+    ) from error
+
+__all__ = ["LSTMFunction", "has_cuda", "lstm"]
+
+_INDEX_TYPES = (torch.int32, torch.int64)
+
+if (_asked := os.environ.get("FASTLSTM_CPU_ISA")) and _asked != _C.cpu_selected():
+    raise ImportError(
+        f"FASTLSTM_CPU_ISA={_asked!r}: expected one of {', '.join(_C.cpu_supported())} "
+        "on this processor"
+    )
+
+
+def has_cuda() -> bool:
+    """Whether the CUDA kernels were built and can be loaded."""
+    return False
+
+
+class Options(NamedTuple):
+    """The operators' plain arguments, in the order of their schemas."""
+
+    hidden_size: int
+    num_layers: int = 1
+    has_bias: bool = True
+    proj_size: int = 0
+    bidirectional: bool = False
+    dropout: float = 0.0
+
+    @property
+    def out_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+def lstm(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    hidden_size: int,
+    num_layers: int = 1,
+    has_bias: bool = True,
+    proj_size: int = 0,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole stack in one native call. Arguments and results are those of ``reference.lstm``.
+
+    Raises:
+        RuntimeError: a shape or dtype that the operator cannot read; ``functional.lstm`` gives
+            the messages meant for users.
+    """
+    options = Options(hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout)
+    if torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
+        result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, options, *weights)
+    else:
+        result = torch.ops.fastlstm.forward(
+            input, h0, c0, weights, batch_sizes, seed, *options, False
+        )
+    return result[0], result[1], result[2]
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return any(x is not None and x.requires_grad for x in tensors)
+
+
+class LSTMFunction(torch.autograd.Function):
+    """The stack with its gradient: ``output, h_n, c_n`` and what backward reads again."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        batch_sizes: Tensor | None,
+        seed: Tensor | None,
+        options: Options,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        return torch.ops.fastlstm.forward(
+            input, h0, c0, weights, batch_sizes, seed, *options, True
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        input, h0, c0, batch_sizes, seed, ctx.options, *weights = inputs
+        y, _, _, hidden, gates, cells = output
+        ctx.mark_non_differentiable(hidden, gates, cells)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            batch_sizes, seed, y, hidden, gates, cells, input, h0, c0, *weights
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        need_input, need_h0, need_c0, _, _, _, *need_weights = ctx.needs_input_grad
+        needs = [need_input, need_h0, need_c0, *need_weights]
+        if all(grad is None for grad in grads[:3]):
+            return (None,) * (len(needs) + 3)
+        found = _LSTMBackward.apply(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
+        found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
+        return (*found[:3], None, None, None, *found[3:])
+
+
+class _LSTMBackward(torch.autograd.Function):
+    """The native backward; its own gradient differentiates the reference."""
+
+    @staticmethod
+    def forward(
+        options: Options,
+        needs: list[bool],
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        batch_sizes: Tensor | None,
+        seed: Tensor | None,
+        output: Tensor,
+        hidden: Tensor,
+        gates: Tensor,
+        cells: Tensor,
+        input: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        grad_input, grad_h0, grad_c0, grad_weights = torch.ops.fastlstm.backward(
+            grad_output, grad_h_n, grad_c_n, input, h0, c0, weights, batch_sizes, seed,
+            output, hidden, gates, cells, *options, needs,
+        )  # fmt: skip
+        return (grad_input, grad_h0, grad_c0, *grad_weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.options, ctx.needs, *tensors = inputs
+        grads, (batch_sizes, seed), operands = tensors[:3], tensors[3:5], tensors[9:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(batch_sizes, seed, *grads, *operands)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        batch_sizes, seed, *tensors = ctx.saved_tensors
+        with torch.enable_grad():
+            # Leaves of our own: the graph that led to them is not this function's.
+            tensors = [
+                x.detach().requires_grad_(x.is_floating_point()) if x is not None else None
+                for x in tensors
+            ]
+            grads, operands = tensors[:3], tensors[3:]
+            input, h0, c0, *weights = operands
+            outputs = reference.lstm(
+                input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, **ctx.options._asdict()
+            )
+            used = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None]
+            wanted = [
+                (x, grad)
+                for x, need, grad in zip(operands, ctx.needs, grad_grads, strict=True)
+                if need and grad is not None
+            ]
+            first = torch.autograd.grad(
+                [y for y, _ in used],
+                [x for x, _ in wanted],
+                [grad for _, grad in used],
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        leaves = [x for x in tensors if x is not None and x.requires_grad]
+        pairs = [
+            (x, grad) for x, (_, grad) in zip(first, wanted, strict=True) if x.requires_grad
+        ]
+        second = torch.autograd.grad(
+            [x for x, _ in pairs], leaves, [grad for _, grad in pairs], allow_unused=True
+        )
+        by_leaf = {id(x): grad for x, grad in zip(leaves, second, strict=True)}
+        found = [by_leaf.get(id(x)) for x in tensors]
+        return (None, None, *found[:3], *(None,) * 6, *found[3:])
+
+
+# The raw operators under autograd: through the functions above, so that a direct call has its
+# gradient too. Below autograd they are the native kernels.
+_library = torch.library.Library("fastlstm", "IMPL")
+
+
+def _forward_autograd(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    seed: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    if torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
+        *options, save = arguments
+        if not save:
+            raise RuntimeError("fastlstm::forward: save=False, but an input requires grad")
+        return LSTMFunction.apply(
+            input, h0, c0, batch_sizes, seed, Options(*options), *weights
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fastlstm.forward(
+            input, h0, c0, weights, batch_sizes, seed, *arguments
+        )
+
+
+def _backward_autograd(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    seed: Tensor | None,
+    output: Tensor,
+    hidden: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    grads, saved = (grad_output, grad_h_n, grad_c_n), (output, hidden, gates, cells)
+    if torch.is_grad_enabled() and _requires_grad(*grads, input, h0, c0, *weights):
+        *options, needs = arguments
+        found = _LSTMBackward.apply(
+            Options(*options), needs, *grads, batch_sizes, seed, *saved, input, h0, c0, *weights
+        )
+        return found[0], found[1], found[2], list(found[3:])
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fastlstm.backward(
+            *grads, input, h0, c0, weights, batch_sizes, seed, *saved, *arguments
+        )
+
+
+_library.impl("forward", _forward_autograd, "Autograd")
+_library.impl("backward", _backward_autograd, "Autograd")
+
+
+@torch.library.register_fake("fastlstm::forward")
+def _forward_fake(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    seed: Tensor | None,
+    hidden_size: int,
+    num_layers: int,
+    has_bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    dropout: float,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    options = Options(hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout)
+    like, directions = weights[0], options.directions
+    cells, wide = num_layers * directions, directions * options.out_size
+    if batch_sizes is None:
+        leading: tuple = tuple(input.shape[:2])
+        rows, batch = input.shape[0] * input.shape[1], input.shape[1]
+    else:
+        leading = (input.shape[0],)
+        rows = input.shape[0]
+        # How many sequences there are stands in the data of batch_sizes, unless a state says it.
+        given = h0 if h0 is not None else c0
+        batch = given.shape[1] if given is not None else torch.library.get_ctx().new_dynamic_size()
+    accumulated = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return (
+        like.new_empty(*leading, wide),
+        like.new_empty(cells, batch, options.out_size),
+        like.new_empty(cells, batch, hidden_size),
+        like.new_empty(num_layers - 1 if save else 0, rows, wide),
+        like.new_empty(cells if save else 0, rows, 4 * hidden_size),
+        like.new_empty(cells if save else 0, rows, hidden_size, dtype=accumulated),
+    )
+
+
+@torch.library.register_fake("fastlstm::backward")
+def _backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    seed: Tensor | None,
+    output: Tensor,
+    hidden: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    hidden_size: int,
+    num_layers: int,
+    has_bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    dropout: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    def gradient(needed: bool, like: Tensor | None) -> Tensor:
+        shape = like.shape if needed and like is not None else (0,)
+        return weights[0].new_empty(shape)
+
+    dense = input.dtype not in _INDEX_TYPES
+    return (
+        gradient(needs[0] and dense, input),
+        gradient(needs[1], h0),
+        gradient(needs[2], c0),
+        [gradient(need, w) for need, w in zip(needs[3:], weights, strict=True)],
+    )
+
+
+@torch.library.register_fake("fastlstm::_activations")
+def _activations_fake(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)

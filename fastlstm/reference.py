@@ -1,0 +1,204 @@
+"""The LSTM's equations in plain PyTorch: the oracle of the tests and the path of double backward.
+
+One cell, with the gates stacked in PyTorch's order i, f, g, o along the last dimension
+(Hochreiter and Schmidhuber, 1997, with the forget gate of Gers, Schmidhuber and Cummins, 2000;
+the projection is that of Sak, Senior and Beaufays, 2014):
+
+    a  = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh                     (4H)
+    i  = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
+    c_t = f * c_{t-1} + i * g                                      (H)
+    h_t = o * tanh(c_t),  with a projection  h_t = W_hr (o * tanh(c_t))
+
+and its derivative, for dh and dc the gradients that arrive at h_t and c_t:
+
+    dc   = dc + dh * o * (1 - tanh(c_t)^2)
+    da_i = dc * g * i * (1 - i)            da_f = dc * c_{t-1} * f * (1 - f)
+    da_g = dc * i * (1 - g^2)              da_o = dh * tanh(c_t) * o * (1 - o)
+    dc_{t-1} = dc * f                      dh_{t-1} = W_hh^T da        dx_t = W_ih^T da
+    dW_ih = sum da x_t^T                   dW_hh = sum da h_{t-1}^T    db = sum da
+
+The same equations stand in ``csrc/cell.h`` for the native kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["cell_backward", "cell_forward", "dropout_mask", "lstm"]
+
+_U32 = 0xFFFFFFFF
+
+
+def cell_forward(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply the cell to pre-activations.
+
+    Args:
+        gates: ``(B, 4H)`` pre-activations in the order i, f, g, o.
+        c: ``(B, H)`` previous cell state.
+
+    Returns:
+        ``(h, c, activated)``: the hidden state before any projection ``(B, H)``, the new cell
+        state ``(B, H)`` and the activated gates ``(B, 4H)``.
+    """
+    a_i, a_f, a_g, a_o = gates.chunk(4, dim=-1)
+    i, f, g, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)
+    c = f * c + i * g
+    return o * torch.tanh(c), c, torch.cat((i, f, g, o), dim=-1)
+
+
+def cell_backward(
+    activated: Tensor, c_prev: Tensor, c: Tensor, dh: Tensor, dc: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Differentiate the cell by hand.
+
+    Args:
+        activated: ``(B, 4H)`` activated gates, as :func:`cell_forward` returns them.
+        c_prev, c: ``(B, H)`` cell states before and after the step.
+        dh, dc: ``(B, H)`` gradients that arrive at the step's h and c.
+
+    Returns:
+        ``(dgates, dc_prev)``: gradients of the pre-activations ``(B, 4H)`` and of ``c_prev``.
+    """
+    i, f, g, o = activated.chunk(4, dim=-1)
+    tanh_c = torch.tanh(c)
+    dc = dc + dh * o * (1 - tanh_c * tanh_c)
+    da_i = dc * g * i * (1 - i)
+    da_f = dc * c_prev * f * (1 - f)
+    da_g = dc * i * (1 - g * g)
+    da_o = dh * tanh_c * o * (1 - o)
+    return torch.cat((da_i, da_f, da_g, da_o), dim=-1), dc * f
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """The 32-bit mixing function ``lowbias32`` of Chris Wellons' hash prospector, in int64."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _U32
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _U32
+    return x ^ (x >> 16)
+
+
+def dropout_mask(
+    seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor, units: int, p: float
+) -> Tensor:
+    """Which elements survive dropout: a pure function of the seed and of the element's place.
+
+    Args:
+        seed: one int64 element.
+        layer, direction: whose output is dropped.
+        t, b: ``(R,)`` int64, the time step and the batch index of each row.
+        units: width of the output of one direction.
+        p: probability of dropping an element.
+
+    Returns:
+        bool ``(R, units)``, True where the element is kept.
+    """
+    seed = seed.reshape(()).to(torch.int64)
+    key = _mix32((seed & _U32) ^ _mix32((seed >> 32) & _U32))
+    key = _mix32(key ^ (2 * layer + direction))
+    row = _mix32(_mix32(key ^ (t & _U32)) ^ (b & _U32))
+    unit = (torch.arange(units, device=row.device) * 0x9E3779B9) & _U32
+    return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
+
+
+def _layer(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Sequence[Tensor],
+    has_bias: bool,
+    sizes: Sequence[int],
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction of one layer over packed rows: x (R, I), h (B, P), c (B, H)."""
+    w_ih, w_hh = weights[0], weights[1]
+    w_hr = weights[-1] if len(weights) % 2 else None
+    bias = weights[2] + weights[3] if has_bias else None
+    if x.dtype in (torch.int32, torch.int64):  # an index is a one-hot row: it picks a column
+        projected = w_ih.t()[x.long()]
+    else:
+        projected = x @ w_ih.t()
+    if bias is not None:
+        projected = projected + bias
+    steps = list(torch.split(projected, list(sizes)))
+    outputs: list[Tensor] = [x] * len(steps)
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        n = sizes[t]
+        new_h, new_c, _ = cell_forward(steps[t] + h[:n] @ w_hh.t(), c[:n])
+        if w_hr is not None:
+            new_h = new_h @ w_hr.t()
+        outputs[t] = new_h
+        h, c = torch.cat((new_h, h[n:])), torch.cat((new_c, c[n:]))
+    return torch.cat(outputs), h, c
+
+
+def lstm(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    hidden_size: int,
+    num_layers: int = 1,
+    has_bias: bool = True,
+    proj_size: int = 0,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole stack, time-major; differentiable any number of times.
+
+    Args:
+        input: ``(T, B, I)`` floating, or ``(T, B)`` int64/int32 indices that stand for one-hot
+            rows; with ``batch_sizes``, ``(R, I)`` or ``(R,)`` packed as in ``PackedSequence``.
+        h0: ``(L*D, B, P)`` or None for zeros, ``P = proj_size or hidden_size``.
+        c0: ``(L*D, B, H)`` or None for zeros.
+        weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` for every layer and direction, in the order
+            of ``nn.LSTM``'s flat weights.
+        dropout, seed: dropout between layers, drawn from the one-element int64 ``seed``.
+        batch_sizes: ``(T,)`` int64 on the CPU, or None where all sequences have length T.
+
+    Returns:
+        ``output`` (``(T, B, D*P)``, packed ``(R, D*P)``), ``h_n`` (like h0), ``c_n`` (like c0).
+    """
+    directions = 2 if bidirectional else 1
+    per_cell = 2 + 2 * has_bias + (proj_size > 0)
+    out_size = proj_size or hidden_size
+    if batch_sizes is None:
+        steps, batch = input.shape[:2]
+        sizes = [batch] * steps
+        x = input.flatten(0, 1)
+    else:
+        sizes = batch_sizes.tolist()
+        steps, batch = len(sizes), sizes[0]
+        x = input
+    like = weights[0]
+    if h0 is None:
+        h0 = like.new_zeros(num_layers * directions, batch, out_size)
+    if c0 is None:
+        c0 = like.new_zeros(num_layers * directions, batch, hidden_size)
+
+    h_n, c_n = [], []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(directions):
+            cell = layer * directions + direction
+            own = weights[cell * per_cell : (cell + 1) * per_cell]
+            y, h, c = _layer(x, h0[cell], c0[cell], own, has_bias, sizes, direction == 1)
+            h_n.append(h)
+            c_n.append(c)
+            if dropout > 0 and layer < num_layers - 1:
+                assert seed is not None
+                t = torch.arange(steps).repeat_interleave(torch.tensor(sizes)).to(y.device)
+                b = torch.cat([torch.arange(n) for n in sizes]).to(y.device)
+                keep = dropout_mask(seed, layer, direction, t, b, out_size, dropout)
+                scale = 0.0 if dropout >= 1 else 1 / (1 - dropout)
+                y = torch.where(keep, y * scale, torch.zeros_like(y))
+            outputs.append(y)
+        x = torch.cat(outputs, dim=-1)
+    output = x if batch_sizes is not None else x.view(steps, batch, -1)
+    return output, torch.stack(h_n), torch.stack(c_n)

@@ -1,0 +1,182 @@
+"""Builds the native modules with ninja, against the torch that is already installed.
+
+The modules use LibTorch's stable ABI: one build runs with every torch >= 2.10, so it does not
+matter that pip builds in an isolated environment. There the installed torch is found in the
+environment's site-packages; only where there is none does the build ask for one.
+
+    CXX         the compiler                          (default: c++, then g++, clang++)
+    MAX_JOBS    how many compilers run at once        (default: by cores and memory)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+STABLE_ABI = "0x020a000000000000"  # torch 2.10
+BYTES_PER_JOB = 1 << 30
+
+# Flags of the files whose name holds the instruction set's name; other processors build only the
+# baseline, which the compiler vectorises for whatever they have.
+INSTRUCTION_SETS = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512".split(),
+}
+
+
+def find_torch() -> Path | None:
+    """The folder of the installed torch, seen from inside an isolated build too."""
+    for folder in [*sys.path, sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]:
+        torch = Path(folder or ".") / "torch"
+        if (torch / "include" / "torch" / "csrc" / "stable").is_dir():
+            return torch.resolve()
+    return None
+
+
+def torch_version(torch: Path) -> str:
+    found = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
+    return found.group(1) if found else "unknown"
+
+
+def find_tool(name: str, module: str | None = None) -> str:
+    path = shutil.which(name)
+    if path is None and module is not None:
+        try:
+            path = shutil.which(name, path=__import__(module).BIN_DIR)
+        except ImportError:
+            path = None
+    if path is None:
+        raise SystemExit(f"fastlstm: building needs `{name}`, which was not found")
+    return path
+
+
+def find_compiler() -> str:
+    for name in filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"]):
+        if shutil.which(shlex.split(name)[0]):
+            return name
+    raise SystemExit("fastlstm: building needs a C++17 compiler (g++ or clang++), none was found")
+
+
+def pybind11_include(torch: Path) -> Path:
+    """pybind11's own headers or, on a machine without the package, the copy inside torch."""
+    try:
+        import pybind11
+    except ImportError:
+        return torch / "include"
+    return Path(pybind11.get_include())
+
+
+def jobs() -> int:
+    if "MAX_JOBS" in os.environ:
+        return max(1, int(os.environ["MAX_JOBS"]))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // BYTES_PER_JOB))
+
+
+def quote(words: list[str]) -> str:
+    return " ".join(shlex.quote(word) for word in words).replace("$", "$$")
+
+
+def ninja_path(path: Path | str) -> str:
+    return re.sub(r"([ :$])", r"$\1", str(path))
+
+
+class NinjaBuild(build_ext):
+    """Compiles every extension's sources with one ninja file."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch = find_torch()
+        if torch is None:
+            raise SystemExit(
+                "fastlstm: building needs torch >= 2.10; install torch first (pip install torch)"
+            )
+        # Absolute, for ninja runs in the build folder; kept between builds, so that a rebuild
+        # compiles only what changed.
+        work = Path(self.build_temp).resolve() / ext.name
+        work.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (work / "build.ninja").write_text(self.ninja_file(ext, torch, target))
+        ninja = find_tool("ninja", "ninja")
+        verbose = ["-v"] if os.environ.get("VERBOSE") else []
+        command = [ninja, "-C", str(work), "-j", str(jobs()), *verbose]
+        if subprocess.run(command).returncode != 0:
+            raise SystemExit("fastlstm: the native build failed (messages above)")
+        # Python run in the repository's root imports the package from there, not the installed
+        # one: leave the module beside the sources too.
+        beside = ROOT.joinpath(*ext.name.split(".")[:-1]) / target.name
+        if beside != target:
+            shutil.copy2(target, str(beside) + ".tmp")
+            os.replace(str(beside) + ".tmp", beside)
+
+    def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
+        compiler = find_compiler()
+        version = subprocess.run(
+            [*shlex.split(compiler), "--version"], capture_output=True, text=True
+        ).stdout.splitlines()
+        defines = [
+            f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
+            f'-DFASTLSTM_COMPILER="{version[0] if version else compiler}"',
+            f'-DFASTLSTM_TORCH_VERSION="{torch_version(torch)}"',
+        ]
+        flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        flags += ["-ffp-contract=fast"]
+        # Torch's headers are not ours to warn about.
+        for folder in [
+            torch / "include",
+            pybind11_include(torch),
+            Path(sysconfig.get_paths()["include"]),
+        ]:
+            flags += ["-isystem", str(folder)]
+        link = ["-shared", f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        if sys.platform == "darwin":
+            link = ["-bundle", "-undefined", "dynamic_lookup"]
+        lines = [
+            f"cxx = {compiler}",
+            f"flags = {quote(flags + defines)}",
+            f"link = {quote(link)}",
+            "rule compile",
+            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $in",
+            "rule link",
+            "  command = $cxx $in $link -o $out",
+            "  description = link $out",
+        ]
+        objects = []
+        for source in ext.sources:
+            name = Path(source).stem
+            objects.append(ninja_path(f"{name}.o"))
+            lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}")
+            isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
+            if isa is not None:
+                lines.append(f"  isa = {quote(INSTRUCTION_SETS[isa])}")
+        lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")
+        return "\n".join(lines) + "\n"
+
+
+def cpu_sources() -> list[str]:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    kernels = sorted(path.name for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+    chosen = [name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)]
+    return ["csrc/module.cpp", "csrc/ops_cpu.cpp", *(f"csrc/cpu/{name}" for name in chosen)]
+
+
+setup(
+    ext_modules=[Extension("fastlstm._C", cpu_sources())],
+    cmdclass={"build_ext": NinjaBuild},
+    # setuptools hands these to pip as requirements of the build: none where torch is installed.
+    setup_requires=[] if find_torch() else ["torch>=2.10"],
+)

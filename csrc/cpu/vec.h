@@ -113,47 +113,64 @@ FASTLSTM_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// n elements at p, converted, into a vector; the lanes past n are zero.
+// A whole vector of converted elements. The loops are what the compiler vectorises.
+template <class S>
+FASTLSTM_INLINE Vec<Acc<S>> load_as(const S* p) {
+  typedef Acc<S> T;
+  T lanes[kWidth<T>];
+  for (int j = 0; j < kWidth<T>; ++j) lanes[j] = to_acc(p[j]);
+  return load(lanes);
+}
+template <>
+FASTLSTM_INLINE VecF load_as<float>(const float* p) {
+  return load(p);
+}
+template <>
+FASTLSTM_INLINE VecD load_as<double>(const double* p) {
+  return load(p);
+}
+
+template <class S>
+FASTLSTM_INLINE void store_as(S* p, Vec<Acc<S>> v) {
+  typedef Acc<S> T;
+  T lanes[kWidth<T>];
+  store(lanes, v);
+  for (int j = 0; j < kWidth<T>; ++j) from_acc(lanes[j], p[j]);
+}
+template <>
+FASTLSTM_INLINE void store_as<float>(float* p, VecF v) {
+  store(p, v);
+}
+template <>
+FASTLSTM_INLINE void store_as<double>(double* p, VecD v) {
+  store(p, v);
+}
+
+// The first n elements of such a vector; lanes past n load as zero and are not stored.
 template <class S>
 FASTLSTM_INLINE Vec<Acc<S>> load_part(const S* p, int n) {
   typedef Acc<S> T;
-  Vec<T> v = {};
-  if (n >= kWidth<T>) {
-    T lanes[kWidth<T>];
-    for (int j = 0; j < kWidth<T>; ++j) lanes[j] = to_acc(p[j]);
-    __builtin_memcpy(&v, lanes, sizeof v);
-  } else {
-    for (int j = 0; j < n; ++j) v[j] = to_acc(p[j]);
-  }
-  return v;
+  if (n >= kWidth<T>) return load_as(p);
+  T lanes[kWidth<T>] = {};
+  for (int j = 0; j < n; ++j) lanes[j] = to_acc(p[j]);
+  return load(lanes);
 }
 
 template <class S>
 FASTLSTM_INLINE void store_part(S* p, Vec<Acc<S>> v, int n) {
   typedef Acc<S> T;
-  if (n >= kWidth<T>) {
-    S lanes[kWidth<T>];
-    for (int j = 0; j < kWidth<T>; ++j) from_acc(v[j], lanes[j]);
-    __builtin_memcpy(p, lanes, sizeof lanes);
-  } else {
-    for (int j = 0; j < n; ++j) from_acc(v[j], p[j]);
-  }
+  if (n >= kWidth<T>) return store_as<S>(p, v);
+  T lanes[kWidth<T>];
+  store(lanes, v);
+  for (int j = 0; j < n; ++j) from_acc(lanes[j], p[j]);
 }
 
 // v rounded to the storage type and back.
 template <class S>
 FASTLSTM_INLINE Vec<Acc<S>> round_to(Vec<Acc<S>> v) {
   S lanes[kWidth<Acc<S>>];
-  store_part<S>(lanes, v, kWidth<Acc<S>>);
-  return load_part<S>(lanes, kWidth<Acc<S>>);
-}
-template <>
-FASTLSTM_INLINE VecF round_to<float>(VecF v) {
-  return v;
-}
-template <>
-FASTLSTM_INLINE VecD round_to<double>(VecD v) {
-  return v;
+  store_as<S>(lanes, v);
+  return load_as(lanes);
 }
 
 // n elements converted from S to the accumulation type.

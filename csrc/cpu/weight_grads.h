@@ -54,12 +54,12 @@ void sum_tile(const Product<Acc<S>>& x, int64_t rows, int64_t m0, int64_t n0, S*
     const int64_t depth = min_of(kChunkRows, rows - first);
     for (int64_t k = 0; k < depth; ++k) {
       const T* from = x.a + (first + k) * x.a_wide + m0;
-      for (int64_t s = 0; s < slivers; ++s) {
-        T* to_a = a.get() + (s * depth + k) * kTileRows;
-        for (int i = 0; i < kTileRows; ++i) {
-          const int64_t column = s * kTileRows + i;
-          to_a[i] = column < m ? from[column] : T(0);
-        }
+      for (int64_t s = 0; s < m / kTileRows; ++s)
+        memcpy(a.get() + (s * depth + k) * kTileRows, from + s * kTileRows, kTileRows * sizeof(T));
+      if (m % kTileRows) {
+        T* last = a.get() + ((slivers - 1) * depth + k) * kTileRows;
+        for (int i = 0; i < kTileRows; ++i)
+          last[i] = i < m % kTileRows ? from[(slivers - 1) * kTileRows + i] : T(0);
       }
       load_b(row.get(), first + k, n0, n);
       for (int64_t p = 0; p < panels; ++p)

@@ -31,7 +31,10 @@ BYTES_PER_JOB = 1 << 30
 # baseline, which the compiler vectorises for whatever they have.
 INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mfma"],
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512".split(),
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+        "-mprefer-vector-width=512",
+    ],
 }
 
 
@@ -170,7 +173,9 @@ class NinjaBuild(build_ext):
 def cpu_sources() -> list[str]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     kernels = sorted(path.name for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
-    chosen = [name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)]
+    chosen = [
+        name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)
+    ]
     return ["csrc/module.cpp", "csrc/ops_cpu.cpp", *(f"csrc/cpu/{name}" for name in chosen)]
 
 

@@ -31,18 +31,18 @@ struct CellGrads {
 struct Problem {
   DType dtype;
   InputKind input_kind;
-  int64_t steps, batch, rows;                    // T, B (of the first step), sum of all steps' B
-  int64_t input_size, hidden_size, out_size;     // I, H, P (= H where there is no projection)
+  int64_t steps, batch, rows;                 // T, B (of the first step), sum of all steps' B
+  int64_t input_size, hidden_size, out_size;  // I, H, P (= H where there is no projection)
   bool projected;
   int layers, directions;
-  const int64_t* batch_sizes;                    // (T) on the host, or null: B at every step
-  const void* input;                             // element (t, b, j) at t*stride_t + b*stride_b + j
-  int64_t stride_t, stride_b;                    // packed: row r at r*stride_b
-  const void* h0;                                // (layers * directions, B, P) or null for zeros
-  const void* c0;                                // (layers * directions, B, H) or null for zeros
-  const CellWeights* weights;                    // layers * directions of them
-  double dropout;                                // after every layer but the last
-  const int64_t* seed;                           // one element, or null where dropout is 0
+  const int64_t* batch_sizes;  // (T) on the host, or null: B at every step
+  const void* input;           // element (t, b, j) at t*stride_t + b*stride_b + j
+  int64_t stride_t, stride_b;  // packed: row r at r*stride_b
+  const void* h0;              // (layers * directions, B, P) or null for zeros
+  const void* c0;              // (layers * directions, B, H) or null for zeros
+  const CellWeights* weights;  // layers * directions of them
+  double dropout;              // after every layer but the last
+  const int64_t* seed;         // one element, or null where dropout is 0
 };
 
 // What forward writes, and backward reads again. `dtype` elements unless said otherwise.

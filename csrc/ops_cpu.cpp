@@ -45,7 +45,8 @@ DType dtype_of(const Tensor& x) {
     case ScalarType::Double: return DType::f64;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, "fastlstm: weights must be float32, float64, bfloat16 or float16");
+    default:
+      STD_TORCH_CHECK(false, "fastlstm: weights must be float32, float64, bfloat16 or float16");
   }
   __builtin_unreachable();
 }
@@ -78,8 +79,11 @@ struct Inputs {
   Inputs(const Tensor& input_, const MaybeTensor& h0_, const MaybeTensor& c0_,
          const std::vector<Tensor>& weights_, const MaybeTensor& batch_sizes_,
          const MaybeTensor& seed_, const Options& options)
-      : input(input_), h0(maybe_contiguous(h0_)), c0(maybe_contiguous(c0_)),
-        batch_sizes(maybe_contiguous(batch_sizes_)), seed(seed_) {
+      : input(input_),
+        h0(maybe_contiguous(h0_)),
+        c0(maybe_contiguous(c0_)),
+        batch_sizes(maybe_contiguous(batch_sizes_)),
+        seed(seed_) {
     STD_TORCH_CHECK(int64_t(weights_.size()) == options.cells() * options.per_cell(),
                     "fastlstm: expected ", options.cells() * options.per_cell(), " weights, got ",
                     weights_.size());
@@ -148,7 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Problem& p = in.problem;
   const Tensor& like = in.weights[0];
   const int64_t wide = p.directions * p.out_size, cells = options.cells();
-  Tensor output = p.batch_sizes ? empty({p.rows, wide}, like) : empty({p.steps, p.batch, wide}, like);
+  Tensor output =
+      p.batch_sizes ? empty({p.rows, wide}, like) : empty({p.steps, p.batch, wide}, like);
   Tensor h_n = empty({cells, p.batch, p.out_size}, like);
   Tensor c_n = empty({cells, p.batch, p.hidden_size}, like);
   Tensor hidden = empty({p.layers - 1, p.rows, wide}, like);
@@ -166,9 +171,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n, Tensor input,
     MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights, MaybeTensor batch_sizes,
-    MaybeTensor seed, Tensor output, Tensor hidden, Tensor gates, Tensor cells,
-    int64_t hidden_size, int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional,
-    double dropout, std::vector<bool> needs) {
+    MaybeTensor seed, Tensor output, Tensor hidden, Tensor gates, Tensor cells, int64_t hidden_size,
+    int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional, double dropout,
+    std::vector<bool> needs) {
   const Options options{hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout};
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   const Problem& p = in.problem;
@@ -211,10 +216,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
       if (p.projected) c.w_hr = mutable_data(g[options.per_cell() - 1]);
       pointers.push_back(c);
     }
-    const Saved saved{const_cast<void*>(y.const_data_ptr()),
-                      const_cast<void*>(inner.const_data_ptr()),
-                      const_cast<void*>(act.const_data_ptr()),
-                      const_cast<void*>(states.const_data_ptr())};
+    const Saved saved{
+        const_cast<void*>(y.const_data_ptr()), const_cast<void*>(inner.const_data_ptr()),
+        const_cast<void*>(act.const_data_ptr()), const_cast<void*>(states.const_data_ptr())};
     kernels(p).backward({p, saved, data(dy), data(dh), data(dc), mutable_data(grad_input),
                          mutable_data(grad_h0), mutable_data(grad_c0), pointers.data()},
                         runtime());

@@ -106,9 +106,7 @@ class LSTMFunction(torch.autograd.Function):
         options: Options,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.fastlstm.forward(
-            input, h0, c0, weights, batch_sizes, seed, *options, True
-        )
+        return torch.ops.fastlstm.forward(input, h0, c0, weights, batch_sizes, seed, *options, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -116,9 +114,7 @@ class LSTMFunction(torch.autograd.Function):
         y, _, _, hidden, gates, cells = output
         ctx.mark_non_differentiable(hidden, gates, cells)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            batch_sizes, seed, y, hidden, gates, cells, input, h0, c0, *weights
-        )
+        ctx.save_for_backward(batch_sizes, seed, y, hidden, gates, cells, input, h0, c0, *weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -126,42 +122,36 @@ class LSTMFunction(torch.autograd.Function):
         needs = [need_input, need_h0, need_c0, *need_weights]
         if all(grad is None for grad in grads[:3]):
             return (None,) * (len(needs) + 3)
-        found = _LSTMBackward.apply(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
+        # create_graph=True leaves grad mode on here; compiled graphs have no double backward.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = _LSTMBackward.apply(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
+        else:
+            found = _LSTMBackward.forward(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
         found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
         return (*found[:3], None, None, None, *found[3:])
+
+
+def _split(tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
+    """The tensors of _LSTMBackward: gradients; lengths and seed; saved; input, states, weights."""
+    return tensors[:3], tensors[3:5], tensors[5:9], tensors[9:]
 
 
 class _LSTMBackward(torch.autograd.Function):
     """The native backward; its own gradient differentiates the reference."""
 
     @staticmethod
-    def forward(
-        options: Options,
-        needs: list[bool],
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        batch_sizes: Tensor | None,
-        seed: Tensor | None,
-        output: Tensor,
-        hidden: Tensor,
-        gates: Tensor,
-        cells: Tensor,
-        input: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def forward(options: Options, needs: list[bool], *tensors: Any) -> tuple[Tensor, ...]:
+        grads, (batch_sizes, seed), saved, operands = _split(tensors)
+        input, h0, c0, *weights = operands
         grad_input, grad_h0, grad_c0, grad_weights = torch.ops.fastlstm.backward(
-            grad_output, grad_h_n, grad_c_n, input, h0, c0, weights, batch_sizes, seed,
-            output, hidden, gates, cells, *options, needs,
-        )  # fmt: skip
+            *grads, input, h0, c0, weights, batch_sizes, seed, *saved, *options, needs
+        )
         return (grad_input, grad_h0, grad_c0, *grad_weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.options, ctx.needs, *tensors = inputs
-        grads, (batch_sizes, seed), operands = tensors[:3], tensors[3:5], tensors[9:]
+        grads, (batch_sizes, seed), _, operands = _split(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, seed, *grads, *operands)
 
@@ -169,6 +159,8 @@ class _LSTMBackward(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, seed, *tensors = ctx.saved_tensors
+        if all(grad is None for grad in grad_grads):
+            return (None,) * (8 + len(tensors))
         with torch.enable_grad():
             # Leaves of our own: the graph that led to them is not this function's.
             tensors = [
@@ -184,7 +176,7 @@ class _LSTMBackward(torch.autograd.Function):
             wanted = [
                 (x, grad)
                 for x, need, grad in zip(operands, ctx.needs, grad_grads, strict=True)
-                if need and grad is not None
+                if need and grad is not None and x.requires_grad
             ]
             first = torch.autograd.grad(
                 [y for y, _ in used],
@@ -195,9 +187,7 @@ class _LSTMBackward(torch.autograd.Function):
                 materialize_grads=True,
             )
         leaves = [x for x in tensors if x is not None and x.requires_grad]
-        pairs = [
-            (x, grad) for x, (_, grad) in zip(first, wanted, strict=True) if x.requires_grad
-        ]
+        pairs = [(x, grad) for x, (_, grad) in zip(first, wanted, strict=True) if x.requires_grad]
         second = torch.autograd.grad(
             [x for x, _ in pairs], leaves, [grad for _, grad in pairs], allow_unused=True
         )
@@ -224,13 +214,9 @@ def _forward_autograd(
         *options, save = arguments
         if not save:
             raise RuntimeError("fastlstm::forward: save=False, but an input requires grad")
-        return LSTMFunction.apply(
-            input, h0, c0, batch_sizes, seed, Options(*options), *weights
-        )
+        return LSTMFunction.apply(input, h0, c0, batch_sizes, seed, Options(*options), *weights)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastlstm.forward(
-            input, h0, c0, weights, batch_sizes, seed, *arguments
-        )
+        return torch.ops.fastlstm.forward(input, h0, c0, weights, batch_sizes, seed, *arguments)
 
 
 def _backward_autograd(
@@ -287,7 +273,8 @@ def _forward_fake(
     cells, wide = num_layers * directions, directions * options.out_size
     if batch_sizes is None:
         leading: tuple = tuple(input.shape[:2])
-        rows, batch = input.shape[0] * input.shape[1], input.shape[1]
+        rows = input.shape[0] * input.shape[1]
+        batch: int | torch.SymInt = input.shape[1]
     else:
         leading = (input.shape[0],)
         rows = input.shape[0]

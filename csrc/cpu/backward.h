@@ -22,11 +22,20 @@ class BackwardTask {
   BackwardTask(const Backward& f, const Rows& rows, const S* grad_y, const Panels<T>& hh,
                const Panels<T>& hr, const CellWork<T>& work, int layer, int direction,
                int64_t begin, int64_t end)
-      : p_(f.problem), rows_(rows), hh_(hh), hr_(hr), work_(work), direction_(direction),
-        begin_(begin), end_(end), units_(p_.hidden_size), h_wide_(spread<T>(p_.out_size)),
+      : p_(f.problem),
+        rows_(rows),
+        hh_(hh),
+        hr_(hr),
+        work_(work),
+        direction_(direction),
+        begin_(begin),
+        end_(end),
+        units_(p_.hidden_size),
+        h_wide_(spread<T>(p_.out_size)),
         c_wide_(padded<T>(units_)) {
     const int64_t index = int64_t(layer) * p_.directions + direction;
-    const int64_t batch = end - begin, h_state = p_.batch * p_.out_size, c_state = p_.batch * units_;
+    const int64_t batch = end - begin, h_state = p_.batch * p_.out_size,
+                  c_state = p_.batch * units_;
     gates_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units_);
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units_);
     grad_h0_ = cell_part<S>(f.grad_h0, index, h_state);
@@ -61,13 +70,13 @@ class BackwardTask {
       const int64_t before = direction_ == 0 ? t - 1 : t + 1;
       for (int64_t b = 0; b < active; ++b) {
         const bool has_before = begin_ + b < rows_.active(before);
-        const T* c_prev = has_before ? cells_ + rows_.at(before, begin_ + b) * units_
-                                     : c0_.get() + b * c_wide_;
+        const T* c_prev =
+            has_before ? cells_ + rows_.at(before, begin_ + b) * units_ : c0_.get() + b * c_wide_;
         run_cell(first + b, c_prev, dh + b * (p_.projected ? c_wide_ : h_wide_),
                  dc_.get() + b * c_wide_);
       }
-      gemm_rows(dh_.get(), h_wide_, work_.dgates.get() + first * work_.gates_wide,
-                work_.gates_wide, hh_.data.get(), active, 4 * units_, p_.out_size, false);
+      gemm_rows(dh_.get(), h_wide_, work_.dgates.get() + first * work_.gates_wide, work_.gates_wide,
+                hh_.data.get(), active, 4 * units_, p_.out_size, false);
     }
     finish(grad_h0_, dh_, h_wide_, p_.out_size);
     finish(grad_c0_, dc_, c_wide_, units_);
@@ -147,8 +156,7 @@ void input_gradient(const Problem& p, const Runtime& runtime, const Rows& rows, 
                 work[d].gates_wide, ih[d].data.get(), count, 4 * p.hidden_size, width, d > 0);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = first + r;
-      if (dropout.active())
-        dropout.apply(sum.get() + r * wide, rows.t(row), rows.b(row), 0, width);
+      if (dropout.active()) dropout.apply(sum.get() + r * wide, rows.t(row), rows.b(row), 0, width);
       for (int64_t j = 0; j < width; ++j) from_acc(sum[r * wide + j], to[row * width + j]);
     }
   });

@@ -90,9 +90,17 @@ class ForwardTask {
 
   ForwardTask(const Forward& f, const Rows& rows, const LayerInput<S>& input,
               const ForwardCell<S>& cell, int layer, int direction, int64_t begin, int64_t end)
-      : p_(f.problem), rows_(rows), input_(input), cell_(cell), layer_(layer),
-        direction_(direction), begin_(begin), end_(end), units_(p_.hidden_size),
-        gates_wide_(4 * padded<T>(units_)), x_wide_(spread<T>(input.width)),
+      : p_(f.problem),
+        rows_(rows),
+        input_(input),
+        cell_(cell),
+        layer_(layer),
+        direction_(direction),
+        begin_(begin),
+        end_(end),
+        units_(p_.hidden_size),
+        gates_wide_(4 * padded<T>(units_)),
+        x_wide_(spread<T>(input.width)),
         h_wide_(spread<T>(max_of(units_, p_.out_size))) {
     const int64_t index = int64_t(layer) * p_.directions + direction;
     const int64_t batch = end - begin;
@@ -223,8 +231,8 @@ class ForwardTask {
         T* c = c_.get() + (b + m) * padded<T>(units_) + unit;
         const int at = v * kWidth<T>;
         const CellForward<Vec<T>> out =
-            cell_forward<Math<T>>(load(&pre[0][m][at]), load(&pre[1][m][at]),
-                                  load(&pre[2][m][at]), load(&pre[3][m][at]), load(c));
+            cell_forward<Math<T>>(load(&pre[0][m][at]), load(&pre[1][m][at]), load(&pre[2][m][at]),
+                                  load(&pre[3][m][at]), load(c));
         store(c, out.c);
         if (p_.projected) {
           store(raw_h_.get() + (b + m) * h_wide_ + unit, out.h);
@@ -269,7 +277,7 @@ class ForwardTask {
   const S* h0_;
   S *h_n_, *c_n_, *gates_, *y_;
   T* cells_;
-  Buffer<T> h_[2];   // h before and after the step
+  Buffer<T> h_[2];  // h before and after the step
   Buffer<T> c_, raw_h_, x_, ahead_;
   Buffer<const T*> start_;
 };

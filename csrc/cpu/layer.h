@@ -33,9 +33,7 @@ class Rows {
 
   int64_t at(int64_t t, int64_t b) const { return first_[t] + b; }
   // How many sequences reach step t; 0 outside the steps.
-  int64_t active(int64_t t) const {
-    return t < 0 || t >= steps ? 0 : first_[t + 1] - first_[t];
-  }
+  int64_t active(int64_t t) const { return t < 0 || t >= steps ? 0 : first_[t + 1] - first_[t]; }
   int64_t t(int64_t row) const { return t_[row]; }
   int64_t b(int64_t row) const { return b_[row]; }
 

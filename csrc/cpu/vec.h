@@ -96,8 +96,8 @@ FASTLSTM_INLINE void from_acc(float x, Half& y) {
       bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
   const uint32_t normal = (magnitude - 0x38000000U + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   uint32_t bits = magnitude < 0x38800000U ? subnormal : normal;
-  bits = magnitude >= 0x477ff000U ? 0x7c00 : bits;     // rounds past the largest half
-  bits = magnitude > 0x7f800000U ? 0x7e00 : bits;      // NaN
+  bits = magnitude >= 0x477ff000U ? 0x7c00 : bits;  // rounds past the largest half
+  bits = magnitude > 0x7f800000U ? 0x7e00 : bits;   // NaN
   y.bits = uint16_t(bits | (u >> 16 & 0x8000));
 }
 

@@ -41,7 +41,8 @@ struct Product {
 // Tile (m0, n0) of a product, written to `to` (m x n). load(buffer, row, first, count) gives a row
 // of B.
 template <class S, class Load>
-void sum_tile(const Product<Acc<S>>& x, int64_t rows, int64_t m0, int64_t n0, S* to, Load&& load_b) {
+void sum_tile(const Product<Acc<S>>& x, int64_t rows, int64_t m0, int64_t n0, S* to,
+              Load&& load_b) {
   typedef Acc<S> T;
   const int64_t m = min_of(kTileM, x.m - m0), n = min_of(kTileN, x.n - n0);
   const int64_t slivers = ceil_div(m, kTileRows), panels = panels_of<T>(n);

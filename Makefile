@@ -1,0 +1,52 @@
+# `make train` and `make test` each go from a fresh machine to done; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -type f)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+
+.PHONY: help train test lint format build clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+train: $(VENV)/.text  ## install everything, train on the default corpus, print samples
+	$(BIN)/python -m fastlstm.train
+
+test: $(VENV)/.test lint  ## install everything, then lint, type check and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test  ## ruff, clang-format and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+build: $(VENV)/.test  ## rebuild the native modules beside the sources
+	$(BIN)/python setup.py build_ext --inplace
+
+clean:  ## remove what builds leave in the tree
+	rm -rf build dist *.egg-info fastlstm/*.so
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "setuptools>=70.1,<82" wheel
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+# Reinstalled when a source changed; the ninja build compiles only what did.
+$(VENV)/.text: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
+	$(BIN)/pip install --quiet ".[text]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.text
+	$(BIN)/pip install --quiet ".[text,test]"
+	touch $@

@@ -1,0 +1,138 @@
+"""Random LSTM problems, and the float64 reference's answer to each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm import ops, reference
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One stack and one batch. Packed: random lengths, longest first, the first of length T."""
+
+    input_size: int = 5
+    hidden_size: int = 7
+    num_layers: int = 1
+    batch: int = 3
+    steps: int = 4
+    has_bias: bool = True
+    proj_size: int = 0
+    bidirectional: bool = False
+    dropout: float = 0.0
+    index: torch.dtype | None = None
+    packed: bool = False
+    states: bool = True
+    dtype: torch.dtype = torch.float32
+    random_seed: int = 0
+
+
+@dataclass
+class Tensors:
+    input: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def leaves(self) -> list[Tensor]:
+        given = [self.input, self.h0, self.c0, *self.weights]
+        return [x for x in given if x is not None and x.requires_grad]
+
+    def to(self, dtype: torch.dtype) -> Tensors:
+        """The same values as new leaves of another type."""
+
+        def convert(x: Tensor | None) -> Tensor | None:
+            if x is None or not x.is_floating_point():
+                return x
+            return x.detach().to(dtype).requires_grad_(x.requires_grad)
+
+        weights = [convert(w) for w in self.weights]
+        return Tensors(
+            convert(self.input), convert(self.h0), convert(self.c0), weights, self.options
+        )
+
+
+def make(p: Problem) -> Tensors:
+    rng = torch.Generator().manual_seed(p.random_seed)
+
+    def leaf(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(*shape, generator=rng, dtype=torch.float64) * scale
+        return values.to(p.dtype).requires_grad_()
+
+    directions, out = 1 + p.bidirectional, p.proj_size or p.hidden_size
+    scale = p.hidden_size**-0.5
+    weights = []
+    for layer in range(p.num_layers):
+        for _ in range(directions):
+            width = directions * out if layer else p.input_size
+            weights += [
+                leaf(4 * p.hidden_size, width, scale=scale),
+                leaf(4 * p.hidden_size, out, scale=scale),
+            ]
+            if p.has_bias:
+                weights += [leaf(4 * p.hidden_size, scale=scale) for _ in range(2)]
+            if p.proj_size:
+                weights.append(leaf(out, p.hidden_size, scale=scale))
+    leading: tuple[int, ...] = (p.steps, p.batch)
+    batch_sizes = None
+    if p.packed:
+        lengths = torch.randint(1, p.steps + 1, (p.batch,), generator=rng)
+        lengths[0] = p.steps
+        batch_sizes = torch.stack([(lengths > t).sum() for t in range(p.steps)])
+        leading = (int(batch_sizes.sum()),)
+    if p.index is not None:
+        x = torch.randint(0, p.input_size, leading, generator=rng).to(p.index)
+    else:
+        x = leaf(*leading, p.input_size)
+    cells = p.num_layers * directions
+    return Tensors(
+        x,
+        leaf(cells, p.batch, out) if p.states else None,
+        leaf(cells, p.batch, p.hidden_size) if p.states else None,
+        weights,
+        {
+            "hidden_size": p.hidden_size,
+            "num_layers": p.num_layers,
+            "has_bias": p.has_bias,
+            "proj_size": p.proj_size,
+            "bidirectional": p.bidirectional,
+            "dropout": p.dropout,
+            "seed": torch.tensor([1234567890123 + p.random_seed]) if p.dropout else None,
+            "batch_sizes": batch_sizes,
+        },
+    )
+
+
+def outputs_and_gradients(lstm: Any, x: Tensors) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, and the gradients of all leaves for fixed random gradients of the outputs."""
+    outputs = list(lstm(x.input, x.h0, x.c0, x.weights, **x.options))
+    rng = torch.Generator().manual_seed(7)
+    grads = [torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y.dtype) for y in outputs]
+    return outputs, list(torch.autograd.grad(outputs, x.leaves(), grads))
+
+
+# Relative L2 distance from the float64 reference on the same (rounded) values. Half types round h
+# at every step and the saved gates: a few units of their last place (2^-8, 2^-11).
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}
+
+
+def assert_matches_reference(p: Problem) -> None:
+    x = make(p)
+    found = outputs_and_gradients(ops.lstm, x)
+    expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+    for kind, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
+        for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert a.shape == b.shape
+            assert a.dtype == p.dtype
+            error = (a.double() - b).norm() / b.norm().clamp_min(1e-6)
+            assert error < TOLERANCE[p.dtype], f"{kind} {j} of {p}: relative error {error:.2e}"

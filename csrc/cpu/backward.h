@@ -1,11 +1,11 @@
 // Backward pass of the stack on the CPU, layer by layer from the last.
 //
-// Per layer: (1) back through time: a task owns some sequences in one direction; each step turns
-// the gradients of h and c into those of the four pre-activations (dgates, kept for all steps) and
-// multiplies them by W_hh for the step before. (2) The input's gradient, dgates W_ih, over blocks
-// of rows. (3) The weights' gradients, dgates^T [x, h_{t-1}], summed over all rows, in output
-// tiles that each task keeps in its own cache (weight_grads.h). Sums have a fixed order that does
-// not depend on the number of threads.
+// A layer goes back through time in chunks of steps whose dgates (the gradients of the four
+// pre-activations) stay in cache. Per chunk: (1) a task owns some sequences in one direction; each
+// step turns the gradients of h and c into dgates and multiplies them by W_hh for the step before.
+// (2) The input's gradient, dgates W_ih, over blocks of rows. (3) The weights' gradients,
+// dgates^T [x, h_{t-1}], added to running sums (weight_grads.h). Workspace is one chunk and the
+// sums, whatever T is; all sums have an order that does not depend on threads.
 #pragma once
 
 #include "weight_grads.h"
@@ -20,13 +20,13 @@ class BackwardTask {
 
   // grad_y: gradient of the layer's (undropped) output, (rows, directions * P), or null.
   BackwardTask(const Backward& f, const Rows& rows, const S* grad_y, const Panels<T>& hh,
-               const Panels<T>& hr, const CellWork<T>& work, int layer, int direction,
-               int64_t begin, int64_t end)
+               const Panels<T>& hr, const Chunk<T>& chunk, int layer, int direction, int64_t begin,
+               int64_t end)
       : p_(f.problem),
         rows_(rows),
         hh_(hh),
         hr_(hr),
-        work_(work),
+        chunk_(chunk),
         direction_(direction),
         begin_(begin),
         end_(end),
@@ -51,8 +51,9 @@ class BackwardTask {
     fill(c0_, c_wide_, cell_part<S>(p_.c0, index, c_state), units_);
   }
 
-  void run() {
-    for (int64_t s = p_.steps - 1; s >= 0; --s) {
+  // Steps [first_step, last_step) of this direction, the last first.
+  void run(int64_t first_step, int64_t last_step) {
+    for (int64_t s = last_step - 1; s >= first_step; --s) {
       const int64_t t = direction_ == 0 ? s : p_.steps - 1 - s;
       const int64_t active = max_of(0, min_of(end_, rows_.active(t)) - begin_);
       if (active == 0) continue;
@@ -61,8 +62,8 @@ class BackwardTask {
       const T* dh = dh_.get();
       if (p_.projected) {
         for (int64_t b = 0; b < active; ++b)
-          memcpy(work_.dh.get() + (first + b) * work_.dh_wide, dh_.get() + b * h_wide_,
-                 size_t(p_.out_size) * sizeof(T));
+          memcpy(chunk_.dh.get() + (first - chunk_.first + b) * chunk_.dh_wide,
+                 dh_.get() + b * h_wide_, size_t(p_.out_size) * sizeof(T));
         gemm_rows(raw_dh_.get(), c_wide_, dh_.get(), h_wide_, hr_.data.get(), active, p_.out_size,
                   units_, false);
         dh = raw_dh_.get();
@@ -75,14 +76,22 @@ class BackwardTask {
         run_cell(first + b, c_prev, dh + b * (p_.projected ? c_wide_ : h_wide_),
                  dc_.get() + b * c_wide_);
       }
-      gemm_rows(dh_.get(), h_wide_, work_.dgates.get() + first * work_.gates_wide, work_.gates_wide,
-                hh_.data.get(), active, 4 * units_, p_.out_size, false);
+      if (s > 0 || grad_h0_)
+        gemm_rows(dh_.get(), h_wide_, dgates(first), chunk_.gates_wide, hh_.data.get(), active,
+                  4 * units_, p_.out_size, false);
     }
+  }
+
+  void write_states() const {
     finish(grad_h0_, dh_, h_wide_, p_.out_size);
     finish(grad_c0_, dc_, c_wide_, units_);
   }
 
  private:
+  T* dgates(int64_t row) const {
+    return chunk_.dgates.get() + (row - chunk_.first) * chunk_.gates_wide;
+  }
+
   void fill(Buffer<T>& to, int64_t wide, const S* from, int64_t n) const {
     for (int64_t b = 0; b < end_ - begin_; ++b) {
       T* row = to.get() + b * wide;
@@ -109,7 +118,7 @@ class BackwardTask {
   void run_cell(int64_t row, const T* c_prev, const T* dh, T* dc) const {
     const S* gates = gates_ + row * 4 * units_;
     const T* c = cells_ + row * units_;
-    T* out = work_.dgates.get() + row * work_.gates_wide;
+    T* out = dgates(row);
     for (int64_t unit = 0; unit < units_; unit += kWidth<T>) {
       const int n = int(min_of(kWidth<T>, units_ - unit));
       const CellBackward<Vec<T>> d = cell_backward<Math<T>>(
@@ -127,7 +136,7 @@ class BackwardTask {
   const Problem& p_;
   const Rows& rows_;
   const Panels<T>&hh_, &hr_;
-  const CellWork<T>& work_;
+  const Chunk<T>& chunk_;
   const int direction_;
   const int64_t begin_, end_, units_, h_wide_, c_wide_;
   const S *gates_, *grad_y_;
@@ -138,66 +147,149 @@ class BackwardTask {
 
 // Gradient of a layer's input, with the lower layer's dropout applied: to (rows, width).
 template <class S>
-void input_gradient(const Problem& p, const Runtime& runtime, const Rows& rows, int layer,
-                    const CellWork<Acc<S>>* work, int64_t width, S* to) {
+class InputGrad {
+ public:
   typedef Acc<S> T;
-  Panels<T> ih[2];
-  for (int d = 0; d < p.directions; ++d)
-    ih[d].pack_plain(runtime, static_cast<const S*>(p.weights[layer * p.directions + d].w_ih),
-                     4 * p.hidden_size, width);
-  const Dropout<T> dropout(p, layer > 0 ? layer - 1 : p.layers);
-  constexpr int64_t kBlock = 16 * kTileRows;
-  const int64_t wide = spread<T>(width);
-  parallel(runtime, ceil_div(p.rows, kBlock), [&](int64_t task) {
-    const int64_t first = task * kBlock, count = min_of(kBlock, p.rows - first);
-    Buffer<T> sum(count * wide);
-    for (int d = 0; d < p.directions; ++d)
-      gemm_rows(sum.get(), wide, work[d].dgates.get() + first * work[d].gates_wide,
-                work[d].gates_wide, ih[d].data.get(), count, 4 * p.hidden_size, width, d > 0);
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t row = first + r;
-      if (dropout.active()) dropout.apply(sum.get() + r * wide, rows.t(row), rows.b(row), 0, width);
-      for (int64_t j = 0; j < width; ++j) from_acc(sum[r * wide + j], to[row * width + j]);
+
+  InputGrad(const Problem& p, const Runtime& runtime, const Rows& rows, int layer, S* to)
+      : p_(p),
+        runtime_(runtime),
+        rows_(rows),
+        dropout_(p, layer > 0 ? layer - 1 : p.layers),
+        width_(layer > 0 ? p.directions * p.out_size : p.input_size),
+        wide_(spread<T>(width_)),
+        to_(to) {
+    for (int d = 0; to && d < p.directions; ++d)
+      ih_[d].pack_plain(runtime, static_cast<const S*>(p.weights[layer * p.directions + d].w_ih),
+                        4 * p.hidden_size, width_);
+    // The directions reach a row at different times: their sum waits in the accumulation type.
+    if (to && p.directions == 2) {
+      both_.reset(p.rows * wide_);
+      for (int64_t j = 0; j < p.rows * wide_; ++j) both_[j] = 0;
     }
-  });
+  }
+
+  void add(const Chunk<T>& chunk, int direction) {
+    if (to_ == nullptr) return;
+    for_blocks(chunk.rows, [&](int64_t first, int64_t count) {
+      Buffer<T> own(both_.get() ? 0 : count * wide_);
+      T* sum = both_.get() ? both_.get() + (chunk.first + first) * wide_ : own.get();
+      gemm_rows(sum, wide_, chunk.dgates.get() + first * chunk.gates_wide, chunk.gates_wide,
+                ih_[direction].data.get(), count, 4 * p_.hidden_size, width_,
+                both_.get() != nullptr);
+      if (both_.get() == nullptr) write_rows(sum, chunk.first + first, count);
+    });
+  }
+
+  void write() {
+    if (both_.get())
+      for_blocks(p_.rows, [&](int64_t first, int64_t count) {
+        write_rows(both_.get() + first * wide_, first, count);
+      });
+  }
+
+ private:
+  template <class F>
+  void for_blocks(int64_t rows, F&& f) const {
+    constexpr int64_t kBlock = 16 * kTileRows;
+    parallel(runtime_, ceil_div(rows, kBlock),
+             [&](int64_t task) { f(task * kBlock, min_of(kBlock, rows - task * kBlock)); });
+  }
+
+  void write_rows(T* from, int64_t first, int64_t count) const {
+    for (int64_t row = first; row < first + count; ++row, from += wide_) {
+      if (dropout_.active()) dropout_.apply(from, rows_.t(row), rows_.b(row), 0, width_);
+      for (int64_t j = 0; j < width_; ++j) from_acc(from[j], to_[row * width_ + j]);
+    }
+  }
+
+  const Problem& p_;
+  const Runtime& runtime_;
+  const Rows& rows_;
+  const Dropout<T> dropout_;
+  const int64_t width_, wide_;
+  S* to_;
+  Panels<T> ih_[2];
+  Buffer<T> both_;
+};
+
+// Sets the chunk of each direction to its rows of steps [first, last); returns the larger number.
+template <class T>
+int64_t set_chunk(const Rows& rows, Chunk<T>* chunk, const Problem& p, int64_t first,
+                  int64_t last) {
+  int64_t largest = 0;
+  for (int d = 0; d < p.directions; ++d) {
+    const int64_t begin = d == 0 ? first : p.steps - last, end = d == 0 ? last : p.steps - first;
+    chunk[d].first = rows.at(begin, 0);
+    chunk[d].rows = rows.at(end, 0) - chunk[d].first;
+    largest = max_of(largest, chunk[d].rows);
+  }
+  return largest;
+}
+
+constexpr int64_t kChunkBytes = 8 << 20, kChunkLeastRows = 256;
+
+// One layer. grad_y and grad_x may be the same: a row of grad_x is written after grad_y's is read.
+template <class S>
+void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
+                    const BatchSplit& split, int layer, const S* grad_y, S* grad_x) {
+  typedef Acc<S> T;
+  const Problem& p = f.problem;
+  const LayerInput<S> input(p, f.saved, rows, layer);
+  Panels<T> hh[2], hr[2];
+  Chunk<T> chunk[2];
+  const int64_t row_bytes = spread<T>(4 * p.hidden_size) * int64_t(sizeof(T));
+  const int64_t most = max_of(kChunkLeastRows, kChunkBytes / row_bytes);
+  WeightGrads<S>* weights[2] = {nullptr, nullptr};
+  for (int d = 0; d < p.directions; ++d) {
+    const CellWeights& w = p.weights[layer * p.directions + d];
+    hh[d].pack_plain(runtime, static_cast<const S*>(w.w_hh), 4 * p.hidden_size, p.out_size);
+    if (p.projected)
+      hr[d].pack_plain(runtime, static_cast<const S*>(w.w_hr), p.out_size, p.hidden_size);
+    chunk[d].reset(p, min_of(p.rows, max_of(most, p.batch)));
+    weights[d] = new WeightGrads<S>(f, runtime, rows, input, layer, d);
+  }
+  InputGrad<S> input_grad(p, runtime, rows, layer, grad_x);
+  const int64_t count = p.directions * split.count;
+  Buffer<BackwardTask<S>*> tasks(count);
+  for (int64_t j = 0; j < count; ++j) {
+    const int d = int(j % p.directions);
+    const int64_t part = j / p.directions;
+    tasks[j] = new BackwardTask<S>(f, rows, grad_y, hh[d], hr[d], chunk[d], layer, d,
+                                   split.begin(part), split.end(part));
+  }
+  for (int64_t last = p.steps, first; last > 0; last = first) {
+    first = last - 1;
+    while (first > 0 && set_chunk(rows, chunk, p, first - 1, last) <= most) --first;
+    set_chunk(rows, chunk, p, first, last);
+    parallel(runtime, count, [&](int64_t j) { tasks[j]->run(first, last); });
+    for (int d = 0; d < p.directions; ++d) {
+      input_grad.add(chunk[d], d);
+      weights[d]->add(chunk[d]);
+    }
+  }
+  input_grad.write();
+  for (int64_t j = 0; j < count; ++j) {
+    tasks[j]->write_states();
+    delete tasks[j];
+  }
+  for (int d = 0; d < p.directions; ++d) {
+    weights[d]->write();
+    delete weights[d];
+  }
 }
 
 template <class S>
 void backward(const Backward& f, const Runtime& runtime) {
-  typedef Acc<S> T;
   const Problem& p = f.problem;
   const Rows rows(p);
   const BatchSplit split(rows, p.rows, runtime.threads);
-  CellWork<T> work[2];
-  for (int d = 0; d < p.directions; ++d) work[d].reset(p);
-  Buffer<S> grad_y;  // of the layer below the one at work
-  const S* from_above = static_cast<const S*>(f.grad_output);
+  Buffer<S> between(p.layers > 1 ? p.rows * p.directions * p.out_size : 0);
   for (int layer = p.layers - 1; layer >= 0; --layer) {
-    {
-      Panels<T> hh[2], hr[2];
-      for (int d = 0; d < p.directions; ++d) {
-        const CellWeights& w = p.weights[layer * p.directions + d];
-        hh[d].pack_plain(runtime, static_cast<const S*>(w.w_hh), 4 * p.hidden_size, p.out_size);
-        if (p.projected)
-          hr[d].pack_plain(runtime, static_cast<const S*>(w.w_hr), p.out_size, p.hidden_size);
-      }
-      parallel(runtime, p.directions * split.count, [&](int64_t j) {
-        const int d = int(j % p.directions);
-        const int64_t part = j / p.directions;
-        BackwardTask<S>(f, rows, from_above, hh[d], hr[d], work[d], layer, d, split.begin(part),
-                        split.end(part))
-            .run();
-      });
-    }
-    weight_gradients<S>(f, runtime, rows, layer, work);
-    if (layer > 0) {
-      const int64_t width = p.directions * p.out_size;
-      if (from_above != grad_y.get() || grad_y.get() == nullptr) grad_y.reset(p.rows * width);
-      input_gradient<S>(p, runtime, rows, layer, work, width, grad_y.get());
-      from_above = grad_y.get();
-    } else if (f.grad_input) {
-      input_gradient<S>(p, runtime, rows, 0, work, p.input_size, static_cast<S*>(f.grad_input));
-    }
+    const bool top = layer == p.layers - 1;
+    backward_layer<S>(f, runtime, rows, split, layer,
+                      top ? static_cast<const S*>(f.grad_output) : between.get(),
+                      layer > 0 ? between.get() : static_cast<S*>(f.grad_input));
   }
 }
 

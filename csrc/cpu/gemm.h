@@ -20,7 +20,7 @@ constexpr int kPanelVecs = 2;
 template <class T>
 constexpr int kPanel = kPanelVecs * kWidth<T>;
 
-// A's chunk of K: one panel of it and the rows of a tile fit the first-level cache.
+// A chunk of K: a panel's part and the rows of a tile fit the first-level cache.
 constexpr int64_t kChunkK = 512;
 
 FASTLSTM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -90,15 +90,16 @@ FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
 template <class T>
 void gemm_rows(T* c, int64_t ldc, const T* a, int64_t lda, const T* panels, int64_t rows,
                int64_t depth, int64_t n, bool add) {
-  for (int64_t p = 0; p < panels_of<T>(n); ++p) {
-    const T* panel = panels + p * depth * kPanel<T>;
-    for (int64_t k0 = 0; k0 < depth; k0 += kChunkK) {
-      const int64_t chunk = min_of(kChunkK, depth - k0);
-      const bool accumulate = add || k0 > 0;
+  // A's rows of one chunk of K stay in the second-level cache while the panels pass.
+  for (int64_t k0 = 0; k0 < depth; k0 += kChunkK) {
+    const int64_t chunk = min_of(kChunkK, depth - k0);
+    const bool accumulate = add || k0 > 0;
+    for (int64_t p = 0; p < panels_of<T>(n); ++p) {
+      const T* panel = panels + (p * depth + k0) * kPanel<T>;
       for_row_blocks(rows, [&](auto block, int64_t row) {
         constexpr int M = decltype(block)::value;
         Tile<T, 1, M> acc = {};
-        tile_fma<T, 1, M, false>(a + row * lda + k0, lda, panel + k0 * kPanel<T>, 0, chunk, acc);
+        tile_fma<T, 1, M, false>(a + row * lda + k0, lda, panel, 0, chunk, acc);
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < kPanelVecs; ++v) {
             T* to = c + (row + m) * ldc + p * kPanel<T> + v * kWidth<T>;

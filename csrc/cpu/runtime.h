@@ -19,11 +19,23 @@ typedef void (*BackwardKernel)(const Backward&, const Runtime&);
 
 namespace {
 
+// body(j) for every j in [0, n). Threads take the next j as they come free, so uneven tasks and
+// busy cores even out; nothing depends on how many threads there really are.
 template <class F>
 void parallel(const Runtime& runtime, int64_t n, F&& body) {
-  if (n == 1) return body(int64_t(0));
-  runtime.parallel(n, const_cast<void*>(static_cast<const void*>(&body)),
-                   [](void* context, int64_t j) { (*static_cast<F*>(context))(j); });
+  struct Work {
+    F& body;
+    int64_t n, next;
+  } work = {body, n, 0};
+  auto take = [](void* context, int64_t) {
+    Work& w = *static_cast<Work*>(context);
+    for (int64_t j; (j = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED)) < w.n;) w.body(j);
+  };
+  const int64_t workers = n < runtime.threads ? n : runtime.threads;
+  if (workers <= 1)
+    take(&work, 0);
+  else
+    runtime.parallel(workers, &work, take);
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
-// Gradients of the weights of one layer: dgates^T times the layer's input and previous h.
+// Gradients of the weights of one direction of a layer: dgates^T times the layer's input and
+// previous h, summed as the chunks of rows come from the pass back through time.
 //
-// The output is cut into tiles of kTileM gate rows by kTileN columns. A task sums one tile over
-// all rows, kChunkRows at a time: it packs that slice of dgates into slivers and of the other
-// factor into panels (converting, dropping out or recomputing it on the way), multiplies, and
-// writes the tile once at the end. Sums are sums of per-chunk partial sums: shorter and in an
-// order that does not depend on threads.
+// A task owns a tile of kTileM x kTileN of one sum. For kSliceRows rows at a time it packs its part
+// of dgates into slivers and of the other factor into panels (converting, dropping out or
+// recomputing it on the way) and multiplies them. Sums are sums of such partial sums: shorter, and
+// in an order that does not depend on threads.
 #pragma once
 
 #include "layer.h"
@@ -12,166 +12,189 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kTileN = 128, kChunkRows = 256;
-constexpr int64_t kTileM = 20 * kTileRows;
+constexpr int64_t kTileM = 24 * kTileRows, kTileN = 256, kSliceRows = 192;
+constexpr int64_t kTileColumns = 64;  // of dgates, in a task that sums rows
 
-// What the steps of one direction of a layer leave for the sums: gradients of the pre-activations
-// and, with a projection, of h. Rows are padded so that they spread over cache sets.
+// What the pass back through time leaves of a chunk of rows: gradients of the pre-activations and,
+// with a projection, of h. Rows are padded so that they spread over cache sets.
 template <class T>
-struct CellWork {
-  void reset(const Problem& p) {
+struct Chunk {
+  void reset(const Problem& p, int64_t most_rows) {
     gates_wide = spread<T>(4 * p.hidden_size);
-    dgates.reset(p.rows * gates_wide);
+    dgates.reset(most_rows * gates_wide);
     if (p.projected) {
       dh_wide = spread<T>(p.out_size);
-      dh.reset(p.rows * dh_wide);
+      dh.reset(most_rows * dh_wide);
     }
   }
   Buffer<T> dgates, dh;
   int64_t gates_wide = 0, dh_wide = 0;
+  int64_t first = 0, rows = 0;  // which rows of the problem
 };
 
-// One product A^T B for a weight of m x n elements.
+// A sum of products A^T B over rows: m x n, padded to whole tiles of registers.
 template <class T>
-struct Product {
-  const T* a;  // (rows, m) at stride a_wide
-  int64_t a_wide, m, n;
-};
-
-// Tile (m0, n0) of a product, written to `to` (m x n). load(buffer, row, first, count) gives a row
-// of B.
-template <class S, class Load>
-void sum_tile(const Product<Acc<S>>& x, int64_t rows, int64_t m0, int64_t n0, S* to,
-              Load&& load_b) {
-  typedef Acc<S> T;
-  const int64_t m = min_of(kTileM, x.m - m0), n = min_of(kTileN, x.n - n0);
-  const int64_t slivers = ceil_div(m, kTileRows), panels = panels_of<T>(n);
-  const int64_t wide = panels * kPanel<T>;
-  Buffer<T> sum(slivers * kTileRows * wide), row(wide);
-  Buffer<T> a(slivers * kTileRows * kChunkRows), b(wide * kChunkRows);
-  for (int64_t j = 0; j < slivers * kTileRows * wide; ++j) sum[j] = 0;
-  for (int64_t j = 0; j < wide; ++j) row[j] = 0;
-  for (int64_t first = 0; first < rows; first += kChunkRows) {
-    const int64_t depth = min_of(kChunkRows, rows - first);
-    for (int64_t k = 0; k < depth; ++k) {
-      const T* from = x.a + (first + k) * x.a_wide + m0;
-      for (int64_t s = 0; s < m / kTileRows; ++s)
-        memcpy(a.get() + (s * depth + k) * kTileRows, from + s * kTileRows, kTileRows * sizeof(T));
-      if (m % kTileRows) {
-        T* last = a.get() + ((slivers - 1) * depth + k) * kTileRows;
-        for (int i = 0; i < kTileRows; ++i)
-          last[i] = i < m % kTileRows ? from[(slivers - 1) * kTileRows + i] : T(0);
-      }
-      load_b(row.get(), first + k, n0, n);
-      for (int64_t p = 0; p < panels; ++p)
-        memcpy(b.get() + (p * depth + k) * kPanel<T>, row.get() + p * kPanel<T>,
-               kPanel<T> * sizeof(T));
-    }
-    gemm_slivers(sum.get(), wide, a.get(), b.get(), m, n, depth);
+struct Sum {
+  void reset(int64_t rows, int64_t columns) {
+    m = rows;
+    n = columns;
+    wide = padded<T>(n);
+    const int64_t size = ceil_div(m, kTileRows) * kTileRows * wide;
+    values.reset(size);
+    for (int64_t j = 0; j < size; ++j) values[j] = 0;
   }
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j) from_acc(sum[i * wide + j], to[(m0 + i) * x.n + n0 + j]);
-}
+  int64_t across() const { return ceil_div(n, kTileN); }
+  int64_t tiles() const { return ceil_div(m, kTileM) * across(); }
 
-template <class S, class Load>
-void sum_product(const Runtime& runtime, const Product<Acc<S>>& x, int64_t rows, void* to,
-                 Load&& load_b) {
-  const int64_t across = ceil_div(x.n, kTileN);
-  parallel(runtime, ceil_div(x.m, kTileM) * across, [&](int64_t task) {
-    sum_tile<S>(x, rows, task / across * kTileM, task % across * kTileN, static_cast<S*>(to),
-                load_b);
-  });
-}
-
-// Sums dgates over rows, or, for index input, over the rows of each index: `to` (4H, n) gets
-// column x from the rows whose index is x.
-template <class S, class Column>
-void sum_rows(const Runtime& runtime, const Problem& p, const CellWork<Acc<S>>& work, int64_t n,
-              S* to, S* also_to, Column&& column) {
-  typedef Acc<S> T;
-  constexpr int64_t kBlock = 64, kPartial = 256;
-  const int64_t m = 4 * p.hidden_size;
-  parallel(runtime, ceil_div(m, kBlock), [&](int64_t task) {
-    const int64_t first = task * kBlock, count = min_of(kBlock, m - first);
-    Buffer<T> sum(n * kBlock), partial(n == 1 ? kBlock : 0);
-    for (int64_t j = 0; j < n * kBlock; ++j) sum[j] = 0;
-    for (int64_t begin = 0; begin < p.rows; begin += kPartial) {
-      const int64_t end = min_of(begin + kPartial, p.rows);
-      if (n == 1)
-        for (int64_t j = 0; j < kBlock; ++j) partial[j] = 0;
-      for (int64_t row = begin; row < end; ++row) {
-        const T* from = work.dgates.get() + row * work.gates_wide + first;
-        T* into = n == 1 ? partial.get() : sum.get() + column(row) * kBlock;
-        for (int64_t j = 0; j < count; ++j) into[j] += from[j];
+  // Adds the rows of A (row r at a + r * a_wide) times those of B: load_b(to, r, column, count).
+  template <class LoadB>
+  void add(int64_t tile, const T* a, int64_t a_wide, int64_t rows, LoadB&& load_b) const {
+    const int64_t m0 = tile / across() * kTileM, n0 = tile % across() * kTileN;
+    const int64_t own_m = min_of(kTileM, m - m0), own_n = min_of(kTileN, n - n0);
+    const int64_t full = own_m / kTileRows, part = own_m % kTileRows;
+    const int64_t panels = panels_of<T>(own_n);
+    Buffer<T> slivers(ceil_div(own_m, kTileRows) * kTileRows * kSliceRows);
+    Buffer<T> b(panels * kPanel<T> * kSliceRows), row(panels * kPanel<T>);
+    for (int64_t j = 0; j < panels * kPanel<T>; ++j) row[j] = 0;
+    for (int64_t first = 0; first < rows; first += kSliceRows) {
+      const int64_t depth = min_of(kSliceRows, rows - first);
+      for (int64_t k = 0; k < depth; ++k) {
+        const T* from = a + (first + k) * a_wide + m0;
+        T* to = slivers.get() + k * kTileRows;
+        for (int64_t s = 0; s < full; ++s)
+          memcpy(to + s * depth * kTileRows, from + s * kTileRows, kTileRows * sizeof(T));
+        for (int64_t i = 0; part && i < kTileRows; ++i)
+          to[full * depth * kTileRows + i] = i < part ? from[full * kTileRows + i] : T(0);
+        load_b(row.get(), first + k, n0, own_n);
+        for (int64_t p = 0; p < panels; ++p)
+          memcpy(b.get() + (p * depth + k) * kPanel<T>, row.get() + p * kPanel<T>,
+                 kPanel<T> * sizeof(T));
       }
-      if (n == 1)
-        for (int64_t j = 0; j < kBlock; ++j) sum[j] += partial[j];
+      gemm_slivers(values.get() + m0 * wide + n0, wide, slivers.get(), b.get(), own_m, own_n,
+                   depth);
     }
-    for (int64_t j = 0; j < count; ++j)
-      for (int64_t x = 0; x < n; ++x) {
-        const int64_t at = (first + j) * n + x;
-        if (to) from_acc(sum[x * kBlock + j], to[at]);
-        if (also_to) from_acc(sum[x * kBlock + j], also_to[at]);
-      }
-  });
-}
+  }
+
+  template <class S>
+  void write(const Runtime& runtime, S* to) const {
+    parallel(runtime, ceil_div(m, kTileM), [&](int64_t task) {
+      for (int64_t i = task * kTileM; i < min_of(m, (task + 1) * kTileM); ++i)
+        for (int64_t j = 0; j < n; ++j) from_acc(values[i * wide + j], to[i * n + j]);
+    });
+  }
+
+  int64_t m = 0, n = 0, wide = 0;
+  Buffer<T> values;
+};
 
 template <class S>
-void weight_gradients(const Backward& f, const Runtime& runtime, const Rows& rows, int layer,
-                      const CellWork<Acc<S>>* work) {
+class WeightGrads {
+ public:
   typedef Acc<S> T;
-  const Problem& p = f.problem;
-  const int64_t units = p.hidden_size, out = p.out_size, y_wide = p.directions * out;
-  const LayerInput<S> input(p, f.saved, rows, layer);
-  const S* y = layer == p.layers - 1
-                   ? static_cast<const S*>(f.saved.output)
-                   : static_cast<const S*>(f.saved.hidden) + layer * p.rows * y_wide;
-  for (int d = 0; d < p.directions; ++d) {
-    const int64_t index = int64_t(layer) * p.directions + d;
-    const CellGrads& g = f.grads[index];
-    const Product<T> gates = {work[d].dgates.get(), work[d].gates_wide, 4 * units, 0};
-    if (g.w_ih && input.kind == InputKind::dense) {
-      Product<T> x = gates;
-      x.n = input.width;
-      sum_product<S>(runtime, x, p.rows, g.w_ih, [&](T* to, int64_t row, int64_t n0, int64_t n) {
-        input.load(to, row, n0, n);
-      });
-    } else if (g.w_ih) {
-      sum_rows<S>(runtime, p, work[d], input.width, static_cast<S*>(g.w_ih), nullptr,
-                  [&](int64_t row) { return input.index(row); });
-    }
-    if (g.w_hh) {
-      Product<T> x = gates;
-      x.n = out;
-      const S* h0 = cell_part<S>(p.h0, index, p.batch * out);
-      sum_product<S>(runtime, x, p.rows, g.w_hh, [&](T* to, int64_t row, int64_t n0, int64_t n) {
-        const int64_t t = rows.t(row), b = rows.b(row), before = d == 0 ? t - 1 : t + 1;
-        if (b < rows.active(before))
-          convert(to, y + rows.at(before, b) * y_wide + d * out + n0, n);
-        else if (h0)
-          convert(to, h0 + b * out + n0, n);
-        else
-          for (int64_t j = 0; j < n; ++j) to[j] = 0;
-      });
-    }
-    if (g.b_ih || g.b_hh)
-      sum_rows<S>(runtime, p, work[d], 1, static_cast<S*>(g.b_ih), static_cast<S*>(g.b_hh),
-                  [](int64_t) { return int64_t(0); });
-    if (g.w_hr) {  // (P, H) = dh^T (o * tanh(c)), the second factor recomputed
-      const Product<T> x = {work[d].dh.get(), work[d].dh_wide, out, units};
-      const S* gates_o = cell_part<S>(f.saved.gates, index, p.rows * 4 * units) + 3 * units;
-      const T* cells = cell_part<T>(f.saved.cells, index, p.rows * units);
-      sum_product<S>(runtime, x, p.rows, g.w_hr, [&](T* to, int64_t row, int64_t n0, int64_t n) {
-        for (int64_t j = 0; j < n; j += kWidth<T>) {
-          const int count = int(min_of(kWidth<T>, n - j));
-          const Vec<T> o = load_part(gates_o + row * 4 * units + n0 + j, count);
-          store_part<T>(to + j, o * Math<T>::tanh(load_part(cells + row * units + n0 + j, count)),
-                        count);
-        }
-      });
+
+  WeightGrads(const Backward& f, const Runtime& runtime, const Rows& rows,
+              const LayerInput<S>& input, int layer, int direction)
+      : p_(f.problem), runtime_(runtime), rows_(rows), input_(input), direction_(direction) {
+    const int64_t index = int64_t(layer) * p_.directions + direction, units = p_.hidden_size;
+    grads_ = f.grads[index];
+    y_wide_ = p_.directions * p_.out_size;
+    y_ = layer == p_.layers - 1 ? static_cast<const S*>(f.saved.output)
+                                : static_cast<const S*>(f.saved.hidden) + layer * p_.rows * y_wide_;
+    y_ += direction * p_.out_size;
+    h0_ = cell_part<S>(p_.h0, index, p_.batch * p_.out_size);
+    gates_o_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units) + 3 * units;
+    cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units);
+    if (grads_.w_ih && input.kind == InputKind::dense) ih_.reset(4 * units, input.width);
+    if (grads_.w_hh) hh_.reset(4 * units, p_.out_size);
+    if (grads_.w_hr) hr_.reset(p_.out_size, units);
+    // dgates summed over rows, and over the rows of each index: transposed, a column's task writes
+    // neighbouring elements.
+    if (grads_.b_ih || grads_.b_hh) bias_.reset(1, 4 * units);
+    if (grads_.w_ih && input.kind != InputKind::dense) by_index_.reset(input.width, 4 * units);
+  }
+
+  void add(const Chunk<T>& chunk) {
+    const int64_t columns = bias_.n || by_index_.n ? ceil_div(4 * p_.hidden_size, kTileColumns) : 0;
+    const int64_t ih = ih_.tiles(), hh = ih + hh_.tiles(), hr = hh + hr_.tiles();
+    parallel(runtime_, hr + columns, [&](int64_t task) {
+      if (task < ih)
+        ih_.add(task, chunk.dgates.get(), chunk.gates_wide, chunk.rows,
+                [&](T* to, int64_t r, int64_t first, int64_t n) {
+                  input_.load(to, chunk.first + r, first, n);
+                });
+      else if (task < hh)
+        hh_.add(task - ih, chunk.dgates.get(), chunk.gates_wide, chunk.rows,
+                [&](T* to, int64_t r, int64_t first, int64_t n) {
+                  load_h_prev(to, chunk.first + r, first, n);
+                });
+      else if (task < hr)
+        hr_.add(task - hh, chunk.dh.get(), chunk.dh_wide, chunk.rows,
+                [&](T* to, int64_t r, int64_t first, int64_t n) {
+                  load_raw_h(to, chunk.first + r, first, n);
+                });
+      else
+        sum_columns(chunk, (task - hr) * kTileColumns);
+    });
+  }
+
+  void write() const {
+    if (ih_.n) ih_.write(runtime_, static_cast<S*>(grads_.w_ih));
+    if (hh_.n) hh_.write(runtime_, static_cast<S*>(grads_.w_hh));
+    if (hr_.n) hr_.write(runtime_, static_cast<S*>(grads_.w_hr));
+    if (grads_.b_ih) bias_.write(runtime_, static_cast<S*>(grads_.b_ih));
+    if (grads_.b_hh) bias_.write(runtime_, static_cast<S*>(grads_.b_hh));
+    S* w_ih = static_cast<S*>(grads_.w_ih);
+    for (int64_t j = 0; j < by_index_.n; ++j)
+      for (int64_t x = 0; x < by_index_.m; ++x)
+        from_acc(by_index_.values[x * by_index_.wide + j], w_ih[j * by_index_.m + x]);
+  }
+
+ private:
+  void load_h_prev(T* to, int64_t row, int64_t first, int64_t n) const {
+    const int64_t t = rows_.t(row), b = rows_.b(row), before = direction_ == 0 ? t - 1 : t + 1;
+    if (b < rows_.active(before))
+      convert(to, y_ + rows_.at(before, b) * y_wide_ + first, n);
+    else if (h0_)
+      convert(to, h0_ + b * p_.out_size + first, n);
+    else
+      for (int64_t j = 0; j < n; ++j) to[j] = 0;
+  }
+
+  // h before projection, o * tanh(c), is not saved.
+  void load_raw_h(T* to, int64_t row, int64_t first, int64_t n) const {
+    const S* o = gates_o_ + row * 4 * p_.hidden_size + first;
+    const T* c = cells_ + row * p_.hidden_size + first;
+    for (int64_t j = 0; j < n; j += kWidth<T>) {
+      const int count = int(min_of(kWidth<T>, n - j));
+      store_part<T>(to + j, load_part(o + j, count) * Math<T>::tanh(load_part(c + j, count)),
+                    count);
     }
   }
-}
+
+  void sum_columns(const Chunk<T>& chunk, int64_t first) const {
+    const int64_t n = min_of(kTileColumns, 4 * p_.hidden_size - first);
+    T sum[kTileColumns] = {};
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      const T* from = chunk.dgates.get() + r * chunk.gates_wide + first;
+      for (int64_t j = 0; j < n; ++j) sum[j] += from[j];
+      if (by_index_.n == 0) continue;
+      T* to = by_index_.values.get() + input_.index(chunk.first + r) * by_index_.wide + first;
+      for (int64_t j = 0; j < n; ++j) to[j] += from[j];
+    }
+    for (int64_t j = 0; bias_.n && j < n; ++j) bias_.values[first + j] += sum[j];
+  }
+
+  const Problem& p_;
+  const Runtime& runtime_;
+  const Rows& rows_;
+  const LayerInput<S>& input_;
+  const int direction_;
+  CellGrads grads_;
+  int64_t y_wide_;
+  const S *y_, *h0_, *gates_o_;
+  const T* cells_;
+  Sum<T> ih_, hh_, hr_, bias_, by_index_;
+};
 
 }  // namespace
 }  // namespace fastlstm

@@ -1,0 +1,14 @@
+"""fastlstm: a fused LSTM for PyTorch that drops in for ``nn.LSTM``."""
+
+from importlib import metadata
+
+from . import functional
+from .convert import from_torch, to_torch
+from .modules import LSTM, LSTMCell
+
+__all__ = ["LSTM", "LSTMCell", "__version__", "from_torch", "functional", "to_torch"]
+
+try:
+    __version__ = metadata.version("fastlstm")
+except metadata.PackageNotFoundError:  # imported from a source folder that was never installed
+    __version__ = "0+unknown"

@@ -1,0 +1,103 @@
+"""Exchange torch's LSTM modules for fastlstm's, and back, in a model that is already built."""
+
+from __future__ import annotations
+
+import copy as copying
+from types import FunctionType
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .modules import LSTM, LSTMCell
+
+__all__ = ["from_torch", "to_torch"]
+
+# Methods that a subclass may define and still be exchanged: they have done their work, or none.
+_PASSING = {"__init__", "reset_parameters", "extra_repr", "__annotate__", "__annotate_func__"}
+
+
+def from_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
+    """Exchange every ``nn.LSTM`` and ``nn.LSTMCell`` for fastlstm's module.
+
+    Args:
+        module: an ``nn.LSTM``, an ``nn.LSTMCell``, or a model that contains some at any depth.
+        copy: False (default): the modules found are exchanged **in place**, inside the model
+            given, and every new module holds **the same Parameter objects** as the old one, so
+            that an optimizer built before keeps working and tied weights stay tied. True: the
+            model is deep-copied first; the one given stays as it is and nothing is shared.
+
+    Returns:
+        ``module`` itself with its parts exchanged (its copy with ``copy=True``), or, where
+        ``module`` is an LSTM, the new module. A model without any is returned as it is.
+
+    What goes along: training mode, ``requires_grad``, gradients, hooks (also handles obtained
+    before still remove theirs, unless copied), parametrizations and old-style ``weight_norm``,
+    further attributes. A module that occurs in several places is exchanged for one that does.
+
+    What is left alone: subclasses that define methods of their own (such as ``forward``), modules
+    whose ``forward`` was replaced on the instance or that were compiled in place, and modules
+    that the model holds outside of its registered children, as in a plain list. An exchanged
+    module is no longer an ``nn.LSTM`` for ``isinstance``; test for ``nn.modules.rnn.RNNBase``.
+
+    Raises:
+        TypeError: ``module`` is no ``nn.Module``.
+    """
+    return _exchange_all(module, {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}, copy)
+
+
+def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
+    """Exchange every fastlstm module for torch's: the way back, on the terms of `from_torch`."""
+    return _exchange_all(module, {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}, copy)
+
+
+def _exchange_all(
+    module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]], copy: bool
+) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module should be an nn.Module, got: {type(module).__name__}")
+    if copy:
+        module = copying.deepcopy(module)
+    done: dict[nn.Module, nn.Module] = {}  # old to new, so that shared modules stay shared
+    for parent in reversed(list(module.modules())):  # inner parts before what holds them
+        for name, child in parent._modules.items():
+            if child is not None:
+                new = done.get(child) or _exchange(child, classes)
+                if new is not child:
+                    parent._modules[name] = done[child] = new
+    return done.get(module) or _exchange(module, classes)
+
+
+def _exchange(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:
+    """A module of the other family with the state of this one, or this one."""
+    base = next((cls for cls in classes if isinstance(module, cls)), None)
+    if base is None or not _plain(module, base):
+        return module
+    target = classes[base]
+    if parametrize.is_parametrized(module):
+        # torch gave the instance a class of its own, whose properties compute the weights.
+        own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+        target = type(f"Parametrized{target.__name__}", (target,), own)
+    # Not through __init__, which would make and initialise weights only to drop them. All state
+    # is in __dict__; its registries are copied, so that neither module's later changes reach the
+    # other, but for the hooks, whose handles know them by identity.
+    new = target.__new__(target)
+    for name, value in vars(module).items():
+        is_registry = isinstance(value, (dict, list, set)) and "_hooks" not in name
+        new.__dict__[name] = copying.copy(value) if is_registry else value
+    return new
+
+
+def _plain(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether base's own methods are all there is to this module's behaviour."""
+    if "forward" in vars(module) or module._compiled_call_impl is not None:
+        return False
+    cls = type(module)
+    if parametrize.is_parametrized(module):
+        cls = parametrize.type_before_parametrizations(module)
+    added = cls.__mro__[: cls.__mro__.index(base)]
+    return not any(
+        isinstance(value, (FunctionType, property, classmethod, staticmethod))
+        and name not in _PASSING
+        for owner in added
+        for name, value in vars(owner).items()
+    )

@@ -1,0 +1,496 @@
+"""The LSTM as a function: user errors, autocast, the dropout seed, the choice of device.
+
+Everything that a user can get wrong is checked here, once, for the functions and the modules
+alike; the operators below check nothing. The wording follows ``nn.LSTM`` wherever it has one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+
+__all__ = ["lstm", "lstm_cell"]
+
+State = tuple[Tensor, Tensor]
+
+_INDEX_TYPES = (torch.int32, torch.int64)
+_KERNEL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # as autocast: float64 stays
+
+
+class Sizes(NamedTuple):
+    """The stack's sizes and options, which decide the shapes of its weights and states."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    @property
+    def out_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    @property
+    def cells(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        gates, out, directions = 4 * self.hidden_size, self.out_size, 1 + self.bidirectional
+        rest: list[tuple[int, ...]] = [(gates, out)]
+        if self.bias:
+            rest += [(gates,), (gates,)]
+        if self.proj_size > 0:
+            rest += [(out, self.hidden_size)]
+        first = [(gates, self.input_size), *rest] * directions
+        deeper = [(gates, directions * out), *rest] * directions
+        return first + deeper * (self.num_layers - 1)
+
+    def weight_name(self, position: int) -> str:
+        kinds = ["weight_ih", "weight_hh"]
+        kinds += ["bias_ih", "bias_hh"] if self.bias else []
+        kinds += ["weight_hr"] if self.proj_size > 0 else []
+        cell, kind = divmod(position, len(kinds))
+        layer, direction = divmod(cell, 1 + self.bidirectional)
+        return f"{kinds[kind]}_l{layer}{'_reverse' if direction else ''}"
+
+
+def lstm(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Run a whole LSTM stack in one call. The hidden size ``H`` is inferred from the weights.
+
+    With T steps, batch size B, input size I, L layers, D directions and ``P = proj_size or H``:
+
+    Args:
+        input: floating ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without
+            a batch; or int64/int32 indices ``(T, B)``, ``(B, T)`` or ``(T,)``, which stand for
+            one-hot rows of width I; with ``batch_sizes``, packed ``(R, I)`` or ``(R,)``.
+            float32, float64, bfloat16 and float16 run on the fused kernels.
+        hx: ``(h_0, c_0)`` of shapes ``(L*D, B, P)`` and ``(L*D, B, H)``, without the batch
+            dimension where input has none, or None for zeros.
+        weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` of every layer and direction, in the order
+            of ``nn.LSTM``'s parameters, of one dtype and device with a floating input.
+        dropout, training: the probability of dropping an element of a layer's output on its way
+            to the next layer; only with ``training``.
+        batch_sizes: int64 ``(T,)`` on the CPU, the number of sequences that reach each step, as
+            in a ``PackedSequence``. hx is in the order of the packed sequences.
+        seed: one int64 element on input's device that decides what is dropped. By default it is
+            drawn from the device's default generator (``torch.manual_seed`` reproduces it).
+
+    Under autocast float32, bfloat16 and float16 tensors are cast to the autocast dtype, and
+    output and states have it.
+
+    Returns:
+        ``output, (h_n, c_n)``: output ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or packed
+        ``(R, D*P)``; h_n and c_n shaped like h_0 and c_0.
+
+    Raises:
+        ValueError: wrong number of input dimensions, input dtype, dropout or sizes out of range.
+        RuntimeError: wrong shapes, states or weights of another dtype or device, an empty
+            sequence (T = 0), invalid ``batch_sizes``.
+        IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+        TypeError: hx is no tuple or list.
+    """
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+    if proj_size < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
+    per_cell = 2 + 2 * bool(bias) + (proj_size > 0)
+    expected = num_layers * (1 + bool(bidirectional)) * per_cell
+    if len(weights) != expected:
+        raise RuntimeError(f"expected {expected} weights for these options, got {len(weights)}")
+    if weights[0].dim() != 2:
+        raise RuntimeError(f"weights[0] (weight_ih_l0) must be 2-D, got {weights[0].dim()}-D")
+    gates, input_size = weights[0].shape
+    sizes = Sizes(input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size)
+    if proj_size >= sizes.hidden_size:
+        raise ValueError("proj_size has to be smaller than hidden_size")
+    return lstm_of_sizes(
+        input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed
+    )
+
+
+def lstm_of_sizes(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """:func:`lstm` for sizes that are known, as a module knows its own."""
+    packed = batch_sizes is not None
+    index = input.dtype in _INDEX_TYPES
+    dims = input.dim() + index  # as if an index were the row that it stands for
+    if packed and dims != 2:
+        raise RuntimeError(f"input must have {2 - index} dimensions, got {input.dim()}")
+    if not packed and dims not in (2, 3):
+        form = "integer input to be 1D or 2D" if index else "input to be 2D or 3D"
+        raise ValueError(f"LSTM: Expected {form}, got {input.dim()}D instead")
+    batched = dims == 3 or packed
+    if hx is not None:
+        hx = _check_state_dims(hx, 3 if batched else 2)
+
+    input, hx, weights = _autocast(input, hx, weights)
+    if not index:
+        _check_input(input, weights[0], sizes.input_size, packed)
+    if not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] "
+            "representing the probability of an element being zeroed"
+        )
+
+    batch: int | None
+    if packed:
+        batch = _check_batch_sizes(cast(Tensor, batch_sizes), input.shape[0])
+    else:
+        if not batched:
+            input = input.unsqueeze(1)
+        elif batch_first:
+            input = input.transpose(0, 1)
+        batch = input.shape[1]
+    h0 = c0 = None
+    if hx is not None:
+        h0, c0 = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        batch = h0.shape[1] if batch is None else batch
+        _check_state(h0, 0, (sizes.cells, batch, sizes.out_size), input, weights[0])
+        _check_state(c0, 1, (sizes.cells, batch, sizes.hidden_size), input, weights[0])
+    if not packed and input.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    _check_weights(weights, sizes, input)
+    if index:
+        _check_indices(input, sizes.input_size)
+
+    drop = dropout if training and sizes.num_layers > 1 else 0.0
+    output, h_n, c_n = _run(input, h0, c0, weights, sizes, drop, batch_sizes, seed)
+    if not batched:
+        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+    if batch_first and not packed:
+        output = output.transpose(0, 1)
+    return output, (h_n, c_n)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> State:
+    """One step of one cell, as ``nn.LSTMCell`` computes it.
+
+    Args:
+        input: floating ``(B, I)`` or ``(I,)``, or int64/int32 indices ``(B,)`` or ``()`` that
+            stand for one-hot rows of width I.
+        hx: ``(h, c)``, each ``(B, H)``, or ``(H,)`` where input has no batch; None for zeros.
+        w_ih, w_hh: ``(4H, I)`` and ``(4H, H)``.
+        b_ih, b_hh: ``(4H,)``, both or none.
+
+    Returns:
+        The new ``(h, c)``, shaped like hx.
+
+    Raises:
+        ValueError: wrong number of dimensions.
+        RuntimeError: wrong sizes, dtypes or devices.
+        IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+        TypeError: hx is no tuple or list.
+    """
+    index = input.dtype in _INDEX_TYPES
+    if input.dim() + index not in (1, 2):
+        form = "integer input to be 0D or 1D" if index else "input to be 1D or 2D"
+        raise ValueError(f"LSTMCell: Expected {form}, got {input.dim()}D instead")
+    if hx is not None:
+        for i, state in enumerate(hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(
+                    f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead"
+                )
+        _check_pair(hx, "lstm_cell")
+    if (b_ih is None) != (b_hh is None):
+        raise RuntimeError("expected both b_ih and b_hh, or neither")
+    batched = input.dim() + index == 2
+    weights: Sequence[Tensor] = (w_ih, w_hh)
+    if b_ih is not None and b_hh is not None:
+        weights = (w_ih, w_hh, b_ih, b_hh)
+    if w_ih.dim() != 2:
+        raise RuntimeError(f"weight_ih must be 2-D, got {w_ih.dim()}-D")
+    gates, input_size = w_ih.shape
+    sizes = Sizes(input_size, gates // 4, bias=b_ih is not None)
+
+    input, hx, weights = _autocast(input, hx, weights)
+    if not batched:
+        input = input.unsqueeze(0)
+    if not index:
+        if input.shape[1] != input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.shape[1]} expected {input_size}"
+            )
+        if input.dtype != weights[0].dtype:
+            raise RuntimeError(
+                f"input and weights must have the same dtype, "
+                f"but got {input.dtype} and {weights[0].dtype}"
+            )
+    h0 = c0 = None
+    if hx is not None:
+        h0, c0 = hx if batched else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        for i, state in enumerate((h0, c0)):
+            batch, width = state.shape[0], state.shape[1] if state.dim() > 1 else 0
+            if batch != input.shape[0]:
+                raise RuntimeError(
+                    f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {batch}"
+                )
+            if width != sizes.hidden_size:
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: "
+                    f"got {width}, expected {sizes.hidden_size}"
+                )
+            if state.dim() != 2:
+                raise RuntimeError(f"hx[{i}] must have as many dimensions as input")
+        h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
+        _check_state(h0, 0, h0.shape, input, weights[0])
+        _check_state(c0, 1, c0.shape, input, weights[0])
+    _check_weights(weights, sizes, input)
+    if index:
+        _check_indices(input, input_size)
+
+    _, h, c = _run(input.unsqueeze(0), h0, c0, weights, sizes)
+    return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
+
+
+def _autocast(
+    input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor]]:
+    """What autocast would do to the arguments of an operator that it knows."""
+    kind = input.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast has no device "meta"
+        return input, hx, weights
+    dtype = torch.get_autocast_dtype(kind)
+
+    def lower(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype in _AUTOCAST_TYPES else x
+
+    states = None if hx is None else (lower(hx[0]), lower(hx[1]))
+    return lower(input), states, [lower(w) for w in weights]
+
+
+def _check_pair(hx: Sequence[Tensor], name: str) -> None:
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{name}: hx must be a tuple of two tensors, got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"{name} expects two hidden states")
+
+
+def _check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
+    h0, c0 = hx[0], hx[1]
+    if h0.dim() != dims or c0.dim() != dims:
+        form = "batched 3-D" if dims == 3 else "unbatched 2-D"
+        raise RuntimeError(
+            f"For {form} input, hx and cx should "
+            f"also be {dims}-D but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
+        )
+    _check_pair(hx, "lstm")
+    return hx
+
+
+def _check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> None:
+    if input.dtype != like.dtype:
+        # nn.LSTM meets a packed input of another dtype only inside its kernels.
+        raise (RuntimeError if packed else ValueError)(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({like.dtype}). "
+            f"Convert input: input.to({like.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.shape[-1] != input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. "
+            f"Expected {input_size}, got {input.shape[-1]}"
+        )
+
+
+def _check_state(
+    state: Tensor, position: int, shape: tuple[int, ...], input: Tensor, like: Tensor
+) -> None:
+    if state.shape != shape:
+        raise RuntimeError(
+            f"Expected hidden[{position}] size {tuple(shape)}, got {list(state.shape)}"
+        )
+    if state.device != input.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{input.device} and hidden tensor at {state.device}"
+        )
+    if state.dtype != like.dtype:
+        raise RuntimeError(
+            f"Input and hidden tensors are not the same dtype: expected hidden[{position}] "
+            f"of {like.dtype}, got {state.dtype}"
+        )
+
+
+def _check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> None:
+    # Whole lists at a time: this runs at every step of a streaming loop.
+    dtype, device, expected = weights[0].dtype, input.device, sizes.weight_shapes()
+    if [w.device for w in weights] != [device] * len(weights):
+        other = next(w.device for w in weights if w.device != device)
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{device} and parameter tensor at {other}"
+        )
+    if [w.dtype for w in weights] != [dtype] * len(weights):
+        found = {sizes.weight_name(i): w.dtype for i, w in enumerate(weights)}
+        raise RuntimeError(f"parameters must have one dtype, got {found}")
+    if [w.shape for w in weights] != expected:
+        i = next(i for i, w in enumerate(weights) if w.shape != expected[i])
+        raise RuntimeError(
+            f"{sizes.weight_name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
+        )
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether x's values may be looked at: not those of a tracer, nor through a device's queue."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
+    """Check what can be checked, and return the number of sequences where it can be read."""
+    if batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64:
+        raise RuntimeError(
+            "batch_sizes must be an int64 tensor on the CPU, "
+            f"got {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    if batch_sizes.dim() != 1:
+        raise RuntimeError(f"batch_sizes must be 1-D, got {batch_sizes.dim()}-D")
+    if batch_sizes.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if not _readable(batch_sizes):
+        return None
+    values = batch_sizes.tolist()
+    if values[-1] < 0 or any(a < b for a, b in pairwise(values)):
+        raise RuntimeError("batch_sizes must not increase and must not be negative")
+    if sum(values) != rows:
+        raise RuntimeError(f"batch_sizes add up to {sum(values)}, but input has {rows} rows")
+    return values[0]
+
+
+def _check_indices(input: Tensor, input_size: int) -> None:
+    if not _readable(input) or input.numel() == 0:
+        return
+    if input.numel() == 1:  # one character at a time: the cheapest way to look
+        low = high = input.item()
+    else:
+        low, high = (x.item() for x in torch.aminmax(input))
+    if low < 0 or high >= input_size:
+        value = low if low < 0 else high
+        raise IndexError(
+            f"input holds the index {value}, expected 0 to {input_size - 1} "
+            f"(input_size is {input_size})"
+        )
+
+
+_warned: set[str] = set()
+
+
+def _kernels_missing(like: Tensor) -> str | None:
+    """Why the fused kernels cannot run on tensors like this one; None where they can."""
+    kind = like.device.type
+    if like.dtype not in _KERNEL_TYPES:
+        return f"there are no kernels for {like.dtype}"
+    if kind in ("cpu", "meta"):
+        return None
+    if kind == "cuda":
+        return None if ops.has_cuda() else "the CUDA kernels were not built"
+    return f"there are no kernels for device type {kind!r}"
+
+
+def _run(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked, time-major arguments to the fused kernels, or to torch's where there are none."""
+    missing = _kernels_missing(weights[0])
+    if missing is not None:
+        return _run_torch(missing, input, h0, c0, weights, sizes, dropout, batch_sizes, seed)
+    if dropout == 0:
+        seed = None
+    elif seed is None:
+        seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=input.device)
+    elif seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != input.device:
+        raise RuntimeError(
+            f"seed must be one int64 element on {input.device}, "
+            f"got {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
+        )
+    return ops.lstm(
+        input,
+        h0,
+        c0,
+        weights,
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        has_bias=sizes.bias,
+        proj_size=sizes.proj_size,
+        bidirectional=sizes.bidirectional,
+        dropout=dropout,
+        seed=seed,
+        batch_sizes=batch_sizes,
+    )
+
+
+def _run_torch(
+    missing: str,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    dropout: float,
+    batch_sizes: Tensor | None,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not torch.compiler.is_compiling() and missing not in _warned:
+        _warned.add(missing)
+        warnings.warn(f"fastlstm runs torch's own LSTM here: {missing}", stacklevel=2)
+    if seed is not None and dropout > 0:
+        raise NotImplementedError(f"dropout from a given seed needs fastlstm's kernels: {missing}")
+    like = weights[0]
+    if input.dtype in _INDEX_TYPES:
+        input = F.one_hot(input.long(), sizes.input_size).to(like.dtype)
+    batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
+    if h0 is None or c0 is None:
+        h0 = like.new_zeros(sizes.cells, batch, sizes.out_size)
+        c0 = like.new_zeros(sizes.cells, batch, sizes.hidden_size)
+    # train=True: dropout is already 0 in evaluation, and cuDNN refuses a backward otherwise.
+    options = (sizes.bias, sizes.num_layers, dropout, True, sizes.bidirectional)
+    vf: Any = torch._VF
+    if batch_sizes is not None:
+        return vf.lstm(input, batch_sizes, (h0, c0), weights, *options)
+    return vf.lstm(input, (h0, c0), weights, *options, False)

@@ -1,0 +1,220 @@
+"""``LSTM`` and ``LSTMCell``: torch's modules by every name and shape, on the fused kernels."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+from .functional import Sizes, State
+
+__all__ = ["LSTM", "LSTMCell"]
+
+
+class LSTM(RNNBase):
+    r"""A drop-in replacement for :class:`torch.nn.LSTM`, with indices as a further form of input.
+
+    Arguments, parameters (names, shapes, initialisation), inputs, outputs, errors and warnings
+    are those of ``nn.LSTM``; ``state_dict`` goes both ways. It is no subclass of ``nn.LSTM``,
+    on which ``torch.compile`` gives up, but of ``nn.modules.rnn.RNNBase``. For
+    ``torch.jit.script``, which does not read it, convert with :func:`fastlstm.to_torch`.
+
+    Where there are no kernels for the parameters' device or dtype, torch's own LSTM runs on them,
+    after one warning.
+
+    Args:
+        input_size: number of features of the input, I.
+        hidden_size: number of units, H.
+        num_layers: number of stacked layers, L.
+        bias: whether the cells have biases.
+        batch_first: whether batched input and output are ``(B, T, ...)`` and not ``(T, B, ...)``.
+        dropout: probability of dropping an element between layers in training. Seeded by
+            ``torch.manual_seed``; the elements dropped are others than ``nn.LSTM``'s.
+        bidirectional: whether a second direction reads the sequence backwards; D = 2, else 1.
+        proj_size: size of the projected hidden state, smaller than H; 0 for none. P = proj_size
+            or H.
+        device, dtype: of the parameters.
+
+    Inputs: ``input, hx``
+        * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without a
+          batch, of the parameters' dtype; or int64/int32 indices of shape ``(T, B)``, ``(B, T)``
+          with ``batch_first``, or ``(T,)``, each below I, which mean the one-hot rows of width I
+          without building them; or a ``PackedSequence`` of either.
+        * **hx**: ``(h_0, c_0)`` of shapes ``(L*D, B, P)`` and ``(L*D, B, H)``, without B where
+          input has none. Default: zeros.
+
+    Outputs: ``output, (h_n, c_n)``
+        * **output**: ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or a ``PackedSequence``.
+        * **h_n, c_n**: shaped like h_0 and c_0.
+
+    Raises (forward):
+        ValueError: an input of the wrong number of dimensions or dtype.
+        RuntimeError: wrong sizes, states of another dtype or device, an empty sequence.
+        IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+
+    Examples::
+
+        >>> lstm = fastlstm.LSTM(10, 20, 2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output, (h_n, c_n) = lstm(torch.randint(10, (5, 3)), (h_n, c_n))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, State]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, State]: ...
+
+    def forward(self, input, hx=None):
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        return functional.lstm_of_sizes(
+            input,
+            hx,
+            self._current_weights(),
+            self._sizes(),
+            self.batch_first,
+            self.dropout,
+            self.training,
+        )
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: State | None
+    ) -> tuple[PackedSequence, State]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            # Sorting would make a state of too many sequences fit, so look before.
+            batch = sorted_indices.shape[0]
+            if hx[0].dim() == hx[1].dim() == 3:
+                self._check_sizes(hx, batch)
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, state = functional.lstm_of_sizes(
+            data,
+            hx,
+            self._current_weights(),
+            self._sizes(),
+            dropout=self.dropout,
+            training=self.training,
+            batch_sizes=batch_sizes,
+        )
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self.permute_hidden(state, unsorted_indices)
+
+    def _current_weights(self) -> list[Tensor]:
+        """The weights as they are by name at this moment, not as ``_flat_weights`` caches them.
+
+        So whatever replaced one is seen: functional_call, a parametrization, weight dropout. The
+        parameters themselves are read past ``Module.__getattr__``, which costs a microsecond each.
+        """
+        own: dict[str, Any] = self._parameters
+        return [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
+
+    def _sizes(self) -> Sizes:
+        return Sizes(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bias,
+            bool(self.bidirectional),  # RNNBase takes any truth value
+            self.proj_size,
+        )
+
+    # What nn.LSTM has beside forward, for subclasses and callers that use it.
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        cells, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return cells, batch, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: State, batch_sizes: Tensor | None
+    ) -> None:
+        self.check_input(input, batch_sizes)
+        self._check_sizes(hidden, self.get_expected_hidden_size(input, batch_sizes)[1])
+
+    def _check_sizes(self, hidden: State, batch: int) -> None:
+        sizes = self._sizes()
+        for i, width in enumerate((sizes.out_size, sizes.hidden_size)):
+            self.check_hidden_size(
+                hidden[i], (sizes.cells, batch, width), f"Expected hidden[{i}] size {{}}, got {{}}"
+            )
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: State, permutation: Tensor | None
+    ) -> State:
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+class LSTMCell(RNNCellBase):
+    r"""A drop-in replacement for :class:`torch.nn.LSTMCell`: one step of one layer.
+
+    Args:
+        input_size: number of features of the input, I.
+        hidden_size: number of units, H.
+        bias: whether the cell has biases.
+        device, dtype: of the parameters.
+
+    Inputs: ``input, hx``
+        * **input**: ``(B, I)`` or ``(I,)`` of the parameters' dtype, or int64/int32 indices of
+          shape ``(B,)`` or ``()`` that mean one-hot rows of width I.
+        * **hx**: ``(h, c)``, each ``(B, H)``, or ``(H,)`` where input has no batch. Default: zeros.
+
+    Outputs: the new ``(h, c)``.
+
+    Raises (forward):
+        ValueError: an input or state of the wrong number of dimensions.
+        RuntimeError: wrong sizes, dtypes or devices.
+        IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        return functional.lstm_cell(
+            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )

@@ -1,0 +1,71 @@
+"""What several test files share: a module of torch's beside ours, and how to compare them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fastlstm
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def twins():
+    """Make ``(theirs, ours)``: an ``nn.LSTM`` and a ``fastlstm.LSTM`` of equal weights."""
+
+    def make(*sizes, **options):
+        theirs = nn.LSTM(*sizes, **options)
+        ours = fastlstm.LSTM(*sizes, **options)
+        ours.load_state_dict(theirs.state_dict())
+        return theirs, ours
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def outcome():
+    """Run a module forward and backward: every output and gradient by name."""
+
+    def run(module, input, hx=None):
+        """Gradients arrive at all three outputs; input and hx are copied and become leaves."""
+        input, hx = copy.deepcopy((input, hx))
+        data = input.data if isinstance(input, PackedSequence) else input
+        leaves = {"input": data} if data.is_floating_point() else {}
+        if hx is not None:
+            leaves |= {"h_0": hx[0], "c_0": hx[1]}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        leaves |= dict(module.named_parameters())
+        output, (h_n, c_n) = module(input, hx)
+        y = output.data if isinstance(output, PackedSequence) else output
+        results = {"output": y, "h_n": h_n, "c_n": c_n}
+        generator = torch.Generator().manual_seed(1)
+        arriving = [torch.randn(x.shape, generator=generator).to(x) for x in results.values()]
+        grads = torch.autograd.grad(list(results.values()), list(leaves.values()), arriving)
+        for name, grad in zip(leaves, grads, strict=True):
+            results[f"grad {name}"] = grad
+        return {name: x.detach() for name, x in results.items()}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """Compare two outcomes: same names, shapes and dtypes, values close beside the largest."""
+
+    def check(actual, expected, tolerance):
+        assert actual.keys() == expected.keys()
+        for name, a in actual.items():
+            b = expected[name]
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+            if b.numel():
+                bound = tolerance * max(b.abs().max().item(), 1e-3)
+                assert (a - b).abs().max().item() <= bound, name
+
+    return check

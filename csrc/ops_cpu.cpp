@@ -109,6 +109,8 @@ struct Inputs {
     p.stride_t = packed ? 0 : input.stride(0);
     p.stride_b = input.stride(packed ? 0 : 1);
     p.input = input.const_data_ptr();
+    if (p.batch_sizes) check_batch_sizes();
+    if (!dense) check_indices();
     p.hidden_size = options.hidden_size;
     p.out_size = options.proj_size > 0 ? options.proj_size : options.hidden_size;
     p.projected = options.proj_size > 0;
@@ -132,6 +134,32 @@ struct Inputs {
       cells.push_back(c);
     }
     p.weights = cells.data();
+  }
+
+  void check_batch_sizes() const {
+    const Problem& p = problem;
+    int64_t rows = 0;
+    for (int64_t t = 0; t < p.steps; ++t) {
+      rows += p.batch_sizes[t];
+      STD_TORCH_CHECK(p.batch_sizes[t] > 0 && (t == 0 || p.batch_sizes[t] <= p.batch_sizes[t - 1]),
+                      "fastlstm: batch_sizes must be positive and must not increase");
+    }
+    STD_TORCH_CHECK(rows == p.rows, "fastlstm: batch_sizes add up to ", rows, ", input has ",
+                    p.rows, " rows");
+  }
+
+  // Compiled code comes here without the checks in Python.
+  void check_indices() const {
+    const Problem& p = problem;
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const int64_t at = p.batch_sizes ? row * p.stride_b
+                                       : row / p.batch * p.stride_t + row % p.batch * p.stride_b;
+      const int64_t x = p.input_kind == InputKind::index64
+                            ? static_cast<const int64_t*>(p.input)[at]
+                            : int64_t(static_cast<const int32_t*>(p.input)[at]);
+      STD_TORCH_CHECK(x >= 0 && x < p.input_size, "fastlstm: index ", x, " at row ", row,
+                      " is outside 0 .. ", p.input_size - 1);
+    }
   }
 
   Tensor input;

@@ -255,7 +255,7 @@ def train(argv: Sequence[str] | None = None) -> None:
                 names += [f"epoch-{progress['epoch']}"]
             save(*names)
             if evaluated:
-                run.plot()
+                run.plot(at_least_after=10.0)
             if config.sample_every and (progress["step"] % config.sample_every == 0 or ended):
                 bar.write("-" * 72)
                 bar.write(sample_text(model, meta["vocabulary"], 400, config.seed))
@@ -266,10 +266,12 @@ def train(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         bar.close()
         save("latest")
+        run.plot()
         print(f"\nsaved at step {progress['step']}; go on with: {quoted}")
         raise SystemExit(130) from None
     bar.close()
     save("latest")
+    run.plot()
     if "test" in streams:
         test = evaluate(model, streams["test"], device)
         print(f"test: {test:.4f} nats, {test / math.log(2):.4f} bits a character")

@@ -193,8 +193,10 @@ def test_gradgradcheck(name):
     assert torch.autograd.gradgradcheck(as_function(x), x.leaves())
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "grad"),
+    [*((name, False) for name in SMALL), ("two layers both directions", True), ("index", True)],
+)
 def test_opcheck(name, grad):
     x = make(SMALL[name])
     if not grad:
@@ -238,5 +240,13 @@ def test_direct_call_refuses_what_it_cannot_read():
         torch.ops.fastlstm.forward(
             x.input.detach(), None, None, weights[:3], None, None, *options, False
         )
+    with pytest.raises(RuntimeError, match="index 5 at row 2 is outside 0 .. 4"):
+        bad = torch.tensor([[0, 4], [5, 1]])
+        torch.ops.fastlstm.forward(bad, None, None, weights, None, None, *options, False)
+    for sizes in ([2, 1], [2, 3], [5, 0]):
+        with pytest.raises(RuntimeError, match="batch_sizes"):
+            torch.ops.fastlstm.forward(
+                torch.randn(5, 5), None, None, weights, torch.tensor(sizes), None, *options, False
+            )
     with pytest.raises(RuntimeError, match="save=False"):
         torch.ops.fastlstm.forward(x.input, None, None, x.weights, None, None, *options, False)

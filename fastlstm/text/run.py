@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics: list[dict[str, Any]] = []
+        self.plotted = -math.inf
 
     def start(self, config: Config, sha256: str) -> None:
         if (self.folder / "config.json").exists():
@@ -147,8 +149,10 @@ class Run:
         names = sorted(key for key in training if key.startswith("state."))
         return as_state([training[key].to(device) for key in names]), meta
 
-    def plot(self) -> None:
-        """loss.png: training and validation loss over steps."""
+    def plot(self, at_least_after: float = 0.0) -> None:
+        """loss.png: training and validation loss over steps; not if drawn so many seconds ago."""
+        if time.monotonic() - self.plotted < at_least_after:
+            return
         import matplotlib
 
         matplotlib.use("Agg")
@@ -169,3 +173,4 @@ class Run:
         temporary = self.folder / "loss.tmp.png"
         figure.savefig(temporary, dpi=120)
         temporary.replace(self.folder / "loss.png")
+        self.plotted = time.monotonic()

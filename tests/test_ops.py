@@ -240,8 +240,8 @@ def test_direct_call_refuses_what_it_cannot_read():
         torch.ops.fastlstm.forward(
             x.input.detach(), None, None, weights[:3], None, None, *options, False
         )
-    with pytest.raises(RuntimeError, match="index 5 at row 2 is outside 0 .. 4"):
-        bad = torch.tensor([[0, 4], [5, 1]])
+    bad = torch.tensor([[0, 4], [5, 1]])
+    with pytest.raises(RuntimeError, match="index 5 at row 2 is outside"):
         torch.ops.fastlstm.forward(bad, None, None, weights, None, None, *options, False)
     for sizes in ([2, 1], [2, 3], [5, 0]):
         with pytest.raises(RuntimeError, match="batch_sizes"):

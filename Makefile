@@ -47,6 +47,6 @@ $(VENV)/.text: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
 	$(BIN)/pip install --quiet ".[text]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.text
+$(VENV)/.test: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
 	$(BIN)/pip install --quiet ".[text,test]"
 	touch $@

@@ -286,6 +286,8 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
+    if hasattr(sys.stdout, "reconfigure"):  # a log file should show how far the run is
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         train(argv)
     except UserError as error:

@@ -1,28 +1,49 @@
 """The sampler: reproducible, and faithful to what it was asked."""
 
+import io
+import math
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
 
 from fastlstm.sample import main
-from fastlstm.text.sampling import filtered
+from fastlstm.text import sampling
+from fastlstm.text.run import load_model
 from fastlstm.train import main as train
+
+LINE = "the cat sat on the mat; é à\n"
+
+
+def train_on(folder, text, *arguments):
+    (folder / "text").write_text(text, encoding="utf-8")
+    train(["--data", str(folder / "text"), "--out", str(folder / "run"), "--hidden-size", "32",
+           "--batch-size", "8", "--seq-length", "16", "--lr", "1e-2", "--sample-every", "0",
+           "--device", "cpu", *arguments])  # fmt: skip
+    return folder / "run"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Models this small gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample")
-    text = folder / "text"
-    text.write_text("the cat sat on the mat; é à\n" * 400)
-    train(["--data", str(text), "--out", str(folder / "run"), "--hidden-size", "32",
-           "--batch-size", "8", "--seq-length", "16", "--epochs", "4", "--lr", "1e-2",
-           "--sample-every", "0", "--device", "cpu"])  # fmt: skip
-    return folder / "run"
+    return train_on(tmp_path_factory.mktemp("sample"), LINE * 400, "--epochs", "4")
 
 
 def sampled(capsys, *arguments):
@@ -31,63 +52,158 @@ def sampled(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_primer_then_text_that_has_learned(run, capsys):
+def test_the_primer_then_text_that_has_learned(run, capsys):
     out = sampled(capsys, run, "-n", 60, "-p", "the c", "-t", 0)
-    assert out.startswith("the cat sat on the mat; é à\nthe cat")
+    assert out.startswith(f"the c{LINE[5:]}the cat")
+    assert len(out.encode()) == 5 + 60 + 1  # the primer, what was asked for, a newline
 
 
-def test_same_seed_same_text(run, capsys):
+def test_the_same_seed_gives_the_same_text(run, capsys):
     one, again, other = (sampled(capsys, run, "-n", 80, "-t", 2, "--seed", s) for s in (1, 1, 2))
     assert one == again != other
 
 
-def test_stop_string_ends_the_text_before_it(run, capsys):
-    assert (
-        sampled(capsys, run, "-n", 200, "-p", "the c", "-t", 0, "--stop", " on") == "the cat sat\n"
+def test_a_stop_string_ends_the_text_before_it(run, capsys):
+    arguments = (run, "-n", 205, "-p", "the c", "-t", 0)
+    assert sampled(capsys, *arguments, "--stop", " on") == "the cat sat\n"
+    assert sampled(capsys, *arguments, "--stop", "; é") == "the cat sat on the mat\n"
+    assert len(sampled(capsys, *arguments, "--stop", "never").encode()) == 7 * 30 + 1
+
+
+def test_a_batch_prints_each_sample(run, capsys):
+    out = sampled(capsys, run, "-n", 60, "--batch", 3, "-p", "the c", "-t", 2)
+    parts = out.split("--- ")
+    assert [part[:5] for part in parts] == ["", "1 ---", "2 ---", "3 ---"]
+    texts = [part[6:] for part in parts[1:]]
+    assert all(text.startswith("the c") for text in texts)
+    assert len(set(texts)) == 3
+
+
+def test_small_changes_of_the_weights_and_other_checkpoints(run, capsys):
+    assert "cat" in sampled(capsys, run, "-t", 0, "-n", 40, "--weights", "bf16")
+    early = sampled(capsys, run, "-n", 40, "-t", 0, "--checkpoint", "epoch-1")
+    assert early == sampled(capsys, run, "-n", 40, "-t", 0, "--checkpoint", "epoch-1")
+
+
+def test_top_k_1_is_greedy_at_any_temperature(run, capsys):
+    greedy = sampled(capsys, run, "-n", 80, "-t", 0)
+    assert sampled(capsys, run, "-n", 80, "-t", 9, "--top-k", 1) == greedy
+    assert sampled(capsys, run, "-n", 80, "-t", 9, "--top-p", 1e-9) == greedy
+    assert sampled(capsys, run, "-n", 80, "-t", 1e-300) == greedy
+
+
+def test_a_score_is_the_mean_loss_of_every_character_but_the_first(run, tmp_path, capsys):
+    path = tmp_path / "scored"
+    text = (LINE * 12).encode()[:300] + b"tttt;;;;mmmm"
+    path.write_bytes(text)
+    found = sampled(capsys, run, "--score", path)
+    net, vocabulary, _ = load_model(run, "best")
+    x = torch.tensor([vocabulary.index(b) for b in text])[:, None]
+    with torch.no_grad():
+        p = net(x[:-1])[0].double().log_softmax(-1)
+    nats = -p.gather(-1, x[1:, :, None]).mean().item()
+    assert found == (
+        f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
+        f"perplexity {math.exp(nats):.3f}\n"
     )
 
 
-def test_batch_prints_each_sample(run, capsys):
-    out = sampled(capsys, run, "-n", 10, "--batch", 3)
-    assert [f"--- {j} ---" in out for j in (1, 2, 3, 4)] == [True, True, True, False]
+def test_known_text_scores_better(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "known").write_text(LINE * 9)
+    known = float(sampled(capsys, run, "--score", tmp_path / "known").split()[0])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ttt;;;nnn mmm" * 9)))
+    odd = float(sampled(capsys, run, "--score", "-").split()[0])
+    assert known < 0.5 < 2 < odd
 
 
-def test_bf16_weights_and_named_checkpoints(run, capsys):
-    assert "cat" in sampled(capsys, run, "-t", 0, "-n", 40, "--weights", "bf16")
-    assert sampled(capsys, run, "-n", 20, "--checkpoint", "epoch-1")
+def test_text_without_a_newline_needs_no_primer(tmp_path, capsys):
+    run = train_on(tmp_path, "never a line ends here. " * 20, "--steps", "2")
+    assert len(sampled(capsys, run, "-n", 10, "-t", 1)) == 11
 
 
-def test_score_of_known_text_is_low(run, tmp_path, capsys):
-    for name, content in (
-        ("known", "the cat sat on the mat; é à\n" * 9),
-        ("odd", "ttt;;;nnn mmm" * 9),
-    ):
-        (tmp_path / name).write_text(content)
-    nats = {
-        name: float(sampled(capsys, run, "--score", tmp_path / name).split()[0])
-        for name in ("known", "odd")
-    }
-    assert nats["known"] < 0.8 < 2 < nats["odd"]
+def test_a_run_killed_while_it_replaced_its_checkpoint_still_samples(run, tmp_path, capsys):
+    expected = sampled(capsys, run, "-n", 20, "--checkpoint", "latest")
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoints" / "latest").rename(copy / "checkpoints" / ".latest.old")
+    assert sampled(capsys, copy, "-n", 20, "--checkpoint", "latest") == expected
 
 
-def test_filters():
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = {k: filtered(logits, k, None).isfinite().sum().item() for k in (1, 2, 9)}
-    assert kept == {1: 1, 2: 2, 9: 4}
-    kept = {p: filtered(logits, None, p).isfinite().sum().item() for p in (0.01, 0.5, 0.79, 0.9, 1)}
-    assert kept == {0.01: 1, 0.5: 1, 0.79: 2, 0.9: 3, 1: 4}
+def test_only_the_weights_and_their_description_are_needed(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoints" / "best" / "training.safetensors").unlink()
+    assert sampled(capsys, copy, "-n", 20) == sampled(capsys, run, "-n", 20)
+
+
+@given(
+    logits=st.lists(st.integers(-3, 3), min_size=1, max_size=8),
+    k=st.none() | st.integers(1, 9),
+    p=st.none() | st.floats(1e-6, 1),
+)
+def test_filters_keep_the_likeliest(logits, k, p):
+    x = torch.tensor([logits], dtype=torch.float32)
+    kept = sampling.filtered(x, k, p)[0].isfinite()
+    count = int(kept.sum())
+    assert count >= 1
+    if not kept.all():
+        assert x[0][kept].min() >= x[0][~kept].max()
+    if k is not None:
+        assert count <= k
+    if p is None:
+        assert count == min(k or len(logits), len(logits))
+    elif k is None:
+        probability = x[0].double().softmax(-1)
+        assert probability[kept].sum() >= p - 1e-6  # enough
+        assert probability[kept].sum() - probability[kept].min() <= p + 1e-6  # and no more
+
+
+def test_draws_follow_the_distribution():
+    """Frequencies of the first character, over a wide batch, against softmax(logits / T)."""
+    torch.manual_seed(0)
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x, hx=None):
+            return torch.tensor([0.0, 1.0, 2.0]).expand(*x.shape, 3), hx
+
+    prime = torch.zeros(1, 40_000, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(1)
+    (tokens,) = sampling.draw(Fixed(), prime, 1, temperature=0.7, generator=generator)
+    found = torch.bincount(tokens, minlength=3) / len(tokens)
+    expected = (torch.tensor([0.0, 1.0, 2.0]) / 0.7).softmax(-1)
+    assert torch.allclose(found, expected, atol=0.01)
+
+
+@given(text=st.text(max_size=30), stop=st.none() | st.text(min_size=1, max_size=3))
+def test_bytes_become_the_same_text_however_they_come(text, stop):
+    data = text.encode("utf-8", errors="replace")
+    decoder = sampling.Decoder(stop)
+    out = "".join(decoder.feed(data[j : j + 1]) for j in range(len(data)))
+    out += decoder.feed(b"", final=True)
+    whole = data.decode()
+    assert out == (whole.split(stop)[0] if stop else whole)
+
+
+def test_bytes_that_are_no_text_are_shown_as_such():
+    decoder = sampling.Decoder()
+    assert decoder.feed(b"a\xff\xc3") + decoder.feed(b"", final=True) == "a\ufffd\ufffd"
 
 
 MISTAKES = {
     "no run": (["nowhere"], "nowhere is no run"),
+    "no arguments": ([], "RUN"),
     "length": (["RUN", "-n", "0"], "-n: expected at least 1"),
+    "no number": (["RUN", "-n", "x"], "invalid int value: 'x'"),
     "temperature": (["RUN", "-t", "-1"], "-t: expected"),
-    "top-p": (["RUN", "--top-p", "0"], "--top-p"),
-    "top-k": (["RUN", "--top-k", "0"], "--top-k"),
-    "unseen": (["RUN", "-p", "Z"], "never seen b'Z'"),
-    "checkpoint": (["RUN", "--checkpoint", "epoch-99"], "expected one of best, epoch-1"),
+    "nan": (["RUN", "-t", "nan"], "-t: expected"),
+    "top-p": (["RUN", "--top-p", "0"], "--top-p: expected"),
+    "top-k": (["RUN", "--top-k", "0"], "--top-k: expected at least 1"),
+    "seed": (["RUN", "--seed", "-1"], "--seed: expected"),
+    "stop": (["RUN", "--stop", ""], "--stop: expected"),
+    "unseen": (["RUN", "-p", "the Z"], "never seen b'Z', byte 4 of"),
+    "checkpoint": (["RUN", "--checkpoint", "epoch-99"], "it has best, latest, epoch-1"),
+    "path": (["RUN", "--checkpoint", "../checkpoints/best"], "has no checkpoint"),
     "int8": (["RUN", "--weights", "int8"], "not available yet"),
     "score": (["RUN", "--score", "nowhere"], "cannot read nowhere"),
+    "short score": (["RUN", "--score", os.devnull], "less than two characters"),
 }
 
 
@@ -98,15 +214,18 @@ def test_mistakes_are_one_line_and_status_2(run, name, capsys):
     with pytest.raises(SystemExit) as error:
         main([str(run) if a == "RUN" else a for a in arguments])
     assert error.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    assert message in printed
+    printed, line = capsys.readouterr()
+    assert line.count("\n") == 1
+    assert message in line
+    assert printed == ""
 
 
-def test_closed_pipe_is_no_traceback(run):
-    reader = subprocess.run(
-        f"{sys.executable} -m fastlstm.sample {run} -n 20000 | head -c 20",
-        shell=True, capture_output=True, cwd=Path(__file__).parents[1],
+def test_text_streams_and_a_closed_pipe_is_no_traceback(run):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastlstm.sample", run, "-n", "10000000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1],
     )  # fmt: skip
-    assert len(reader.stdout) == 20
-    assert b"Traceback" not in reader.stderr
+    assert len(process.stdout.read(20)) == 20  # long before it would have drawn them all
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0

@@ -1,15 +1,18 @@
-"""Checkpoints as safetensors and JSON: nothing in them can execute code, none is ever half there.
+"""Checkpoints as safetensors and JSON: nothing in them can run code, and none is ever half there.
 
-A checkpoint is a folder: ``model.safetensors``, ``training.safetensors`` (optimizer, generator
-and carried state) and ``meta.json``. It is written under another name and renamed; the one that it
-replaces is moved aside first and found again by :func:`load` if the run is killed in between.
+A checkpoint is a folder of ``model.safetensors``, ``training.safetensors`` (optimizer, random
+generators, carried state) and ``meta.json``. A new one is written in full beside the old one, and
+the two then change places. Linux does that in one step; elsewhere the old one is renamed aside
+first, and :func:`existing` finds it there if the process is killed in between.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,14 @@ from torch import Tensor
 
 from . import UserError
 
+META = {"format": int, "step": int, "position": int, "epoch": int, "vocabulary": list,
+        "unit": str, "model": dict}  # fmt: skip
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -34,48 +40,82 @@ def write_text(path: Path, text: str) -> None:
 def save(
     folder: Path, model: dict[str, Tensor], training: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
-    """Write a checkpoint so that at any moment a whole one exists."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({k: v.detach().contiguous() for k, v in model.items()}, fresh / "model.safetensors")
-    save_file(training, fresh / "training.safetensors")
-    write_text(fresh / "meta.json", json.dumps(meta, indent=2) + "\n")
-    for name in ("model.safetensors", "training.safetensors"):
-        with open(fresh / name, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
+    """Write a checkpoint, or replace one, so that at any moment a whole one exists.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; an older checkpoint is kept.
+    """
+    fresh, old = _beside(folder, "new"), _beside(folder, "old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, tensors in (("model", model), ("training", training)):
+            found = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(found, fresh / f"{name}.safetensors")
+            _sync(fresh / f"{name}.safetensors")
+        write_text(fresh / "meta.json", json.dumps(meta, indent=2) + "\n")
+        _sync(fresh)
+        if not folder.exists():
+            os.rename(fresh, folder)
+        elif _exchange(fresh, folder):
+            shutil.rmtree(fresh, ignore_errors=True)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+            os.rename(fresh, folder)
+        _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write the checkpoint {folder}: {reason}") from error
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Read ``model``, ``training`` and ``meta`` back.
+def existing(folder: Path) -> Path | None:
+    """Where the checkpoint of that name is now, or None."""
+    return next((path for path in (folder, _beside(folder, "old")) if path.is_dir()), None)
+
+
+def names(checkpoints: Path) -> list[str]:
+    """The checkpoints in a run's folder of them, sorted; epochs in their order."""
+    found = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    whole = {name.removeprefix(".").removesuffix(".old") for name in found if ".new" not in name}
+    whole = {name for name in whole if existing(checkpoints / name)}
+    return sorted(whole, key=lambda name: (len(name) if name.startswith("epoch-") else 0, name))
+
+
+def load_meta(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the checkpoint is, and its ``meta.json``, with the types of what it must hold checked.
 
     Raises:
         UserError: there is none, or it is damaged or foreign.
     """
-    if not folder.exists():
-        old = folder.with_name(folder.name + ".old")  # killed between two renames
-        if not old.exists():
-            raise UserError(f"there is no checkpoint {folder}")
-        folder = old
+    found = existing(folder)
+    if found is None:
+        raise UserError(f"there is no checkpoint {folder}")
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        model = load_file(folder / "model.safetensors")
-        training = load_file(folder / "training.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the checkpoint {folder} is damaged or not one of ours: {first}"
-        ) from error
-    wanted = {"format": int, "step": int, "vocabulary": list, "model": dict, "position": int}
-    for name, kind in wanted.items():
-        if not isinstance(meta, dict) or not isinstance(meta.get(name), kind):
+        meta = json.loads((found / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"the checkpoint {folder} is damaged: meta.json: {error}") from error
+    for name, kind in META.items():
+        value = meta.get(name) if isinstance(meta, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"the checkpoint {folder} is not one of ours: meta.json lacks {name!r}")
-    return model, training, meta
+    if meta["format"] != 1:
+        raise UserError(f"the checkpoint {folder} was written by a newer fastlstm")
+    return found, meta
+
+
+def load_tensors(found: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of ``model.safetensors`` or ``training.safetensors``, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged or no safetensors file.
+    """
+    try:
+        return load_file(found / f"{name}.safetensors")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the checkpoint {found} is damaged: {name}.safetensors: {error}") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -83,17 +123,63 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     found = {}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            found[f"optimizer.{number}.{key}"] = torch.as_tensor(value).contiguous()
+            found[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
     return found
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Load what :func:`optimizer_tensors` gave."""
+    """Load what :func:`optimizer_tensors` gave.
+
+    Raises:
+        ValueError: the tensors belong to another model or optimizer.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            state.setdefault(int(number), {})[key] = value
+            _, place, key = name.split(".", 2)
+            state.setdefault(int(place), {})[key] = value.clone()  # not the mapped file
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    wanted = {"step", *_MOMENTS[type(optimizer)]}
+    if state and set(state) != set(range(len(parameters))):
+        raise ValueError("it holds the optimizer of another model")
+    for number, values in state.items():
+        if set(values) != wanted:
+            raise ValueError("it holds another kind of optimizer")
+        for key, value in values.items():
+            shape = [] if key == "step" else list(parameters[number].shape)
+            if list(value.shape) != shape or value.dtype != torch.float32:
+                raise ValueError(f"its optimizer.{number}.{key} has the wrong shape or dtype")
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+_MOMENTS: dict[type, tuple[str, ...]] = {
+    torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.RMSprop: ("square_avg",),
+}
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before what comes next."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system does it for folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two folders change places in one step, where the system can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(a), here, os.fsencode(b), both) == 0

@@ -9,17 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import LSTM
+from . import UserError
 
-CELLS = ("lstm", "torch-lstm", "gru", "rnn")
+# fastlstm.LSTM takes the indices as they are; the others are torch's, on one-hot vectors.
+CELLS = {"lstm": LSTM, "torch-lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+ARCHITECTURE = ("cell", "hidden_size", "num_layers", "dropout")
 
 
 class CharModel(nn.Module):
     """Predicts the next character, as char-rnn does.
 
     Args:
-        vocabulary: number of different characters, the width of input and output.
-        cell: ``lstm`` for ``fastlstm.LSTM``, which takes the indices as they are; the others are
-            torch's own modules on one-hot vectors.
+        vocabulary: number of different characters, the width V of input and output.
+        cell: one of :data:`CELLS`.
+        hidden_size, num_layers: of the recurrent stack.
         dropout: after every layer, the last included.
     """
 
@@ -28,7 +31,7 @@ class CharModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vocabulary, self.one_hot = vocabulary, cell != "lstm"
-        kind: Any = {"lstm": LSTM, "torch-lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[cell]
+        kind: Any = CELLS[cell]
         between = dropout if num_layers > 1 else 0.0
         self.rnn = kind(vocabulary, hidden_size, num_layers, dropout=between)
         self.dropout = nn.Dropout(dropout)
@@ -38,9 +41,77 @@ class CharModel(nn.Module):
         """int64 ``(T, B)`` to logits ``(T, B, V)``, and the state after the last step."""
         x = indices
         if self.one_hot:
-            x = F.one_hot(indices, self.vocabulary).to(self.decoder.weight.dtype)
+            dtype, device = self.decoder.weight.dtype, indices.device.type
+            if torch.is_autocast_enabled(device):  # torch's own LSTM does not cast on a CPU
+                dtype = torch.get_autocast_dtype(device)
+            x = F.one_hot(indices, self.vocabulary).to(dtype)
         output, hx = self.rnn(x, hx)
         return self.decoder(self.dropout(output)), hx
+
+
+def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharModel:
+    """The model in eval mode that a checkpoint's ``meta`` describes, with its ``tensors``.
+
+    Raises:
+        UserError: they do not describe a model of ours, or do not fit each other.
+    """
+    found = meta["model"]
+    types = (str, int, int, float)
+    values = [found.get(key) for key in ARCHITECTURE]
+    vocabulary = meta["vocabulary"]
+    if (
+        any(type(value) is not kind for value, kind in zip(values, types, strict=True))
+        or not (found["cell"] in CELLS and found["hidden_size"] >= 1 and 0 <= found["dropout"] < 1)
+        or not 1 <= found["num_layers"] <= len(tensors)  # before a loop over as many
+        or not all(type(v) is int and 0 <= v < 256 for v in vocabulary)
+        or not vocabulary
+        or sorted(set(vocabulary)) != vocabulary
+    ):
+        raise UserError(f"the checkpoint {name} describes no model of ours")
+    try:
+        with torch.device("meta"):  # no memory yet, whatever sizes it claims
+            model = CharModel(len(vocabulary), *values)
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint {name} describes too large a model") from error
+    load(model, tensors, name)
+    return model.eval()
+
+
+def load(model: CharModel, tensors: dict[str, Tensor], name: Any) -> None:
+    """Give a model its weights.
+
+    Raises:
+        UserError: names, shapes or dtypes are not the model's, or a weight is no finite number.
+    """
+    wanted = {key: (value.shape, torch.float32) for key, value in model.state_dict().items()}
+    if {key: (value.shape, value.dtype) for key, value in tensors.items()} != wanted:
+        raise UserError(f"the checkpoint {name} does not fit the model that its run describes")
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise UserError(f"the checkpoint {name} holds weights that are no finite numbers")
+    device = model.decoder.weight.device
+    own = {k: v.clone() if device.type == "meta" else v for k, v in tensors.items()}
+    model.load_state_dict(own, assign=device.type == "meta")
+
+
+def adopt(
+    model: CharModel, vocabulary: list[int], other: CharModel, other_vocabulary: list[int]
+) -> None:
+    """Copy another model's weights; a character that it never saw keeps its fresh ones.
+
+    The two have the same architecture but for the vocabularies (byte values, ascending).
+    """
+    shared = sorted(set(vocabulary) & set(other_vocabulary))
+    mine = torch.tensor([vocabulary.index(v) for v in shared], dtype=torch.int64)
+    theirs = torch.tensor([other_vocabulary.index(v) for v in shared], dtype=torch.int64)
+    source = other.state_dict()
+    with torch.no_grad():
+        for name, target in model.state_dict().items():  # the tensors are the model's own
+            if name == "rnn.weight_ih_l0":
+                target[:, mine] = source[name][:, theirs].to(target)
+            elif name.startswith("decoder."):
+                target[mine] = source[name][theirs].to(target)
+            else:
+                target.copy_(source[name])
 
 
 def states(hx: Any) -> list[Tensor]:
@@ -54,23 +125,28 @@ def as_state(tensors: list[Tensor]) -> Any:
 
 
 def detached(hx: Any) -> Any:
+    """The same state, through which no gradient flows back."""
     return as_state([x.detach() for x in states(hx)])
 
 
 def loss_nats(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a character."""
+    """Mean cross-entropy in nats a character of logits ``(T, B, V)`` and int64 ``(T, B)``."""
     return F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
 
 
 @torch.no_grad()
 def evaluate(model: CharModel, streams: Any, device: torch.device) -> float:
-    """Mean loss in nats over a split, with the split's own carried state; training mode is kept."""
+    """Mean loss in nats over a split, with a carried state of its own.
+
+    Training mode is kept and no random number is drawn, so that training goes on as if not asked.
+    """
     training = model.training
     model.eval()
-    total, hx = 0.0, None
+    total, count, hx = 0.0, 0, None
     for j in range(streams.windows):
         x, y = streams.window(j)
         logits, hx = model(x.to(device), hx)
-        total += loss_nats(logits, y.to(device)).item()
+        total += loss_nats(logits, y.to(device)).item() * y.numel()
+        count += y.numel()
     model.train(training)
-    return total / streams.windows
+    return total / count

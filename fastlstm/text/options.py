@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import UserError
+from .cli import Parser
 from .model import CELLS
 
 
 @dataclass
 class Config:
-    """One training run; ``config.json`` holds it."""
+    """One training run; ``config.json`` in its folder holds it."""
 
     data: list[str] = field(default_factory=lambda: ["stdlib"])
+    unit: str = "byte"
+    val_fraction: float = 0.05
+    test_fraction: float = 0.0
     cell: str = "lstm"
     hidden_size: int = 256
     num_layers: int = 2
@@ -26,171 +31,311 @@ class Config:
     batch_size: int = 32
     seq_length: int = 64
     optimizer: str = "adam"
-    lr: float = 4e-3
-    lr_schedule: str = "cosine"
-    warmup: int = 50
+    lr: float = 2e-3
+    lr_schedule: str = "constant"
+    warmup: int = 0
     clip_norm: float = 5.0
-    epochs: int = 0
-    steps: int = 1500
+    steps: int | None = None
+    epochs: int | None = None
     patience: int = 0
-    val_fraction: float = 0.05
-    test_fraction: float = 0.0
     eval_every: int = 500
     sample_every: int = 500
     precision: str = "fp32"
     device: str = "auto"
     seed: int = 0
-    unit: str = "byte"
 
 
-KARPATHY = {
-    "hidden_size": 512, "num_layers": 2, "dropout": 0.5, "batch_size": 100, "seq_length": 100,
-    "optimizer": "adam", "lr": 2e-3, "lr_schedule": "constant", "warmup": 0, "clip_norm": 5.0,
+@dataclass
+class Option:
+    """What is to know about an option beside its type and default.
+
+    Attributes:
+        least, below, above: bounds of a number; the latter two are excluded themselves.
+        fixed: a resumed run may not change it, for it would no longer be the same run.
+    """
+
+    group: str
+    metavar: str | None
+    help: str
+    choices: tuple[str, ...] | None = None
+    least: float | None = None
+    below: float | None = None
+    above: float | None = None
+    fixed: bool = False
+
+
+OPTIONS = {
+    "data": Option(
+        "text", "SPEC", "files, folders, globs, URLs, - for standard input, or a name: stdlib "
+        "(Python's own standard library), shakespeare",
+    ),
+    "unit": Option("text", None, "what a character is", ("byte", "char"), fixed=True),
+    "val_fraction": Option(
+        "text", "X", "held-out tail of the text, to validate on", least=0, below=1, fixed=True
+    ),
+    "test_fraction": Option(
+        "text", "X", "tail behind that, scored once at the end", least=0, below=1, fixed=True
+    ),
+    "cell": Option(
+        "model", None, "lstm is fastlstm.LSTM, the others are torch's own", tuple(CELLS), fixed=True
+    ),
+    "hidden_size": Option("model", "H", "units of a layer", least=1, fixed=True),
+    "num_layers": Option("model", "L", "layers", least=1, fixed=True),
+    "dropout": Option(
+        "model", "P", "probability of dropping an element after every layer",
+        least=0, below=1, fixed=True,
+    ),
+    "batch_size": Option(
+        "training", "B", "parallel streams of text; the default shrinks to fit a short text",
+        least=1, fixed=True,
+    ),
+    "seq_length": Option(
+        "training", "T", "characters that gradients flow back through", least=1, fixed=True
+    ),
+    "optimizer": Option("training", None, "", ("adam", "adamw", "rmsprop"), fixed=True),
+    "lr": Option("training", "X", "learning rate", above=0),
+    "lr_schedule": Option(
+        "training", None, "cosine falls to a hundredth at the end of the run; step falls by 3 "
+        "percent an epoch after ten, as in char-rnn", ("constant", "cosine", "step"),
+    ),
+    "warmup": Option("training", "N", "steps over which the rate rises", least=0),
+    "clip_norm": Option("training", "X", "largest norm of the gradient, 0: no limit", least=0),
+    "steps": Option("length", "N", "stop after N steps", least=1),
+    "epochs": Option("length", "N", "stop after N passes over the text", least=1),
+    "patience": Option(
+        "length", "N", "stop after N evaluations without a better validation loss, 0: never",
+        least=0,
+    ),
+    "eval_every": Option(
+        "length", "N", "steps between evaluations, each with a checkpoint", least=1
+    ),
+    "sample_every": Option("length", "N", "steps between printed samples, 0: none", least=0),
+    "precision": Option(
+        "machine", None, "tf32 and fp16 need a GPU; bf16 and fp16 keep float32 weights",
+        ("fp32", "tf32", "bf16", "fp16"), fixed=True,
+    ),
+    "device": Option("machine", "D", "auto, cpu, cuda, cuda:1, ..."),
+    "seed": Option("machine", "N", "of weights, dropout and samples", least=0, fixed=True),
 }  # fmt: skip
 
-CHOICES = {
-    "cell": CELLS,
-    "optimizer": ("adam", "adamw", "rmsprop"),
-    "lr_schedule": ("constant", "cosine", "step"),
-    "precision": ("fp32", "tf32", "bf16", "fp16"),
-    "unit": ("byte", "char"),
-}
-# What a resumed run may not change, for it would no longer be the same run.
-FIXED = (
-    "data", "cell", "hidden_size", "num_layers", "dropout", "batch_size", "seq_length",
-    "optimizer", "val_fraction", "test_fraction", "precision", "seed", "unit",
-)  # fmt: skip
+# Where neither --steps nor --epochs is given: on a CPU, three minutes on two cores.
+QUICK: dict[str, Any] = {"steps": 1500, "lr": 4e-3, "lr_schedule": "cosine", "warmup": 50}
+# The char-rnn of "The Unreasonable Effectiveness of Recurrent Neural Networks"; also a GPU's.
+KARPATHY: dict[str, Any] = {
+    "hidden_size": 512, "num_layers": 2, "dropout": 0.5, "batch_size": 100, "seq_length": 100,
+    "lr": 2e-3, "lr_schedule": "step", "clip_norm": 5.0, "epochs": 50,
+}  # fmt: skip
 
-HELP = {
-    "data": "file, folder, glob, -, URL, or a name: stdlib (default), shakespeare",
-    "cell": "lstm is fastlstm.LSTM; the others are torch's own modules",
-    "dropout": "probability of dropping an element after every layer",
-    "batch_size": "number of parallel streams of text",
-    "seq_length": "steps of truncated backpropagation through time",
-    "warmup": "steps over which the learning rate rises",
-    "clip_norm": "largest norm of the gradient; 0 for no limit",
-    "epochs": "stop after so many passes over the text",
-    "steps": "stop after so many steps",
-    "patience": "stop after so many evaluations without a better validation loss; 0: never",
-    "val_fraction": "held-out tail of the text",
-    "test_fraction": "held-out tail after the validation part, scored once at the end",
-    "eval_every": "steps between evaluations and checkpoints",
-    "sample_every": "steps between printed samples; 0: none",
-    "device": "auto, cpu, cuda, cuda:1, ...",
-    "unit": "what a character is",
-}
+_TYPES = typing.get_type_hints(Config)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m fastlstm.train",
-        description="Train a character-level language model. Without arguments: about three "
-        "minutes on two cores, on the source text of Python's standard library.",
-        argument_default=argparse.SUPPRESS,
-    )
-    run = p.add_argument_group("the run")
-    run.add_argument("--out", metavar="RUN", help="run folder (default: runs/ and a free name)")
-    run.add_argument("--preset", choices=["karpathy"], help="2x512, dropout 0.5, batch 100 x 100")
-    run.add_argument("--config", metavar="FILE", help="JSON or TOML file with these options")
-    run.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    run.add_argument("--init-from", metavar="RUN", help="start from another run's weights")
-    run.add_argument("--compile", action="store_true", help="torch.compile the model")
-    options = p.add_argument_group("options, kept in the run's config.json")
-    for f in fields(Config):
-        flag = "--" + f.name.replace("_", "-")
-        default = Config().__dict__[f.name]
-        text = HELP.get(f.name, "") + (f" (default: {default})" if f.name != "data" else "")
-        if f.name == "data":
-            options.add_argument(flag, nargs="+", metavar="SPEC", help=text)
-        elif f.name in CHOICES:
-            options.add_argument(flag, choices=CHOICES[f.name], help=text.strip())
-        else:
-            kind = type(default)
-            options.add_argument(
-                flag, type=kind, metavar=f.name[0].upper() if kind is not str else "D", help=text
+@dataclass
+class Request:
+    """What the user asked for: the config, which of its options they gave, and the rest.
+
+    Attributes:
+        config: with every default filled in.
+        given: the options that came from a flag, a config file or a preset.
+        out, resume, init_from: the flags that are no part of a run's config.
+    """
+
+    config: Config
+    given: set[str]
+    out: str | None
+    resume: bool
+    init_from: str | None
+
+
+def parse(argv: Sequence[str] | None, on_gpu: bool) -> Request:
+    """Options from defaults, preset, config file and flags, the later ones winning.
+
+    Raises:
+        UserError: an unknown option, a value out of its range, something not available yet.
+    """
+    values = vars(_parser().parse_args(argv))
+    compile, resume = values.pop("compile", False), values.pop("resume", False)
+    file = read_config_file(values.pop("config")) if "config" in values else {}
+    paths = {name: values.pop(name, file.pop(name, None)) for name in ("out", "init_from")}
+    preset = values.pop("preset", file.pop("preset", None))
+    if preset not in (None, "karpathy"):
+        raise UserError(f"--preset: expected karpathy, got {preset!r}")
+    for name, value in paths.items():
+        if not isinstance(value, str | None):
+            raise UserError(f"--config: {name}: expected a path, got {value!r}")
+    given = {**checked(file, "--config: "), **checked(values)}
+    length = {name for name in ("steps", "epochs") if given.get(name) is not None}
+    if preset:
+        given = {**(_without_length(KARPATHY) if length else KARPATHY), **given}
+    base: dict[str, Any] = {}
+    if not resume and not preset:
+        on_gpu = on_gpu and not given.get("device", "auto").startswith("cpu")
+        base = KARPATHY if on_gpu else {} if length else QUICK
+        base = _without_length(base) if length else base
+    config = Config(**{**base, **given})
+    if config.val_fraction + config.test_fraction >= 1:
+        raise UserError("--val-fraction and --test-fraction leave nothing to train on")
+    if compile:
+        raise UserError("--compile is not available yet")
+    if config.unit == "char":
+        raise UserError("--unit char is not available yet; bytes read any text, UTF-8 included")
+    if resume and paths["out"] is None:
+        raise UserError("--resume needs --out RUN, the run to go on with")
+    if resume and paths["init_from"] is not None:
+        raise UserError("--resume goes on from its own weights: give it without --init-from")
+    return Request(config, set(given), paths["out"], resume, paths["init_from"])
+
+
+def resumed(request: Request, stored: dict[str, Any], source: str) -> Config:
+    """The config of a stored run, with what was given again or may change.
+
+    Raises:
+        UserError: something given disagrees with the run, or ``stored`` is no config.
+    """
+    config = Config(**checked(stored, f"{source}: "))
+    for name in OPTIONS:
+        if name not in request.given or name == "data":  # the text is told by its checksum
+            continue
+        mine, theirs = getattr(request.config, name), getattr(config, name)
+        if OPTIONS[name].fixed and mine != theirs:
+            raise UserError(
+                f"{_flag(name)} {mine} disagrees with the run to resume, which has {theirs}"
             )
-    return p
+        setattr(config, name, mine)
+    if "data" in request.given:
+        config.data = request.config.data
+    if request.given & {"steps", "epochs"}:  # a new length replaces the old one
+        config.steps, config.epochs = request.config.steps, request.config.epochs
+    return config
+
+
+def checked(values: dict[str, Any], source: str = "") -> dict[str, Any]:
+    """``values`` by their options' names, with types and ranges verified.
+
+    Args:
+        source: what errors begin with.
+
+    Raises:
+        UserError: an unknown name or a value that its option does not take.
+    """
+    found = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in OPTIONS:
+            raise UserError(f"{source}unknown option {key!r}")
+        if name == "data" and isinstance(value, str):
+            value = [value]
+        try:
+            found[name] = _checked(name, value)
+        except UserError as error:
+            raise UserError(f"{source}{error}") from None
+    return found
+
+
+def _checked(name: str, value: Any) -> Any:
+    kind, rules = _TYPES[name], OPTIONS[name]
+
+    def refuse(expected: str) -> typing.NoReturn:
+        raise UserError(f"{_flag(name)}: expected {expected}, got {value!r}")
+
+    if name == "data":
+        if not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+            refuse("texts' names")
+        return value
+    if kind == int | None:
+        if value is None:
+            return None
+        kind = int
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        refuse({int: "a whole number", float: "a number", str: "a string"}[kind])
+    if rules.choices and value not in rules.choices:
+        refuse(f"one of {', '.join(rules.choices)}")
+    if kind is float and not math.isfinite(value):
+        refuse("a finite number")
+    if kind is int and value >= 2**63:
+        refuse("a number below 2^63")
+    if rules.least is not None and value < rules.least:
+        refuse(f"at least {rules.least}")
+    if rules.above is not None and value <= rules.above:
+        refuse(f"a number above {rules.above}")
+    if rules.below is not None and value >= rules.below:
+        refuse(f"a number below {rules.below}")
+    return value
 
 
 def read_config_file(name: str) -> dict[str, Any]:
-    """Options from a JSON or TOML file, by the flags' names with ``_`` or ``-``."""
+    """Options from a JSON or TOML file, by the flags' names with ``_`` or ``-``.
+
+    A run's own ``config.json`` is understood.
+
+    Raises:
+        UserError: the file cannot be read or holds no table of options.
+    """
     path = Path(name)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
             try:
                 import tomllib
-            except ImportError as error:
-                raise UserError("--config: TOML needs Python 3.11; write JSON instead") from error
+            except ImportError:
+                raise UserError("--config: TOML needs Python 3.11; write JSON instead") from None
             found = tomllib.loads(text)
         else:
             found = json.loads(text)
     except OSError as error:
         raise UserError(f"--config: cannot read {name}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config: {name} is not valid: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"--config: {name} holds no table of options")
-    return {key.replace("-", "_"): value for key, value in found.items()}
-
-
-def checked(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """``values`` with their types and ranges verified."""
-    known = {f.name: type(Config().__dict__[f.name]) for f in fields(Config)}
-    found = {}
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        if name not in known:
-            raise UserError(f"{source}: unknown option {name!r}")
-        kind = known[name]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if name == "data" and isinstance(value, str):
-            value = [value]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{flag}: expected {kind.__name__}, got {value!r}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise UserError(f"{flag}: expected one of {', '.join(CHOICES[name])}, got {value!r}")
-        at_least_one = ("hidden_size", "num_layers", "batch_size", "seq_length", "eval_every")
-        if name in at_least_one and value < 1:
-            raise UserError(f"{flag}: expected at least 1, got {value}")
-        if kind in (int, float) and (value < 0 or not math.isfinite(value)):
-            raise UserError(f"{flag}: expected a number that is not negative, got {value}")
-        if name == "lr" and value == 0:
-            raise UserError(f"{flag}: expected a positive number, got {value}")
-        if name == "dropout" and value > 1:
-            raise UserError(f"{flag}: expected a probability, got {value}")
-        found[name] = value
-    if found.get("unit") == "char":
-        raise UserError("--unit char is not available yet; byte reads every text, UTF-8 included")
+    found = {key.replace("-", "_"): value for key, value in found.items()}
+    found.pop("data_sha256", None)
     return found
 
 
-def parse(argv: Sequence[str] | None, on_gpu: bool) -> tuple[Config, set[str], argparse.Namespace]:
-    """Options from defaults, preset, config file and flags, the later ones winning.
+def _without_length(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in ("steps", "epochs")}
 
-    Returns:
-        The config, the names that the user gave, and the arguments that are no part of it.
-    """
-    arguments = parser().parse_args(argv)
-    values = vars(arguments)
-    names = {f.name for f in fields(Config)}
-    rest = {key: values.pop(key) for key in list(values) if key not in names}
-    base = asdict(Config())
-    if on_gpu:
-        base.update(KARPATHY)
-    given: dict[str, Any] = {}
-    if rest.get("preset") == "karpathy":
-        given.update(KARPATHY)
-    if "config" in rest:
-        given.update(checked(read_config_file(rest["config"]), "--config"))
-    given.update(checked(values, "the command line"))
-    if "epochs" in given and "steps" not in given:
-        base["steps"] = 0
-    config = Config(**{**base, **given})
-    if config.steps == 0 and config.epochs == 0:
-        raise UserError("--steps 0: expected at least 1 (or --epochs)")
-    if config.val_fraction + config.test_fraction >= 0.9:
-        raise UserError("--val-fraction and --test-fraction leave too little to train on")
-    others = {"out": None, "resume": False, "init_from": None, "compile": False, **rest}
-    return config, set(given), argparse.Namespace(**others)
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = Parser(
+        prog="python -m fastlstm.train",
+        description="Train a character-level language model on any text. Without arguments: about "
+        "three minutes on two cores, on the source text of Python's standard library.",
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {name: p.add_argument_group(name)
+              for name in ("run", "text", "model", "training", "length", "machine")}  # fmt: skip
+    run = groups["run"]
+    run.add_argument("--out", metavar="RUN", help="folder of the run (default: a new one in runs/)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    run.add_argument("--init-from", metavar="RUN", help="begin with the weights of another run")
+    run.add_argument("--config", metavar="FILE", help="JSON or TOML file of options; flags win")
+    run.add_argument("--preset", choices=["karpathy"],
+                     help="char-rnn's: 2x512, dropout 0.5, batch 100, length 100")  # fmt: skip
+    groups["machine"].add_argument(
+        "--compile", action="store_true", help="torch.compile the model (not available yet)"
+    )
+    for name, default in asdict(Config()).items():
+        rules, kind = OPTIONS[name], _TYPES[name]
+        shown = " ".join(default) if name == "data" else default
+        text = rules.help
+        if shown is not None:
+            elsewhere = ((KARPATHY, "on a GPU"), (QUICK, "where no length is given"))
+            other = [f"{values[name]} {where}" for values, where in elsewhere
+                     if values.get(name, shown) != shown]  # fmt: skip
+            text += f" (default: {', '.join([str(shown), *other])})"
+        groups[rules.group].add_argument(
+            _flag(name),
+            type=int if kind == int | None else str if name == "data" else kind,
+            nargs="+" if name == "data" else None,
+            choices=rules.choices,
+            metavar=rules.metavar,
+            help=text.strip(),
+        )
+    return p

@@ -1,0 +1,64 @@
+"""What the commands share: one line for a mistake, and no traceback for what is no bug."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from . import UserError
+
+_OPTIONAL = ("numpy", "safetensors", "tqdm", "matplotlib", "pooch")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage above it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def run(name: str, command: Callable[[], int]) -> None:
+    """Call ``command`` and turn what may go wrong outside the code into an exit status.
+
+    Raises:
+        SystemExit: with the command's status where it is not 0; 2 after a mistake of the user's and
+            1 after an error of the system, each with one line on standard error; 130 after Ctrl-C.
+            A reader who leaves a pipe is no error.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A log should show how far a run is, and what no terminal can show must not stop it.
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    try:
+        status = command()
+        sys.stdout.flush()
+    except UserError as error:
+        status = _refuse(name, str(error))
+    except ImportError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _OPTIONAL:
+            raise
+        status = _refuse(name, f"{package} is not installed: pip install 'fastlstm[text]'")
+    except BrokenPipeError:  # as in `| head`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:  # a full disk, a folder that went away
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(name, f"{where}{error.strerror or error}")
+        status = 1
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    if status:
+        raise SystemExit(status)
+
+
+def _refuse(name: str, message: str) -> int:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,128 @@
+"""Text: where it comes from, and how windows walk over it."""
+
+import hashlib
+import io
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastlstm.text import UserError, corpus
+
+
+def test_the_standard_library_is_the_same_every_time():
+    first, second = corpus.load(["stdlib"]), corpus.load(["stdlib"])
+    assert first.sha256 == second.sha256
+    assert first.data.size > 5_000_000
+    text = first.data.tobytes()
+    assert b"def dataclass(" in text
+    assert b"class TestCase(" in text  # unittest itself, but
+    assert b"class Test_TestCase(" not in text  # not its tests
+    assert b"build_time_vars = {" not in text  # nor what differs between machines
+
+
+def test_files_folders_and_globs_are_concatenated_in_order(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"one ")
+    (tmp_path / "b" / "c.txt").write_bytes(b"two ")
+    (tmp_path / "b" / "empty").write_bytes(b"")
+    (tmp_path / ".hidden").write_bytes(b"never")
+    assert corpus.load([str(tmp_path)]).data.tobytes() == b"one two "
+    assert corpus.load([str(tmp_path / "*.txt"), str(tmp_path / "b")]).data.tobytes() == b"one two "
+    deep = corpus.load([str(tmp_path / "**" / "c.txt"), str(tmp_path / "a.txt")])
+    assert deep.data.tobytes() == b"two one "
+    assert deep.sha256 == hashlib.sha256(b"two one ").hexdigest()
+    assert corpus.load([str(tmp_path / "a.txt")]).vocabulary == sorted(b"one ")
+
+
+def test_one_file_is_mapped_not_read(tmp_path):
+    path = tmp_path / "big"
+    path.write_bytes(bytes(range(256)) * 10)
+    assert isinstance(corpus.load([str(path)]).data, np.memmap)
+
+
+def test_standard_input(monkeypatch):
+    stdin = SimpleNamespace(buffer=io.BytesIO(b"from a \xff pipe"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert corpus.load(["-"]).data.tobytes() == b"from a \xff pipe"
+
+
+def test_downloads_are_fetched_and_checked(tmp_path, monkeypatch):
+    pooch = pytest.importorskip("pooch")
+    path = tmp_path / "page"
+    path.write_bytes(b"from the network")
+    asked = []
+
+    def retrieve(url, known_hash, path):
+        asked.append((url, known_hash))
+        if "nowhere" in url:
+            raise OSError("no route\nto host")
+        return tmp_path / "page"
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    assert corpus.load(["https://example.org/x"]).data.tobytes() == b"from the network"
+    corpus.load(["shakespeare"])
+    assert asked == [
+        ("https://example.org/x", None),
+        (corpus.SHAKESPEARE_URL, f"sha256:{corpus.SHAKESPEARE_SHA256}"),
+    ]
+    with pytest.raises(UserError, match=r"cannot fetch https://nowhere/: no route$"):
+        corpus.load(["https://nowhere/"])
+
+
+def test_what_is_no_corpus_is_refused(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "one").write_bytes(b"a")
+    (tmp_path / "folder").mkdir()
+    for spec, message in (
+        ("empty", "is empty"),
+        ("one", "is one byte long"),
+        ("folder", "holds no files"),
+        ("missing", "is no file, folder, glob that matches, URL or name of a corpus"),
+        ("*.md", "is no file, folder, glob"),
+        ("x" * 5000, "cannot read|is no file"),
+        ("a\0b", "cannot read|is no file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            corpus.load([str(tmp_path / spec)])
+
+
+@given(
+    size=st.integers(2, 300),
+    begin=st.integers(0, 20),
+    batch=st.integers(1, 9),
+    steps=st.integers(1, 40),
+    partial=st.booleans(),
+)
+def test_every_stream_reads_on_where_it_stopped(size, begin, batch, steps, partial):
+    data = np.random.default_rng(0).integers(0, 7, begin + size, dtype=np.uint8)
+    vocabulary = np.unique(data).tolist()
+    text = corpus.Corpus(data, vocabulary, "")
+    streams = corpus.Streams(text, begin, begin + size, batch, steps, partial)
+    length = (size - 1) // batch
+    assert streams.windows == (-(-length // steps) if partial else length // steps)
+    windows = [streams.window(j) for j in range(streams.windows)]
+    if not windows:
+        return
+    read = length if partial else streams.windows * steps
+    for row in range(batch):
+        x, y = (torch.cat([w[side][:, row] for w in windows]) for side in (0, 1))
+        start = begin + row * length
+        expected = [vocabulary.index(v) for v in data[start : start + read + 1]]
+        assert x.tolist() == expected[:-1]
+        assert y.tolist() == expected[1:]
+
+
+def test_folders_are_named_after_the_text():
+    for specs, name in (
+        (["stdlib"], "stdlib"),
+        (["/data/My Book.txt"], "My-Book"),
+        (["books/*"], "books"),
+        (["-"], "stdin"),
+        (["???"], "text"),
+    ):
+        assert corpus.slug(specs) == name

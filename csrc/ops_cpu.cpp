@@ -116,6 +116,7 @@ struct Inputs {
     p.projected = options.proj_size > 0;
     p.layers = int(options.num_layers);
     p.directions = options.bidirectional ? 2 : 1;
+    check_sizes(options);
     p.h0 = data(h0);
     p.c0 = data(c0);
     p.dropout = options.num_layers > 1 ? options.dropout : 0;
@@ -134,6 +135,30 @@ struct Inputs {
       cells.push_back(c);
     }
     p.weights = cells.data();
+  }
+
+  void check_tensor(const char* name, const Tensor& x, int64_t elements) const {
+    STD_TORCH_CHECK(x.scalar_type() == weights[0].scalar_type() && x.numel() == elements,
+                    "fastlstm: ", name, " must have the weights' dtype and ", elements,
+                    " elements, got ", x.numel());
+  }
+
+  void check_sizes(const Options& options) const {
+    const Problem& p = problem;
+    const int64_t gates = 4 * p.hidden_size, cells = options.cells();
+    STD_TORCH_CHECK(p.hidden_size > 0 && p.layers > 0, "fastlstm: there must be units and layers");
+    if (p.input_kind == InputKind::dense) check_tensor("input", input, p.rows * p.input_size);
+    if (h0) check_tensor("h0", *h0, cells * p.batch * p.out_size);
+    if (c0) check_tensor("c0", *c0, cells * p.batch * p.hidden_size);
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      const Tensor* w = &weights[cell * options.per_cell()];
+      const int64_t width = cell < p.directions ? p.input_size : p.directions * p.out_size;
+      check_tensor("weight_ih", w[0], gates * width);
+      check_tensor("weight_hh", w[1], gates * p.out_size);
+      for (int j = 2; options.has_bias && j < 4; ++j) check_tensor("bias", w[j], gates);
+      if (p.projected)
+        check_tensor("weight_hr", w[options.per_cell() - 1], p.out_size * p.hidden_size);
+    }
   }
 
   void check_batch_sizes() const {
@@ -208,6 +233,16 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
   const Tensor& like = in.weights[0];
   STD_TORCH_CHECK(needs.size() == 3 + in.weights.size(), "fastlstm: needs has the wrong length");
   STD_TORCH_CHECK(gates.size(0) == options.cells(), "fastlstm: forward was not asked to save");
+  const int64_t cell_rows = options.cells() * p.rows, wide = p.directions * p.out_size;
+  in.check_tensor("output", output, p.rows * wide);
+  in.check_tensor("hidden", hidden, (p.layers - 1) * p.rows * wide);
+  in.check_tensor("gates", gates, cell_rows * 4 * p.hidden_size);
+  STD_TORCH_CHECK(
+      cells.scalar_type() == accumulation_type(like) && cells.numel() == cell_rows * p.hidden_size,
+      "fastlstm: cells are not those of this problem's forward");
+  if (grad_output) in.check_tensor("grad_output", *grad_output, p.rows * wide);
+  if (grad_h_n) in.check_tensor("grad_h_n", *grad_h_n, options.cells() * p.batch * p.out_size);
+  if (grad_c_n) in.check_tensor("grad_c_n", *grad_c_n, options.cells() * p.batch * p.hidden_size);
   const MaybeTensor dy = maybe_contiguous(grad_output), dh = maybe_contiguous(grad_h_n),
                     dc = maybe_contiguous(grad_c_n);
   const Tensor y = contiguous(output), inner = contiguous(hidden), act = contiguous(gates),

@@ -389,8 +389,8 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
     if not _readable(batch_sizes):
         return None
     values = batch_sizes.tolist()
-    if values[-1] < 0 or any(a < b for a, b in pairwise(values)):
-        raise RuntimeError("batch_sizes must not increase and must not be negative")
+    if values[-1] <= 0 or any(a < b for a, b in pairwise(values)):
+        raise RuntimeError("batch_sizes must be positive and must not increase")
     if sum(values) != rows:
         raise RuntimeError(f"batch_sizes add up to {sum(values)}, but input has {rows} rows")
     return values[0]

@@ -8,6 +8,16 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
+from fastlstm import _C
+
+
+@pytest.fixture(params=_C.cpu_supported())
+def instruction_set(request):
+    """Every instruction set of this processor in turn."""
+    before = _C.cpu_selected()
+    _C.cpu_select(request.param)
+    yield request.param
+    _C.cpu_select(before)
 
 
 @pytest.fixture(autouse=True)

@@ -117,10 +117,12 @@ def outputs_and_gradients(lstm: Any, x: Tensors) -> tuple[list[Tensor], list[Ten
 
 
 # Relative L2 distance from the float64 reference on the same (rounded) values. Half types round h
-# at every step and the saved gates: a few units of their last place (2^-8, 2^-11).
+# at every step and the saved gates: a few units of their last place (2^-8, 2^-11). A tensor whose
+# norm is under a hundredth of the largest is what terms of ordinary size left when they cancelled
+# (torch's own float32 loses the same digits there), so it is measured against that hundredth.
 TOLERANCE = {
     torch.float64: 1e-13,
-    torch.float32: 2e-6,
+    torch.float32: 5e-6,
     torch.bfloat16: 3e-2,
     torch.float16: 4e-3,
 }
@@ -131,8 +133,9 @@ def assert_matches_reference(p: Problem) -> None:
     found = outputs_and_gradients(ops.lstm, x)
     expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
     for kind, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
+        floor = 1e-2 * max(b.norm() for b in theirs)
         for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert a.shape == b.shape
             assert a.dtype == p.dtype
-            error = (a.double() - b).norm() / b.norm().clamp_min(1e-6)
+            error = (a.double() - b).norm() / torch.maximum(b.norm(), floor).clamp_min(1e-6)
             assert error < TOLERANCE[p.dtype], f"{kind} {j} of {p}: relative error {error:.2e}"

@@ -132,7 +132,7 @@ SAME_TYPE = {
     ),
     "batch_sizes that increase": (
         lambda m: m(packed(batch_sizes=torch.tensor([1, 1, 2, 2]))),
-        "batch_sizes must not increase",
+        "must not increase",
     ),
     "batch_sizes int32": (
         lambda m: m(packed(batch_sizes=PACKED.batch_sizes.int())),
@@ -194,7 +194,7 @@ OURS = {
     "batch_sizes negative": (
         lambda m: m(packed(batch_sizes=torch.tensor([4, 4, -2]))),
         RuntimeError,
-        "must not be negative",
+        "must be positive",
     ),
     "batch_sizes empty": (
         lambda m: m(packed(batch_sizes=torch.tensor([], dtype=torch.int64))),

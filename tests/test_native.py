@@ -12,14 +12,6 @@ import torch
 from fastlstm import _C
 
 
-@pytest.fixture(params=_C.cpu_supported())
-def instruction_set(request):
-    before = _C.cpu_selected()
-    _C.cpu_select(request.param)
-    yield request.param
-    _C.cpu_select(before)
-
-
 def everywhere(dtype):
     """Both signs, every magnitude from subnormal to huge, and densely where the functions bend."""
     powers = torch.logspace(-45, 38, 20001, dtype=torch.float64)

@@ -6,18 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Problem, assert_matches_reference, make, outputs_and_gradients
 
-from fastlstm import _C, ops
+from fastlstm import ops
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ODD = [1, 3, 7, 16, 33, 129]
-
-
-@pytest.fixture(params=_C.cpu_supported())
-def instruction_set(request):
-    before = _C.cpu_selected()
-    _C.cpu_select(request.param)
-    yield request.param
-    _C.cpu_select(before)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -248,5 +240,13 @@ def test_direct_call_refuses_what_it_cannot_read():
             torch.ops.fastlstm.forward(
                 torch.randn(5, 5), None, None, weights, torch.tensor(sizes), None, *options, False
             )
+    short = [weights[0], weights[1][:-1], *weights[2:]]
+    with pytest.raises(RuntimeError, match="weight_hh must have the weights' dtype and 196"):
+        torch.ops.fastlstm.forward(x.input.detach(), None, None, short, None, None, *options, False)
+    with pytest.raises(RuntimeError, match="c0 must have the weights' dtype"):
+        torch.ops.fastlstm.forward(
+            x.input.detach(), None, torch.zeros(1, 3, 7).double(), weights, None, None, *options,
+            False,
+        )  # fmt: skip
     with pytest.raises(RuntimeError, match="save=False"):
         torch.ops.fastlstm.forward(x.input, None, None, x.weights, None, None, *options, False)

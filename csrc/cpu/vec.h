@@ -181,7 +181,7 @@ FASTLSTM_INLINE void convert(Acc<S>* to, const S* from, int64_t n) {
 
 // exp, sigmoid and tanh on vectors. Coefficients and range reduction are those of Cephes
 // (Moshier, 1989: expf, tanhf, exp, tanh). Error against exact values over the whole range, held
-// by tests/test_activations.py: float 3e-7 relative for tanh, 2e-7 absolute for sigmoid; double
+// by tests/test_native.py: float 3e-7 relative for tanh, 2e-7 absolute for sigmoid; double
 // 1e-15. NaN gives NaN: the clamps below compare false on it and let it through.
 template <class T>
 struct Math;

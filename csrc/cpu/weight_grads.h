@@ -144,9 +144,12 @@ class WeightGrads {
     if (grads_.b_ih) bias_.write(runtime_, static_cast<S*>(grads_.b_ih));
     if (grads_.b_hh) bias_.write(runtime_, static_cast<S*>(grads_.b_hh));
     S* w_ih = static_cast<S*>(grads_.w_ih);
-    for (int64_t j = 0; j < by_index_.n; ++j)
-      for (int64_t x = 0; x < by_index_.m; ++x)
-        from_acc(by_index_.values[x * by_index_.wide + j], w_ih[j * by_index_.m + x]);
+    parallel(runtime_, ceil_div(by_index_.n, kTileColumns), [&](int64_t task) {
+      const int64_t last = min_of(by_index_.n, (task + 1) * kTileColumns);
+      for (int64_t j = task * kTileColumns; j < last; ++j)
+        for (int64_t x = 0; x < by_index_.m; ++x)
+          from_acc(by_index_.values[x * by_index_.wide + j], w_ih[j * by_index_.m + x]);
+    });
   }
 
  private:

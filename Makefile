@@ -5,9 +5,9 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 
-.PHONY: help train test lint format build clean
+.PHONY: help train test shim compile-gate lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -18,6 +18,12 @@ train: $(VENV)/.text  ## install everything, train on the default corpus, print 
 
 test: $(VENV)/.test lint  ## install everything, then lint, type check and the whole test suite
 	$(BIN)/python -m pytest
+
+shim: $(VENV)/.test  ## the CUDA kernels on the CPU, under the race checker and the address sanitizer
+	$(BIN)/python -m pytest tests/test_simt.py
+
+compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architecture, and its report
+	$(BIN)/python -m pytest tests/test_compile_gate.py
 
 lint: $(VENV)/.test  ## ruff, clang-format and mypy
 	$(BIN)/ruff check .

@@ -4,8 +4,12 @@ The modules use LibTorch's stable ABI: one build runs with every torch >= 2.10, 
 matter that pip builds in an isolated environment. There the installed torch is found in the
 environment's site-packages; only where there is none does the build ask for one.
 
-    CXX         the compiler                          (default: c++, then g++, clang++)
-    MAX_JOBS    how many compilers run at once        (default: by cores and memory)
+    CXX                    the compiler                      (default: c++, then g++, clang++)
+    MAX_JOBS               how many compilers run at once    (default: by cores and memory)
+    FASTLSTM_CUDA          auto: the CUDA kernels where torch has CUDA and nvcc is found, and one
+                           line that says why not elsewhere; 0: never; 1: or an error
+    CUDA_HOME              the CUDA toolkit        (default: nvcc on PATH, then /usr/local/cuda)
+    TORCH_CUDA_ARCH_LIST   GPUs to compile for     (default: 7.5;8.0;9.0a;10.0+PTX)
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 BYTES_PER_JOB = 1 << 30
+
+CUDA_ARCHITECTURES = "7.5;8.0;9.0a;10.0+PTX"
 
 # Flags of the files whose name holds the instruction set's name; other processors build only the
 # baseline, which the compiler vectorises for whatever they have.
@@ -50,6 +56,61 @@ def find_torch() -> Path | None:
 def torch_version(torch: Path) -> str:
     found = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
     return found.group(1) if found else "unknown"
+
+
+def find_cuda() -> Path | None:
+    """The CUDA toolkit's folder. nvcc on PATH may be a wrapper elsewhere: nvcc itself knows."""
+    nvcc = shutil.which("nvcc")
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if root := os.environ.get(name):
+            nvcc = str(Path(root) / "bin" / "nvcc")
+            break
+    if nvcc is None or not Path(nvcc).exists():
+        nvcc = "/usr/local/cuda/bin/nvcc"
+    try:
+        command = [nvcc, "--dryrun", "-c", "none.cu"]
+        said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr
+    except OSError:
+        return None
+    found = re.search(r"^#\$ TOP=(.+)$", said, re.M)
+    return Path(found.group(1)).resolve() if found else None
+
+
+def why_no_cuda(torch: Path | None) -> str:
+    """One line on why the CUDA kernels are not built; empty where they are."""
+    asked = os.environ.get("FASTLSTM_CUDA", "auto")
+    if asked not in ("auto", "0", "1"):
+        raise SystemExit(f"fastlstm: FASTLSTM_CUDA: expected auto, 0 or 1, got {asked!r}")
+    if asked == "0":
+        return "FASTLSTM_CUDA=0"
+    why = ""
+    if torch is None or not any((torch / "lib").glob("*torch_cuda.*")):
+        why = "the installed torch is built without CUDA"
+    elif find_cuda() is None:
+        why = "no CUDA toolkit: nvcc is neither in CUDA_HOME, on PATH nor in /usr/local/cuda"
+    if why and asked == "1":
+        raise SystemExit(f"fastlstm: FASTLSTM_CUDA=1, but {why}")
+    return why
+
+
+def cuda_architectures() -> str:
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+
+
+def cuda_targets() -> list[str]:
+    """nvcc's flags for the architectures."""
+    flags = []
+    for name in re.split(r"[;,\s]+", cuda_architectures()):
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
+        if found is None:
+            raise SystemExit(
+                f"fastlstm: TORCH_CUDA_ARCH_LIST: expected numbers such as 9.0a, got {name!r}"
+            )
+        arch = found[1] + found[2] + found[3]
+        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+        if found[4]:
+            flags += ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
+    return flags
 
 
 def find_tool(name: str, module: str | None = None) -> str:
@@ -134,7 +195,7 @@ class NinjaBuild(build_ext):
             f'-DFASTLSTM_TORCH_VERSION="{torch_version(torch)}"',
         ]
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-        flags += ["-ffp-contract=fast"]
+        flags += ["-ffp-contract=fast", f"-I{ROOT / 'csrc'}"]
         # Torch's headers are not ours to warn about.
         for folder in [
             torch / "include",
@@ -158,16 +219,43 @@ class NinjaBuild(build_ext):
             "  command = $cxx $in $link -o $out",
             "  description = link $out",
         ]
+        if any(source.endswith(".cu") for source in ext.sources):
+            lines += self.cuda_lines(compiler)
         objects = []
         for source in ext.sources:
             name = Path(source).stem
+            rule = "nvcc" if source.endswith(".cu") else "compile"
             objects.append(ninja_path(f"{name}.o"))
-            lines.append(f"build {objects[-1]}: compile {ninja_path(ROOT / source)}")
+            lines.append(f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}")
             isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
             if isa is not None:
                 lines.append(f"  isa = {quote(INSTRUCTION_SETS[isa])}")
         lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def cuda_lines(compiler: str) -> list[str]:
+        """What the CUDA module needs besides: nvcc's rule, CUDA's runtime linked statically."""
+        root = find_cuda()
+        assert root is not None  # why_no_cuda said so
+        flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"]
+        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags += ["-ccbin", shlex.split(compiler)[0], *cuda_targets()]
+        targets = f'-DFASTLSTM_CUDA_TARGETS="{cuda_architectures()}"'
+        folders = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
+        libraries = [f"-L{root / folder}" for folder in folders]
+        libraries += ["-ltorch_cuda", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        include = quote(["-DUSE_CUDA", targets, "-isystem", str(root / "include")])
+        return [
+            f"nvcc = {shlex.quote(str(root / 'bin' / 'nvcc'))} {quote(flags)}",
+            f"flags = $flags {include}",
+            f"link = $link {quote(libraries)}",
+            "rule nvcc",
+            "  command = $nvcc -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = nvcc $in",
+        ]
 
 
 def cpu_sources() -> list[str]:
@@ -176,11 +264,24 @@ def cpu_sources() -> list[str]:
     chosen = [
         name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)
     ]
-    return ["csrc/module.cpp", "csrc/ops_cpu.cpp", *(f"csrc/cpu/{name}" for name in chosen)]
+    own = ["csrc/module.cpp", "csrc/ops_cpu.cpp", "csrc/cuda/planner.cpp"]
+    return [*own, *(f"csrc/cpu/{name}" for name in chosen)]
 
+
+def cuda_sources() -> list[str]:
+    files = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.c*"))
+    files = [name for name in files if name.endswith((".cpp", ".cu"))]
+    return ["csrc/ops_cuda.cpp", *(f"csrc/cuda/{name}" for name in files)]
+
+
+extensions = [Extension("fastlstm._C", cpu_sources())]
+if why := why_no_cuda(find_torch()):
+    print(f"fastlstm: CUDA kernels are not built: {why}", file=sys.stderr)
+else:
+    extensions.append(Extension("fastlstm._C_cuda", cuda_sources()))
 
 setup(
-    ext_modules=[Extension("fastlstm._C", cpu_sources())],
+    ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild},
     # setuptools hands these to pip as requirements of the build: none where torch is installed.
     setup_requires=[] if find_torch() else ["torch>=2.10"],

@@ -1,4 +1,5 @@
-// Python bindings for what is no tensor operator: how this was built, what the processor has.
+// Python bindings for what is no tensor operator: how this was built, what the processor has, and
+// the CUDA planner, which needs no GPU to be asked about one.
 // Importing the module also registers the operators (ops_cpu.cpp). No torch header here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,8 +8,41 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cuda/planner.h"
 
 namespace py = pybind11;
+
+namespace {
+
+using namespace fastlstm;
+
+// See fastlstm/algorithms.py, which names the arguments for users.
+py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidden_size,
+              int64_t proj_size, int layers, int directions, bool backward, int capability, int sms,
+              int64_t shared_per_block, int algorithm, bool allow_tf32) {
+  static const int64_t lengths = 0;  // only whether there are any matters here
+  Problem p{};
+  p.dtype = DType(dtype);
+  p.steps = steps;
+  p.batch = batch;
+  p.rows = steps * batch;
+  p.batch_sizes = packed ? &lengths : nullptr;
+  p.hidden_size = hidden_size;
+  p.out_size = proj_size > 0 ? proj_size : hidden_size;
+  p.projected = proj_size > 0;
+  p.layers = layers;
+  p.directions = directions;
+  const cuda::Plan found =
+      cuda::plan(p, backward ? cuda::Pass::backward : cuda::Pass::forward,
+                 {capability, sms, shared_per_block}, {cuda::Algorithm(algorithm), allow_tf32});
+  py::dict result;
+  result["algorithm"] = cuda::name(found.algorithm);
+  result["reason"] = found.reason;
+  result["tensor_cores"] = found.tensor_cores;
+  return result;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastlstm's native kernels for the CPU";
@@ -40,4 +74,9 @@ PYBIND11_MODULE(_C, m) {
           throw py::value_error("no such instruction set on this processor: " + name);
       },
       py::arg("name"), "Use this instruction set from now on, in all threads.");
+  m.def("plan", &plan, py::kw_only(), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
+        py::arg("packed"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("layers"),
+        py::arg("directions"), py::arg("backward"), py::arg("capability"), py::arg("sms"),
+        py::arg("shared_per_block"), py::arg("algorithm"), py::arg("allow_tf32"),
+        "What the CUDA planner picks for a problem on a device that need not be there.");
 }

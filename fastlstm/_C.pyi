@@ -4,3 +4,20 @@ def build_info() -> dict[str, Any]: ...
 def cpu_supported() -> list[str]: ...
 def cpu_selected() -> str: ...
 def cpu_select(name: str) -> None: ...
+def plan(
+    *,
+    dtype: int,
+    steps: int,
+    batch: int,
+    packed: bool,
+    hidden_size: int,
+    proj_size: int,
+    layers: int,
+    directions: int,
+    backward: bool,
+    capability: int,
+    sms: int,
+    shared_per_block: int,
+    algorithm: int,
+    allow_tf32: bool,
+) -> dict[str, Any]: ...

@@ -3,10 +3,20 @@
 from importlib import metadata
 
 from . import functional
+from .algorithms import algorithm, explain
 from .convert import from_torch, to_torch
 from .modules import LSTM, LSTMCell
 
-__all__ = ["LSTM", "LSTMCell", "__version__", "from_torch", "functional", "to_torch"]
+__all__ = [
+    "LSTM",
+    "LSTMCell",
+    "__version__",
+    "algorithm",
+    "explain",
+    "from_torch",
+    "functional",
+    "to_torch",
+]
 
 try:
     __version__ = metadata.version("fastlstm")

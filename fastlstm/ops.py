@@ -6,7 +6,9 @@ oracle. Nothing here checks user input; that is ``functional.lstm``'s part.
 
 from __future__ import annotations
 
+import importlib
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ except ImportError as error:
         f"({error}); build it with `pip install .` in the source folder"
     ) from error
 
+from . import algorithms
+
 __all__ = ["LSTMFunction", "has_cuda", "lstm"]
 
 _INDEX_TYPES = (torch.int32, torch.int64)
@@ -34,9 +38,21 @@ if (_asked := os.environ.get("FASTLSTM_CPU_ISA")) and _asked != _C.cpu_selected(
     )
 
 
+# Registers the operators' CUDA side. Beside a torch without CUDA a module that was built for one
+# cannot be loaded, and nobody misses it.
+_C_cuda: Any = None
+if torch.version.cuda is not None:
+    try:
+        _C_cuda = importlib.import_module("fastlstm._C_cuda")
+    except ModuleNotFoundError:
+        pass
+    except ImportError as error:
+        warnings.warn(f"fastlstm's CUDA kernels cannot be loaded: {error}", stacklevel=2)
+
+
 def has_cuda() -> bool:
     """Whether the CUDA kernels were built and can be loaded."""
-    return False
+    return _C_cuda is not None
 
 
 class Options(NamedTuple):
@@ -48,6 +64,8 @@ class Options(NamedTuple):
     proj_size: int = 0
     bidirectional: bool = False
     dropout: float = 0.0
+    allow_tf32: bool = False  # float32 on CUDA: steps on the tensor cores
+    algorithm: int = 0  # on CUDA: place in algorithms.ALGORITHMS
 
     @property
     def out_size(self) -> int:
@@ -80,6 +98,9 @@ def lstm(
             the messages meant for users.
     """
     options = Options(hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout)
+    if weights[0].is_cuda:
+        allow_tf32, algorithm = algorithms.settings()
+        options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
     if torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
         result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, options, *weights)
     else:
@@ -169,8 +190,10 @@ class _LSTMBackward(torch.autograd.Function):
             ]
             grads, operands = tensors[:3], tensors[3:]
             input, h0, c0, *weights = operands
+            options = ctx.options._asdict()
+            del options["allow_tf32"], options["algorithm"]
             outputs = reference.lstm(
-                input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, **ctx.options._asdict()
+                input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, **options
             )
             used = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None]
             wanted = [
@@ -266,6 +289,8 @@ def _forward_fake(
     proj_size: int,
     bidirectional: bool,
     dropout: float,
+    allow_tf32: bool,
+    algorithm: int,
     save: bool,
 ) -> tuple[Tensor, ...]:
     options = Options(hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout)
@@ -313,6 +338,8 @@ def _backward_fake(
     proj_size: int,
     bidirectional: bool,
     dropout: float,
+    allow_tf32: bool,
+    algorithm: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     def gradient(needed: bool, like: Tensor | None) -> Tensor:

@@ -1,0 +1,197 @@
+// The one place where nvcc and the host build (tests/simt) differ: inline PTX and CUDA types on one
+// side, calls of the emulator on the other, each as a named function with its twin beside it.
+//
+// Rules for the kernels: no PTX outside this file; one dynamic shared buffer, no bare __shared__;
+// one struct of arguments a kernel; every load that polls goes through a named function.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define FASTLSTM_SHARED_BUFFER(name) extern __shared__ __align__(128) unsigned char name[]
+#else
+#include "dialect.h"
+#include "half.h"
+#include "tensor_core.h"
+#define FASTLSTM_SHARED_BUFFER(name) unsigned char* name = simt::self->block->shared
+#endif
+
+// Tensor cores for bf16, fp16 and tf32, and cp.async, came with sm_80. The host build has both,
+// unless it is asked to check the code for older GPUs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800 || defined(FASTLSTM_BEFORE_SM80)
+#define FASTLSTM_SM80 0
+#else
+#define FASTLSTM_SM80 1
+#endif
+
+namespace fastlstm {
+namespace cuda {
+
+#if defined(__CUDACC__)
+
+typedef __nv_bfloat16 Bf16;
+typedef __half F16;
+
+__device__ __forceinline__ float to_float(Bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(F16 x) { return __half2float(x); }
+__device__ __forceinline__ void from_float(float x, Bf16& to) { to = __float2bfloat16_rn(x); }
+__device__ __forceinline__ void from_float(float x, F16& to) { to = __float2half_rn(x); }
+
+// Copies 16 bytes to shared memory without registers; bytes from `valid` on become zero.
+__device__ __forceinline__ void copy_async(void* to, const void* from, unsigned valid) {
+#if FASTLSTM_SM80
+  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(valid)
+               : "memory");
+#else
+  *static_cast<uint4*>(to) = valid ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+// Closes a group of copies; wait_async<n> waits until all but the last n groups are there.
+__device__ __forceinline__ void commit_async() {
+#if FASTLSTM_SM80
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kGroupsLeft>
+__device__ __forceinline__ void wait_async() {
+#if FASTLSTM_SM80
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
+#endif
+}
+
+// Signals between CTAs. What was written before a release is seen after an acquire that reads it.
+__device__ __forceinline__ unsigned poll_acquire(const unsigned* flag) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+__device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+#if FASTLSTM_SM80
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                    Bf16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                    F16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ uint32_t round_tf32(uint32_t x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(x)));
+  return y;
+}
+// The operands are rounded to tf32 here, to the nearest value.
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                    float) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(round_tf32(a[0])), "r"(round_tf32(a[1])), "r"(round_tf32(a[2])), "r"(round_tf32(a[3])),
+        "r"(round_tf32(b[0])), "r"(round_tf32(b[1])));
+}
+#endif
+
+__device__ __forceinline__ void trap(const char*) { __trap(); }
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string("fastlstm: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// More dynamic shared memory than 48 KiB has to be asked for, once a kernel and device.
+template <class Args>
+void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, void* stream,
+            const Args& args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared > 48 * 1024)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+          "shared memory");
+  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(args);
+  check(cudaGetLastError(), "kernel launch");
+}
+
+inline void zero_async(void* memory, size_t bytes, void* stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "memset");
+}
+
+#else  // the host build
+
+typedef simt::Bf16 Bf16;
+typedef simt::F16 F16;
+
+using simt::to_float;
+inline void from_float(float x, Bf16& to) { to = simt::round_to_bf16(x); }
+inline void from_float(float x, F16& to) { to = simt::round_to_f16(x); }
+
+#if FASTLSTM_SM80
+inline void copy_async(void* to, const void* from, unsigned valid) {
+  simt::async_copy(to, from, 16, valid);
+}
+inline void commit_async() { simt::async_commit(); }
+template <int kGroupsLeft>
+inline void wait_async() {
+  simt::async_wait(kGroupsLeft);
+}
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Bf16) {
+  simt::mma_16x8<2, simt::Bf16Pair>(d, a, b);
+}
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], F16) {
+  simt::mma_16x8<2, simt::F16Pair>(d, a, b);
+}
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
+  simt::mma_16x8<1, simt::Tf32>(d, a, b);
+}
+#else
+inline void copy_async(void* to, const void* from, unsigned valid) {
+  *static_cast<uint4*>(to) = valid ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+}
+inline void commit_async() {}
+template <int>
+inline void wait_async() {}
+#endif
+
+SIMT_UNSEEN inline unsigned poll_acquire(const unsigned* flag) {
+  simt::poll(flag, *flag, "poll_acquire");
+  simt::acquire(flag);
+  return *flag;
+}
+SIMT_UNSEEN inline void add_release(unsigned* flag, unsigned value) {
+  simt::release(flag);
+  *flag += value;
+}
+
+inline void trap(const char* why) { simt::fail(why); }
+
+template <class Args>
+void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, void* stream,
+            const Args& args) {
+  if (grid.count() == 0) return;
+  simt::Stream& s = *static_cast<simt::Stream*>(stream);
+  s.run(grid, threads, shared, [&] { kernel(args); });
+}
+
+inline void zero_async(void* memory, size_t bytes, void*) { std::memset(memory, 0, bytes); }
+
+#endif
+
+}  // namespace cuda
+}  // namespace fastlstm

@@ -1,0 +1,47 @@
+// What the op layer calls: a problem's plan, its workspace, forward and backward on a stream.
+#pragma once
+
+#include "lstm.h"
+#include "planner.h"
+
+namespace fastlstm {
+namespace cuda {
+
+// C (m x n, row-major) = A (m x k) B (k x n). Element (i, j) of an operand stands at
+// i * row + j * column; one of its strides is 1.
+struct Operand {
+  const void* data;
+  int64_t row, column;
+};
+struct Gemm {
+  DType in, out;  // out: `in`, or f32
+  int64_t m, n, k;
+  Operand a, b;
+  void* c;
+};
+
+// The large products are the caller's: kernels know nothing of torch or cuBLAS.
+struct Context {
+  void* stream;
+  void* workspace;  // of the size that *_workspace names, aligned to 256 bytes
+  void (*gemm)(void* context, const Gemm& gemm);
+  void* gemm_context;
+};
+
+int64_t forward_workspace(const Forward& f, const Plan& plan);
+void forward(const Forward& f, const Plan& plan, const Context& context);
+int64_t backward_workspace(const Backward& f, const Plan& plan);
+void backward(const Backward& f, const Plan& plan, const Context& context);
+
+// Of one of this machine's devices.
+Device device_properties(int index);
+
+// One storage type's kernels; run with a null context, they only return the workspace's bytes.
+struct Stepwise {
+  int64_t (*forward)(const Forward& f, const Plan& plan, const Context* context);
+  int64_t (*backward)(const Backward& f, const Plan& plan, const Context* context);
+};
+extern const Stepwise kStepwiseF32, kStepwiseTf32, kStepwiseF64, kStepwiseBf16, kStepwiseF16;
+
+}  // namespace cuda
+}  // namespace fastlstm

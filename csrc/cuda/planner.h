@@ -1,0 +1,42 @@
+// Which algorithm, tiles and groups a problem gets on a device, and why: one table.
+#pragma once
+
+#include <cstdint>
+
+#include "lstm.h"
+
+namespace fastlstm {
+namespace cuda {
+
+struct Device {
+  int capability;  // 75, 80, 90, ...
+  int sms;
+  int64_t shared_per_block;  // bytes that a block may ask for
+};
+
+// `cluster` stands here for the planner's table; it has no kernels yet. fastlstm/algorithms.py
+// names them in this order.
+enum class Pass { forward, backward };
+enum class Algorithm { automatic, stepwise, persistent, cluster };
+
+struct Settings {
+  Algorithm algorithm = Algorithm::automatic;
+  bool allow_tf32 = false;  // for float32, in the steps; the large GEMMs follow torch's own flag
+};
+
+struct Plan {
+  Algorithm algorithm;
+  bool tensor_cores;
+  // Tiles (indices of tile_shape) of the products of a step.
+  int gates, project;  // forward: W_hh with the cell, W_hr
+  int hidden, cell;    // backward: the gradient of h (projected), and that with the cell
+  const char* reason;
+};
+
+// Throws std::invalid_argument where `settings` asks for what cannot run the problem.
+Plan plan(const Problem& problem, Pass pass, const Device& device, const Settings& settings);
+
+const char* name(Algorithm algorithm);
+
+}  // namespace cuda
+}  // namespace fastlstm

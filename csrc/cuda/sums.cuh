@@ -1,0 +1,86 @@
+// Sums over rows in a fixed order, without atomics: biases' gradients, and W_ih's for index input.
+#pragma once
+
+#include "numeric.cuh"
+
+namespace fastlstm {
+namespace cuda {
+
+// Sums of the columns of a matrix, in two launches: first each part of the rows (kSumRows of
+// them) by itself, then the parts. A CTA owns 32 columns; eight warps take every eighth row.
+constexpr int kSumRows = 512, kSumWarps = 8;
+
+template <class From, class To>
+struct ColumnArgs {
+  const From* from;
+  To *to, *also_to;  // the second may be null; part p is written at p * columns
+  int64_t rows, wide, part;
+  int columns;
+};
+template <class From, class To>
+__global__ void __launch_bounds__(32 * kSumWarps)
+    column_kernel(const __grid_constant__ ColumnArgs<From, To> args) {
+  typedef Acc<From> T;
+  FASTLSTM_SHARED_BUFFER(shared);
+  T(*sums)[32] = reinterpret_cast<T(*)[32]>(shared);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+  const int64_t begin = blockIdx.y * args.part;
+  const int64_t end = begin + args.part < args.rows ? begin + args.part : args.rows;
+  T sum = 0;
+  if (column < args.columns)
+    for (int64_t row = begin + warp; row < end; row += kSumWarps)
+      sum += to_acc(args.from[row * args.wide + column]);
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || column >= args.columns) return;
+  for (int w = 1; w < kSumWarps; ++w) sum += sums[w][lane];
+  const int64_t at = int64_t(blockIdx.y) * args.columns + column;
+  if (args.to) from_acc(sum, args.to[at]);
+  if (args.also_to) from_acc(sum, args.also_to[at]);
+}
+template <class T>
+constexpr int kColumnShared = 32 * kSumWarps * int(sizeof(T));
+
+// to (columns, vocabulary): column x is the sum of those rows whose index is x. A CTA owns
+// kSumIndices indices by kSumColumns columns in shared memory; it scans all indices, kSumColumns
+// at a time, and adds the rows that are its own in their order.
+constexpr int kSumIndices = 32, kSumColumns = 128;
+
+template <class S>
+struct IndexSumArgs {
+  const S* from;
+  const int* index;
+  S* to;
+  int64_t rows, wide, vocabulary;
+  int columns;
+};
+template <class S>
+struct IndexSumShared {
+  Acc<S> sums[kSumIndices][kSumColumns];
+  int index[kSumColumns];
+};
+template <class S>
+__global__ void __launch_bounds__(kSumColumns, 8)
+    index_sum_kernel(const __grid_constant__ IndexSumArgs<S> args) {
+  FASTLSTM_SHARED_BUFFER(raw);
+  IndexSumShared<S>& shared = *reinterpret_cast<IndexSumShared<S>*>(raw);
+  const int me = threadIdx.x, column = blockIdx.x * kSumColumns + me;
+  const int64_t first = int64_t(blockIdx.y) * kSumIndices;
+  for (int j = 0; j < kSumIndices; ++j) shared.sums[j][me] = 0;
+  for (int64_t begin = 0; begin < args.rows; begin += kSumColumns) {
+    __syncthreads();
+    const int64_t mine = begin + me < args.rows ? args.index[begin + me] - first : -1;
+    shared.index[me] = mine < kSumIndices ? int(mine) : -1;
+    __syncthreads();
+    if (column >= args.columns) continue;
+    for (int j = 0; j < kSumColumns; ++j)
+      if (shared.index[j] >= 0)
+        shared.sums[shared.index[j]][me] += to_acc(args.from[(begin + j) * args.wide + column]);
+  }
+  if (column >= args.columns) return;
+  for (int j = 0; j < kSumIndices && first + j < args.vocabulary; ++j)
+    from_acc(shared.sums[j][me], args.to[column * args.vocabulary + first + j]);
+}
+
+}  // namespace cuda
+}  // namespace fastlstm

@@ -1,0 +1,270 @@
+// What the operators do on every device: checks, allocation, and the plain structs for a backend.
+// Shapes and types were checked in Python (fastlstm/functional.py); what is checked again here
+// only keeps a direct call of the operator from reading foreign memory.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "lstm.h"
+
+namespace fastlstm {
+namespace ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::contiguous;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+inline MaybeTensor maybe_contiguous(const MaybeTensor& x) {
+  return x ? MaybeTensor(contiguous(*x)) : std::nullopt;
+}
+
+inline Tensor empty(std::vector<int64_t> sizes, const Tensor& like,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(like, sizes, dtype ? *dtype : like.scalar_type());
+}
+
+inline const void* data(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }
+inline void* mutable_data(const Tensor& x) { return x.numel() ? x.mutable_data_ptr() : nullptr; }
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, "fastlstm: weights must be float32, float64, bfloat16 or float16");
+  }
+  __builtin_unreachable();
+}
+
+inline ScalarType accumulation_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+struct Options {
+  int64_t hidden_size, num_layers;
+  bool has_bias;
+  int64_t proj_size;
+  bool bidirectional;
+  double dropout;
+  bool allow_tf32;    // float32 on a GPU's tensor cores
+  int64_t algorithm;  // cuda::Algorithm; the CPU has one alone
+
+  int64_t cells() const { return num_layers * (bidirectional ? 2 : 1); }
+  int64_t per_cell() const { return 2 + (has_bias ? 2 : 0) + (proj_size > 0 ? 1 : 0); }
+};
+
+// The problem, and the contiguous tensors that its pointers point into.
+struct Inputs {
+  Inputs(const Tensor& input_, const MaybeTensor& h0_, const MaybeTensor& c0_,
+         const std::vector<Tensor>& weights_, const MaybeTensor& batch_sizes_,
+         const MaybeTensor& seed_, const Options& options)
+      : input(input_),
+        h0(maybe_contiguous(h0_)),
+        c0(maybe_contiguous(c0_)),
+        batch_sizes(maybe_contiguous(batch_sizes_)),
+        seed(seed_) {
+    STD_TORCH_CHECK(int64_t(weights_.size()) == options.cells() * options.per_cell(),
+                    "fastlstm: expected ", options.cells() * options.per_cell(), " weights, got ",
+                    weights_.size());
+    for (const Tensor& w : weights_) weights.push_back(contiguous(w));
+    Problem& p = problem;
+    p.dtype = dtype_of(weights[0]);
+    const ScalarType type = input.scalar_type();
+    p.input_kind = type == ScalarType::Long  ? InputKind::index64
+                   : type == ScalarType::Int ? InputKind::index32
+                                             : InputKind::dense;
+    const bool dense = p.input_kind == InputKind::dense;
+    if (dense && input.numel() > 0 && input.stride(input.dim() - 1) != 1) input = contiguous(input);
+    const bool packed = batch_sizes.has_value();
+    STD_TORCH_CHECK(input.dim() == (dense ? 1 : 0) + (packed ? 1 : 2),
+                    "fastlstm: input has the wrong number of dimensions");
+    p.input_size = weights[0].size(1);
+    STD_TORCH_CHECK(!dense || input.size(input.dim() - 1) == p.input_size,
+                    "fastlstm: input's last dimension is not weight_ih's");
+    p.batch_sizes = packed ? static_cast<const int64_t*>(batch_sizes->const_data_ptr()) : nullptr;
+    p.steps = packed ? batch_sizes->numel() : input.size(0);
+    p.batch = packed ? (p.steps ? p.batch_sizes[0] : 0) : input.size(1);
+    p.rows = packed ? input.size(0) : p.steps * p.batch;
+    p.stride_t = packed ? 0 : input.stride(0);
+    p.stride_b = input.stride(packed ? 0 : 1);
+    p.input = input.const_data_ptr();
+    if (p.batch_sizes) check_batch_sizes();
+    p.hidden_size = options.hidden_size;
+    p.out_size = options.proj_size > 0 ? options.proj_size : options.hidden_size;
+    p.projected = options.proj_size > 0;
+    p.layers = int(options.num_layers);
+    p.directions = options.bidirectional ? 2 : 1;
+    check_sizes(options);
+    p.h0 = data(h0);
+    p.c0 = data(c0);
+    p.dropout = options.num_layers > 1 ? options.dropout : 0;
+    p.seed = seed ? static_cast<const int64_t*>(seed->const_data_ptr()) : nullptr;
+    STD_TORCH_CHECK(p.dropout <= 0 || p.seed, "fastlstm: dropout needs a seed");
+    for (int64_t cell = 0; cell < options.cells(); ++cell) {
+      const Tensor* w = &weights[cell * options.per_cell()];
+      CellWeights c{};
+      c.w_ih = w[0].const_data_ptr();
+      c.w_hh = w[1].const_data_ptr();
+      if (options.has_bias) {
+        c.b_ih = w[2].const_data_ptr();
+        c.b_hh = w[3].const_data_ptr();
+      }
+      if (p.projected) c.w_hr = w[options.per_cell() - 1].const_data_ptr();
+      cells.push_back(c);
+    }
+    p.weights = cells.data();
+  }
+
+  void check_tensor(const char* name, const Tensor& x, int64_t elements) const {
+    STD_TORCH_CHECK(x.scalar_type() == weights[0].scalar_type() && x.numel() == elements,
+                    "fastlstm: ", name, " must have the weights' dtype and ", elements,
+                    " elements, got ", x.numel());
+  }
+
+  void check_sizes(const Options& options) const {
+    const Problem& p = problem;
+    const int64_t gates = 4 * p.hidden_size, cells = options.cells();
+    STD_TORCH_CHECK(p.hidden_size > 0 && p.layers > 0, "fastlstm: there must be units and layers");
+    if (p.input_kind == InputKind::dense) check_tensor("input", input, p.rows * p.input_size);
+    if (h0) check_tensor("h0", *h0, cells * p.batch * p.out_size);
+    if (c0) check_tensor("c0", *c0, cells * p.batch * p.hidden_size);
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      const Tensor* w = &weights[cell * options.per_cell()];
+      const int64_t width = cell < p.directions ? p.input_size : p.directions * p.out_size;
+      check_tensor("weight_ih", w[0], gates * width);
+      check_tensor("weight_hh", w[1], gates * p.out_size);
+      for (int j = 2; options.has_bias && j < 4; ++j) check_tensor("bias", w[j], gates);
+      if (p.projected)
+        check_tensor("weight_hr", w[options.per_cell() - 1], p.out_size * p.hidden_size);
+    }
+  }
+
+  void check_batch_sizes() const {
+    const Problem& p = problem;
+    int64_t rows = 0;
+    for (int64_t t = 0; t < p.steps; ++t) {
+      rows += p.batch_sizes[t];
+      STD_TORCH_CHECK(p.batch_sizes[t] > 0 && (t == 0 || p.batch_sizes[t] <= p.batch_sizes[t - 1]),
+                      "fastlstm: batch_sizes must be positive and must not increase");
+    }
+    STD_TORCH_CHECK(rows == p.rows, "fastlstm: batch_sizes add up to ", rows, ", input has ",
+                    p.rows, " rows");
+  }
+
+  Tensor input;
+  MaybeTensor h0, c0, batch_sizes, seed;
+  std::vector<Tensor> weights;
+  std::vector<CellWeights> cells;
+  Problem problem{};
+};
+
+typedef std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ForwardResult;
+typedef std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> BackwardResult;
+
+// Allocates the results and hands them to run(Forward), unless there is nothing to compute.
+template <class Run>
+ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&& run) {
+  const Problem& p = in.problem;
+  const Tensor& like = in.weights[0];
+  const int64_t wide = p.directions * p.out_size, cells = options.cells();
+  Tensor output =
+      p.batch_sizes ? empty({p.rows, wide}, like) : empty({p.steps, p.batch, wide}, like);
+  Tensor h_n = empty({cells, p.batch, p.out_size}, like);
+  Tensor c_n = empty({cells, p.batch, p.hidden_size}, like);
+  Tensor hidden = empty({p.layers - 1, p.rows, wide}, like);
+  Tensor gates = empty({save ? cells : 0, p.rows, 4 * p.hidden_size}, like);
+  Tensor states = empty({save ? cells : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
+  if (p.rows > 0) {
+    const Saved saved{mutable_data(output), mutable_data(hidden), mutable_data(gates),
+                      mutable_data(states)};
+    run(Forward{p, saved, mutable_data(h_n), mutable_data(c_n)});
+  }
+  if (!save) hidden = empty({0, p.rows, wide}, like);
+  return {output, h_n, c_n, hidden, gates, states};
+}
+
+// What backward is given besides the problem.
+struct Reserve {
+  MaybeTensor grad_output, grad_h_n, grad_c_n;
+  Tensor output, hidden, gates, cells;
+};
+
+template <class Run>
+BackwardResult backward(const Inputs& in, const Options& options, const Reserve& given,
+                        const std::vector<bool>& needs, Run&& run) {
+  const Problem& p = in.problem;
+  const Tensor& like = in.weights[0];
+  STD_TORCH_CHECK(needs.size() == 3 + in.weights.size(), "fastlstm: needs has the wrong length");
+  STD_TORCH_CHECK(given.gates.size(0) == options.cells(),
+                  "fastlstm: forward was not asked to save");
+  const int64_t cell_rows = options.cells() * p.rows, wide = p.directions * p.out_size;
+  in.check_tensor("output", given.output, p.rows * wide);
+  in.check_tensor("hidden", given.hidden, (p.layers - 1) * p.rows * wide);
+  in.check_tensor("gates", given.gates, cell_rows * 4 * p.hidden_size);
+  STD_TORCH_CHECK(given.cells.scalar_type() == accumulation_type(like) &&
+                      given.cells.numel() == cell_rows * p.hidden_size,
+                  "fastlstm: cells are not those of this problem's forward");
+  auto check_gradient = [&](const char* name, const MaybeTensor& x, int64_t elements) {
+    if (x) in.check_tensor(name, *x, elements);
+  };
+  check_gradient("grad_output", given.grad_output, p.rows * wide);
+  check_gradient("grad_h_n", given.grad_h_n, options.cells() * p.batch * p.out_size);
+  check_gradient("grad_c_n", given.grad_c_n, options.cells() * p.batch * p.hidden_size);
+  const MaybeTensor dy = maybe_contiguous(given.grad_output), dh = maybe_contiguous(given.grad_h_n),
+                    dc = maybe_contiguous(given.grad_c_n);
+  const Tensor y = contiguous(given.output), inner = contiguous(given.hidden),
+               act = contiguous(given.gates), states = contiguous(given.cells);
+
+  const bool dense = p.input_kind == InputKind::dense;
+  auto gradient = [&](bool needed, std::vector<int64_t> sizes) {
+    return needed ? empty(std::move(sizes), like) : empty({0}, like);
+  };
+  Tensor grad_input = gradient(
+      needs[0] && dense, p.batch_sizes ? std::vector<int64_t>{p.rows, p.input_size}
+                                       : std::vector<int64_t>{p.steps, p.batch, p.input_size});
+  Tensor grad_h0 = gradient(needs[1], {options.cells(), p.batch, p.out_size});
+  Tensor grad_c0 = gradient(needs[2], {options.cells(), p.batch, p.hidden_size});
+  std::vector<Tensor> grads;
+  for (size_t j = 0; j < in.weights.size(); ++j) {
+    const Tensor& w = in.weights[j];
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < w.dim(); ++d) sizes.push_back(w.size(d));
+    grads.push_back(gradient(needs[3 + j], std::move(sizes)));
+    if (p.rows == 0) torch::stable::zero_(grads.back());
+  }
+  if (p.rows > 0) {
+    std::vector<CellGrads> pointers;
+    for (int64_t cell = 0; cell < options.cells(); ++cell) {
+      const Tensor* g = &grads[cell * options.per_cell()];
+      CellGrads c{};
+      c.w_ih = mutable_data(g[0]);
+      c.w_hh = mutable_data(g[1]);
+      if (options.has_bias) {
+        c.b_ih = mutable_data(g[2]);
+        c.b_hh = mutable_data(g[3]);
+      }
+      if (p.projected) c.w_hr = mutable_data(g[options.per_cell() - 1]);
+      pointers.push_back(c);
+    }
+    const Saved saved{
+        const_cast<void*>(y.const_data_ptr()), const_cast<void*>(inner.const_data_ptr()),
+        const_cast<void*>(act.const_data_ptr()), const_cast<void*>(states.const_data_ptr())};
+    run(Backward{p, saved, data(dy), data(dh), data(dc), mutable_data(grad_input),
+                 mutable_data(grad_h0), mutable_data(grad_c0), pointers.data()});
+  }
+  return {grad_input, grad_h0, grad_c0, grads};
+}
+
+}  // namespace ops
+}  // namespace fastlstm

@@ -1,0 +1,131 @@
+// The operators' CUDA side: a plan, a workspace, and torch's matrix products for the large GEMMs.
+// No CUDA header here: the kernels are behind cuda/launch.h.
+#include <torch/csrc/stable/accelerator.h>
+
+#include <array>
+#include <limits>
+
+#include "cuda/launch.h"
+#include "ops_common.h"
+
+namespace fastlstm {
+namespace {
+
+using namespace ops;
+
+ScalarType scalar_type(DType type) {
+  switch (type) {
+    case DType::f32: return ScalarType::Float;
+    case DType::f64: return ScalarType::Double;
+    case DType::bf16: return ScalarType::BFloat16;
+    case DType::f16: return ScalarType::Half;
+  }
+  __builtin_unreachable();
+}
+
+// cuda::Context::gemm, on torch's current stream. The view of a row-major or transposed operand is
+// what torch hands to cuBLAS as it stands.
+void gemm(void* context, const cuda::Gemm& g) {
+  const torch::stable::Device device = *static_cast<torch::stable::Device*>(context);
+  auto view = [&](const void* from, int64_t rows, int64_t columns, int64_t row, int64_t column,
+                  DType type) {
+    const int64_t sizes[2] = {rows, columns}, strides[2] = {row, column};
+    return torch::stable::from_blob(const_cast<void*>(from), {sizes, 2}, {strides, 2}, device,
+                                    scalar_type(type));
+  };
+  const Tensor a = view(g.a.data, g.m, g.k, g.a.row, g.a.column, g.in);
+  const Tensor b = view(g.b.data, g.k, g.n, g.b.row, g.b.column, g.in);
+  const Tensor c = view(g.c, g.m, g.n, g.n, 1, g.out);
+  using torch::stable::detail::from;
+  if (g.in == g.out) {
+    std::array<StableIValue, 3> stack{from(a), from(b), from(c)};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // takes the result, to release it
+  } else {  // half types, with a float32 result that was never rounded
+    std::array<StableIValue, 4> stack{from(a), from(b), from(scalar_type(g.out)), from(c)};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);
+  }
+}
+
+// Everything on one device, and numbers of rows that the kernels' 32-bit tables hold.
+void check(const Inputs& in, const MaybeTensor& seed) {
+  const int32_t device = in.weights[0].get_device_index();
+  auto same = [&](const Tensor& x, const char* name) {
+    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, "fastlstm: ", name,
+                    " is not on the weights' CUDA device");
+  };
+  same(in.input, "input");
+  for (const Tensor& w : in.weights) same(w, "a weight");
+  if (in.h0) same(*in.h0, "h0");
+  if (in.c0) same(*in.c0, "c0");
+  if (seed) same(*seed, "seed");
+  STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
+                  "fastlstm: batch_sizes must be on the CPU");
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  const Problem& p = in.problem;
+  STD_TORCH_CHECK(p.rows < most && p.input_size < most && 4 * p.hidden_size < most,
+                  "fastlstm: more than 2^31 rows or columns");
+}
+
+// One launch of the whole stack on torch's current stream.
+template <class Call>
+void run(const Call& call, cuda::Pass pass, const Options& options, const Tensor& like,
+         int64_t (*workspace_of)(const Call&, const cuda::Plan&),
+         void (*launch)(const Call&, const cuda::Plan&, const cuda::Context&)) {
+  const int32_t index = like.get_device_index();
+  const cuda::Plan plan = cuda::plan(call.problem, pass, cuda::device_properties(index),
+                                     {cuda::Algorithm(options.algorithm), options.allow_tf32});
+  const Tensor workspace = empty({workspace_of(call, plan)}, like, ScalarType::Byte);
+  torch::stable::Device device = like.device();
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  launch(call, plan, {stream, mutable_data(workspace), gemm, &device});
+}
+
+ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
+                           std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
+                           int64_t hidden_size, int64_t num_layers, bool has_bias,
+                           int64_t proj_size, bool bidirectional, double dropout, bool allow_tf32,
+                           int64_t algorithm, bool save) {
+  const Options options{hidden_size,   num_layers, has_bias,   proj_size,
+                        bidirectional, dropout,    allow_tf32, algorithm};
+  STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
+                  "fastlstm: the weights are not on a CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
+  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
+  check(in, seed);
+  return ops::forward(in, options, save, [&](const Forward& f) {
+    run(f, cuda::Pass::forward, options, in.weights[0], cuda::forward_workspace, cuda::forward);
+  });
+}
+
+BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
+                             Tensor input, MaybeTensor h0, MaybeTensor c0,
+                             std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
+                             Tensor output, Tensor hidden, Tensor gates, Tensor cells,
+                             int64_t hidden_size, int64_t num_layers, bool has_bias,
+                             int64_t proj_size, bool bidirectional, double dropout, bool allow_tf32,
+                             int64_t algorithm, std::vector<bool> needs) {
+  const Options options{hidden_size,   num_layers, has_bias,   proj_size,
+                        bidirectional, dropout,    allow_tf32, algorithm};
+  STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
+                  "fastlstm: the weights are not on a CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
+  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
+  check(in, seed);
+  const Reserve given{grad_output, grad_h_n, grad_c_n, output, hidden, gates, cells};
+  return ops::backward(in, options, given, needs, [&](const Backward& f) {
+    run(f, cuda::Pass::backward, options, in.weights[0], cuda::backward_workspace, cuda::backward);
+  });
+}
+
+}  // namespace
+}  // namespace fastlstm
+
+STABLE_TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
+  m.impl("forward", TORCH_BOX(&fastlstm::forward_cuda));
+  m.impl("backward", TORCH_BOX(&fastlstm::backward_cuda));
+}

@@ -1,0 +1,160 @@
+"""Which algorithm runs a problem: what the planner picks and why, and how to force another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import _C
+
+if TYPE_CHECKING:
+    from .modules import LSTM
+
+__all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain"]
+
+ALGORITHMS = ("auto", "stepwise", "persistent", "cluster")  # csrc/cuda/planner.h's order
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/lstm.h's order
+
+# (compute capability, multiprocessors, bytes of shared memory that a block may ask for)
+GPUS = {
+    "T4": (75, 40, 64 << 10),
+    "A100": (80, 108, 163 << 10),
+    "H100": (90, 132, 227 << 10),
+    "H200": (90, 132, 227 << 10),
+    "B200": (100, 148, 227 << 10),
+}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in ALGORITHMS:
+        raise ValueError(f"{source}: expected one of {', '.join(ALGORITHMS)}, got {name!r}")
+    return name
+
+
+_default = _checked(os.environ.get("FASTLSTM_ALGO") or "auto", "FASTLSTM_ALGO")
+_forced: ContextVar[str] = ContextVar("algorithm", default=_default)
+
+
+@contextmanager
+def algorithm(name: str) -> Iterator[None]:
+    """Force an algorithm on CUDA for the calls inside (and for their backward passes).
+
+    The CPU has one algorithm and ignores this. The environment variable ``FASTLSTM_ALGO`` sets the
+    default of the whole process.
+
+    Args:
+        name: ``"auto"`` (the planner's choice), ``"stepwise"`` or ``"persistent"``.
+
+    Raises:
+        ValueError: an unknown name. A call that the algorithm cannot run raises RuntimeError.
+    """
+    token = _forced.set(_checked(name, "algorithm"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _settings() -> tuple[bool, int]:
+    """Whether float32 may use tf32 in an RNN (as cuDNN's would), and the algorithm asked for."""
+    return _allow_tf32(), ALGORITHMS.index(_forced.get())
+
+
+def _allow_tf32() -> bool:
+    rnn = getattr(torch.backends.cudnn, "rnn", None)
+    precision = getattr(rnn, "fp32_precision", None)  # reading allow_tf32 raises once this is set
+    if precision in ("tf32", "ieee"):
+        return precision == "tf32"
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+# A constant of what torch.compile traces: a compiled call keeps what was in force at its tracing.
+settings = torch.compiler.assume_constant_result(_settings)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs a problem's forward and backward pass, and why."""
+
+    device: str
+    algorithm: str
+    reason: str
+    backward_algorithm: str
+    backward_reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device}: forward {self.algorithm} ({self.reason}); "
+            f"backward {self.backward_algorithm} ({self.backward_reason})"
+        )
+
+
+def explain(
+    lstm: LSTM, batch_size: int, seq_length: int, *, packed: bool = False, gpu: str | None = None
+) -> Explanation:
+    """Which algorithm the planner picks for a module and a batch, and why.
+
+    Args:
+        lstm: a ``fastlstm.LSTM``; its weights' dtype and device count.
+        batch_size, seq_length: B and T of the input.
+        packed: whether the input is a ``PackedSequence``.
+        gpu: explain for this GPU (a key of ``fastlstm.algorithms.GPUS``, such as ``"H200"``), which
+            need not be there, instead of the weights' device.
+
+    Raises:
+        ValueError: an unknown gpu, or a size that is not positive; an algorithm was forced that
+            cannot run the problem.
+    """
+    for argument, value in (("batch_size", batch_size), ("seq_length", seq_length)):
+        if value < 1:
+            raise ValueError(f"{argument}: expected a positive number, got {value}")
+    if gpu is not None and gpu not in GPUS:
+        raise ValueError(f"gpu: expected one of {', '.join(GPUS)}, got {gpu!r}")
+    weight = lstm.get_parameter("weight_hh_l0")
+    if gpu is None and weight.device.type != "cuda":
+        reason = f"the fused kernels for {_C.cpu_selected()}; every problem"
+        if weight.device.type != "cpu":
+            reason = f"no kernels for {weight.device.type}: torch's own LSTM"
+        return Explanation(str(weight.device), "fused", reason, "fused", reason)
+    if gpu is None:
+        p: Any = torch.cuda.get_device_properties(weight.device)
+        device = f"{weight.device} ({p.name})"
+        capability, sms = 10 * p.major + p.minor, p.multi_processor_count
+        shared = p.shared_memory_per_block_optin
+    else:
+        device, (capability, sms, shared) = gpu, GPUS[gpu]
+    if weight.dtype not in _DTYPES:
+        raise ValueError(f"lstm: no kernels for {weight.dtype}")
+    allow_tf32, forced = _settings()
+    forward, backward = (
+        _C.plan(
+            dtype=_DTYPES.index(weight.dtype),
+            steps=seq_length,
+            batch=batch_size,
+            packed=packed,
+            hidden_size=lstm.hidden_size,
+            proj_size=lstm.proj_size,
+            layers=lstm.num_layers,
+            directions=1 + lstm.bidirectional,
+            backward=in_backward,
+            capability=capability,
+            sms=sms,
+            shared_per_block=shared,
+            algorithm=forced,
+            allow_tf32=allow_tf32,
+        )
+        for in_backward in (False, True)
+    )
+    return Explanation(
+        device,
+        forward["algorithm"],
+        forward["reason"],
+        backward["algorithm"],
+        backward["reason"],
+    )

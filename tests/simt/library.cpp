@@ -1,0 +1,151 @@
+// The CUDA launcher as a library for tests/test_simt.py, its kernels run by the emulator.
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
+#include "half.h"
+#include "launch.h"
+#include "simt.h"
+
+namespace fastlstm {
+namespace cuda {
+
+// Some builds leave types out.
+__attribute__((weak)) extern const Stepwise kStepwiseF32 = {nullptr, nullptr};
+__attribute__((weak)) extern const Stepwise kStepwiseTf32 = {nullptr, nullptr};
+__attribute__((weak)) extern const Stepwise kStepwiseF64 = {nullptr, nullptr};
+__attribute__((weak)) extern const Stepwise kStepwiseBf16 = {nullptr, nullptr};
+__attribute__((weak)) extern const Stepwise kStepwiseF16 = {nullptr, nullptr};
+
+}  // namespace cuda
+}  // namespace fastlstm
+
+namespace {
+
+using namespace fastlstm;
+using namespace fastlstm::cuda;
+
+double get(DType type, const void* from, int64_t at) {
+  switch (type) {
+    case DType::f32: return static_cast<const float*>(from)[at];
+    case DType::f64: return static_cast<const double*>(from)[at];
+    case DType::bf16: return simt::to_float(static_cast<const simt::Bf16*>(from)[at]);
+    case DType::f16: return simt::to_float(static_cast<const simt::F16*>(from)[at]);
+  }
+  return 0;
+}
+
+void set(DType type, void* to, int64_t at, double value) {
+  switch (type) {
+    case DType::f32: static_cast<float*>(to)[at] = float(value); break;
+    case DType::f64: static_cast<double*>(to)[at] = value; break;
+    case DType::bf16: static_cast<simt::Bf16*>(to)[at] = simt::round_to_bf16(float(value)); break;
+    case DType::f16: static_cast<simt::F16*>(to)[at] = simt::round_to_f16(float(value)); break;
+  }
+}
+
+// The caller's part of the launcher's contract, as plainly as can be.
+void gemm(void*, const Gemm& g) {
+  for (int64_t i = 0; i < g.m; ++i)
+    for (int64_t j = 0; j < g.n; ++j) {
+      double sum = 0;
+      for (int64_t k = 0; k < g.k; ++k)
+        sum += get(g.in, g.a.data, i * g.a.row + k * g.a.column) *
+               get(g.in, g.b.data, k * g.b.row + j * g.b.column);
+      set(g.out, g.c, i * g.n + j, sum);
+    }
+}
+
+}  // namespace
+
+// Mirrored by tests/simt_library.py.
+struct Options {
+  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability;
+  uint64_t seed;
+};
+struct Report {
+  int64_t races, launches, largest_grid;
+  char error[512], first_race[512];
+};
+
+namespace {
+
+template <class Call>
+void run(const Options& options, Report* report, const Problem& p, Pass pass, Call&& call) {
+  *report = {};
+  try {
+    Settings settings;
+    settings.algorithm = Algorithm(options.algorithm);
+    settings.allow_tf32 = options.allow_tf32 != 0;
+    const int64_t shared = options.capability >= 80 ? 227 << 10 : 64 << 10;
+    Plan chosen = plan(p, pass, {options.capability, 132, shared}, settings);
+    if (options.tile >= 0)
+      chosen.gates = chosen.project = chosen.hidden = chosen.cell = options.tile;
+    simt::Stream stream;
+    stream.config.order = simt::Order(options.order);
+    stream.config.seed = options.seed;
+    stream.config.races = options.races != 0;
+    stream.config.preempt = unsigned(options.preempt);
+    Context context{&stream, nullptr, gemm, nullptr};
+    call(chosen, context);
+    report->races = stream.races;
+    report->launches = stream.launches;
+    report->largest_grid = stream.largest_grid;
+    snprintf(report->error, sizeof report->error, "%s", stream.error.c_str());
+    snprintf(report->first_race, sizeof report->first_race, "%s", stream.first_race.c_str());
+  } catch (const std::exception& e) {
+    snprintf(report->error, sizeof report->error, "exception: %s", e.what());
+  }
+}
+
+// Filled with NaN: what a kernel reads before it was written shows in the result.
+struct Workspace {
+  explicit Workspace(int64_t bytes)
+      : memory(static_cast<unsigned char*>(aligned_alloc(256, size_t(bytes + 255) / 256 * 256))) {
+    for (int64_t j = 0; j < bytes; ++j) memory[j] = 0xff;
+    simt::track(memory, size_t(bytes), "workspace");
+  }
+  ~Workspace() {
+    simt::untrack(memory);
+    free(memory);
+  }
+  unsigned char* memory;
+};
+
+}  // namespace
+
+extern "C" {
+
+__attribute__((visibility("default"))) void simt_track(const void* memory, size_t bytes,
+                                                       const char* name) {
+  simt::track(memory, bytes, name);
+}
+__attribute__((visibility("default"))) void simt_untrack(const void* memory) {
+  simt::untrack(memory);
+}
+
+__attribute__((visibility("default"))) void simt_forward(const Forward* f, const Options* options,
+                                                         Report* report) {
+  run(*options, report, f->problem, Pass::forward, [&](const Plan& plan, Context& context) {
+    const Workspace workspace(forward_workspace(*f, plan));
+    context.workspace = workspace.memory;
+    forward(*f, plan, context);
+  });
+}
+
+__attribute__((visibility("default"))) void simt_backward(const Backward* f, const Options* options,
+                                                          Report* report) {
+  run(*options, report, f->problem, Pass::backward, [&](const Plan& plan, Context& context) {
+    const Workspace workspace(backward_workspace(*f, plan));
+    context.workspace = workspace.memory;
+    backward(*f, plan, context);
+  });
+}
+
+__attribute__((visibility("default"))) void simt_plan(const Problem* p, int backward,
+                                                      int capability, int sms, Plan* found) {
+  *found = plan(*p, Pass(backward), {capability, sms, capability >= 80 ? 227 << 10 : 64 << 10},
+                Settings());
+}
+
+}  // extern "C"

@@ -1,0 +1,283 @@
+#include "race.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <unordered_map>
+
+#include "simt.h"
+
+namespace simt {
+namespace race {
+namespace {
+
+typedef std::vector<uint32_t> Times;  // of every thread
+typedef std::shared_ptr<const Times> Shared;
+
+// What a thread knows: its own time, and of the others what `base` says. Threads that met at a
+// barrier share one base, which makes barriers cheap.
+struct Clock {
+  Shared base;
+  uint32_t own = 1;
+};
+
+struct Cell {
+  uint32_t writer = 0, write_time = 0, reader = 0, read_time = 0;
+  const void *write_code = nullptr, *read_code = nullptr;
+  std::vector<std::pair<uint32_t, uint32_t>> readers;  // further ones
+};
+
+struct Region {
+  uintptr_t begin, end;
+  std::string name;
+  std::vector<Cell> cells;
+};
+
+constexpr size_t kReports = 8, kGrain = 2;
+
+bool on = false;
+unsigned thread_count;
+long races;
+std::string first_report;
+std::set<std::pair<const void*, const void*>> reported;
+std::vector<Clock> clocks;
+std::vector<Times> released, acquired;  // by fences: what later stores publish, earlier loads saw
+std::unordered_map<const void*, Times> published;  // by address
+std::map<uintptr_t, Region> regions;
+Region* last = nullptr;
+
+uint32_t known(unsigned by, unsigned of) {
+  return of == by ? clocks[by].own : (*clocks[by].base)[of];
+}
+
+Times times_of(unsigned thread) {
+  Times t = *clocks[thread].base;
+  t[thread] = clocks[thread].own;
+  return t;
+}
+
+void merge(Times& into, const Times& from) {
+  if (from.empty()) return;
+  if (into.empty()) {
+    into = from;
+    return;
+  }
+  for (unsigned j = 0; j < thread_count; ++j) into[j] = std::max(into[j], from[j]);
+}
+
+void learn(unsigned thread, const Times& from) {
+  if (from.empty()) return;
+  Times t = times_of(thread);
+  merge(t, from);
+  clocks[thread].base = std::make_shared<const Times>(std::move(t));
+}
+
+std::string source_line(const void* code) {
+  Dl_info info;
+  if (!dladdr(code, &info)) return "?";
+  const long offset = static_cast<const char*>(code) - 1 - static_cast<char*>(info.dli_fbase);
+  char command[512], line[512];
+  snprintf(command, sizeof command, "addr2line -i -e %s %lx 2>/dev/null", info.dli_fname, offset);
+  std::string found = "?";
+  if (FILE* pipe = popen(command, "r")) {
+    while (fgets(line, sizeof line, pipe)) {
+      if (std::strstr(line, "/simt/dialect.h") || std::strstr(line, "/simt/simt.h")) continue;
+      if (found == "?") found = std::string(line, std::strcspn(line, "\n"));
+    }
+    pclose(pipe);
+  }
+  const size_t slash = found.rfind('/');
+  return slash == std::string::npos ? found : found.substr(slash + 1);
+}
+
+std::string name_of(unsigned thread) {
+  const unsigned size = block_size.count();
+  return "block " + std::to_string(thread / size) + " thread " + std::to_string(thread % size);
+}
+
+void report(const Region& region, size_t cell, const char* what, unsigned other,
+            const void* other_code, const void* code) {
+  ++races;
+  if (reported.size() >= kReports || !reported.insert({other_code, code}).second) return;
+  if (first_report.empty())
+    first_report = std::string(what) + " on " + region.name + "+" + std::to_string(cell * kGrain) +
+                   ": " + name_of(other) + " at " + source_line(other_code) + ", then " +
+                   name_of(self->id) + " at " + source_line(code);
+}
+
+Region* region_of(uintptr_t address) {
+  if (last && address >= last->begin && address < last->end) return last;
+  auto it = regions.upper_bound(address);
+  if (it == regions.begin()) return nullptr;
+  --it;
+  return address < it->second.end ? last = &it->second : nullptr;
+}
+
+void write_cell(Cell& x, const Region& region, size_t at, unsigned me, const void* code) {
+  auto unseen = [&](uint32_t thread, uint32_t time) {
+    return time && thread != me && known(me, thread) < time;
+  };
+  if (unseen(x.writer, x.write_time))
+    report(region, at, "write after write", x.writer, x.write_code, code);
+  if (unseen(x.reader, x.read_time))
+    report(region, at, "write after read", x.reader, x.read_code, code);
+  for (const auto& r : x.readers)
+    if (unseen(r.first, r.second)) {
+      report(region, at, "write after read", r.first, x.read_code, code);
+      break;
+    }
+  x.writer = me;
+  x.write_time = clocks[me].own;
+  x.write_code = code;
+  x.read_time = 0;
+  x.readers.clear();
+}
+
+void read_cell(Cell& x, const Region& region, size_t at, unsigned me, const void* code) {
+  if (x.write_time && x.writer != me && known(me, x.writer) < x.write_time)
+    report(region, at, "read after write", x.writer, x.write_code, code);
+  const uint32_t now = clocks[me].own;
+  if (x.read_time == 0 || x.reader == me || known(me, x.reader) >= x.read_time) {
+    x.reader = me;
+    x.read_time = now;
+    x.read_code = code;
+    return;
+  }
+  for (auto& r : x.readers)
+    if (r.first == me) {
+      r.second = now;
+      return;
+    }
+  x.readers.push_back({me, now});
+}
+
+}  // namespace
+
+void begin(unsigned threads) {
+  thread_count = threads;
+  clocks.assign(threads, {std::make_shared<const Times>(threads, 0u), 1});
+  released.assign(threads, {});
+  acquired.assign(threads, {});
+  published.clear();
+  races = 0;
+  first_report.clear();
+  reported.clear();
+  for (auto& r : regions)
+    r.second.cells.assign((r.second.end - r.second.begin) / kGrain + 1, Cell());
+  on = true;
+}
+
+void end() {
+  on = false;
+  clocks.clear();
+  released.clear();
+  acquired.clear();
+  published.clear();
+  for (auto& r : regions) r.second.cells.clear();
+}
+
+long count() { return races; }
+std::string first() { return first_report; }
+
+void meet(const std::vector<unsigned>& ids) {
+  if (!on || ids.empty()) return;
+  Times sum = *clocks[ids[0]].base;
+  std::set<const Times*> merged = {clocks[ids[0]].base.get()};
+  for (unsigned id : ids)
+    if (merged.insert(clocks[id].base.get()).second) merge(sum, *clocks[id].base);
+  for (unsigned id : ids) sum[id] = std::max(sum[id], clocks[id].own);
+  const Shared base = std::make_shared<const Times>(std::move(sum));
+  for (unsigned id : ids) {
+    clocks[id].base = base;
+    ++clocks[id].own;
+  }
+}
+
+void access(uintptr_t address, size_t bytes, bool write, const void* code) {
+  if (!on || self == nullptr) return;
+  Region* region = region_of(address);
+  if (region == nullptr) return;
+  preempt();
+  if (region->cells.empty()) return;
+  const size_t begin = (address - region->begin) / kGrain;
+  const size_t end = (address - region->begin + bytes + kGrain - 1) / kGrain;
+  for (size_t j = begin; j < std::min(end, region->cells.size()); ++j)
+    (write ? write_cell : read_cell)(region->cells[j], *region, j, self->id, code);
+}
+
+}  // namespace race
+
+using race::acquired;
+using race::clocks;
+using race::on;
+using race::published;
+using race::released;
+
+void track(const void* memory, size_t bytes, const char* name) {
+  race::last = nullptr;
+  const uintptr_t begin = uintptr_t(memory);
+  race::regions[begin] = {begin, begin + bytes, name, {}};
+}
+
+void untrack(const void* memory) {
+  race::last = nullptr;
+  race::regions.erase(uintptr_t(memory));
+}
+
+void release(const void* address) {
+  if (!on) return;
+  race::merge(published[address], race::times_of(self->id));
+  ++clocks[self->id].own;
+}
+
+void acquire(const void* address) {
+  if (on) race::learn(self->id, published[address]);
+}
+
+void fence() {
+  if (!on) return;
+  race::learn(self->id, acquired[self->id]);
+  released[self->id] = race::times_of(self->id);
+  ++clocks[self->id].own;
+}
+
+void relaxed_store(const void* address, bool read_modify_write) {
+  if (!on) return;
+  if (!read_modify_write) published[address].clear();
+  race::merge(published[address], released[self->id]);
+}
+
+void relaxed_load(const void* address) {
+  if (on) race::merge(acquired[self->id], published[address]);
+}
+
+}  // namespace simt
+
+#define SIMT_HOOK(address, bytes, write) \
+  simt::race::access(uintptr_t(address), bytes, write, __builtin_return_address(0))
+#define SIMT_HOOKS(n)                                                \
+  void __tsan_read##n(void* a) { SIMT_HOOK(a, n, false); }           \
+  void __tsan_write##n(void* a) { SIMT_HOOK(a, n, true); }           \
+  void __tsan_unaligned_read##n(void* a) { SIMT_HOOK(a, n, false); } \
+  void __tsan_unaligned_write##n(void* a) { SIMT_HOOK(a, n, true); } \
+  void __tsan_volatile_read##n(void*) {}                             \
+  void __tsan_volatile_write##n(void*) {}
+
+extern "C" {
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+SIMT_HOOKS(1)
+SIMT_HOOKS(2)
+SIMT_HOOKS(4)
+SIMT_HOOKS(8)
+SIMT_HOOKS(16)
+void __tsan_read_range(void* a, unsigned long n) { SIMT_HOOK(a, n, false); }
+void __tsan_write_range(void* a, unsigned long n) { SIMT_HOOK(a, n, true); }
+}

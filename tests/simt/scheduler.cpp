@@ -1,0 +1,348 @@
+// The launch, the schedule, barriers and warp collectives.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <random>
+
+#include "fiber.h"
+#include "race.h"
+#include "simt.h"
+
+namespace simt {
+
+Thread* self = nullptr;
+dim3 grid_size, block_size;
+
+namespace {
+struct Meeting;
+}
+struct Warp {
+  std::vector<Meeting*> open;
+  unsigned lanes = 32;
+};
+
+namespace {
+
+constexpr unsigned kIdleRounds = 1000;  // rounds in which every thread polled in vain
+
+struct Meeting {
+  unsigned mask, here = 0;
+  const void* operation;
+  void* brought[32];
+  Thread* who[32];
+};
+
+struct Barrier {
+  unsigned here = 0;
+  int line = 0;
+  std::vector<Thread*> waiting;
+};
+
+Config config;
+Result* result;
+const std::function<void()>* body;
+std::mt19937_64 random_bits;
+std::vector<Thread> threads;
+std::vector<Block> blocks;
+std::vector<Warp> warps;
+std::map<const void*, Barrier> barriers;  // by block; the grid's under `blocks`
+std::deque<Thread*> ready, polling;
+std::map<unsigned, std::deque<Thread*>> ready_by_block;  // for the orders that go by blocks
+unsigned live, idle_rounds;
+bool stopping;
+
+void switch_to(Thread* to) {
+  Thread* from = self;
+  if (from == to) return;
+  ++result->switches;
+  self = to;
+  fiber::switch_to(from ? int(from->id) : fiber::kMain, to ? int(to->id) : fiber::kMain,
+                   from && from->done);
+}
+
+std::string stuck_report() {
+  std::string text = polling.empty() ? "deadlock:" : "livelock (every thread polls):";
+  std::map<std::string, int> groups;
+  for (const Thread& t : threads)
+    if (!t.done)
+      ++groups["block " + std::to_string(t.block->rank) + " at " + t.where + ":" +
+               std::to_string(t.line)];
+  int shown = 0;
+  for (const auto& group : groups)
+    if (shown++ < 6)
+      text += " [" + std::to_string(group.second) + " threads of " + group.first + "]";
+  return text;
+}
+
+bool by_block() { return config.order == Order::block_up || config.order == Order::block_down; }
+
+void make_ready(Thread* thread) {
+  if (by_block())
+    ready_by_block[thread->block->rank].push_back(thread);
+  else
+    ready.push_back(thread);
+}
+
+// Takes the thread whose turn it is; null where all of them poll.
+Thread* take() {
+  Thread* next = nullptr;
+  if (by_block()) {
+    if (ready_by_block.empty()) return nullptr;
+    auto it =
+        config.order == Order::block_up ? ready_by_block.begin() : std::prev(ready_by_block.end());
+    next = it->second.front();
+    it->second.pop_front();
+    if (it->second.empty()) ready_by_block.erase(it);
+  } else if (ready.empty()) {
+    return nullptr;
+  } else if (config.order == Order::lifo) {
+    next = ready.back();
+    ready.pop_back();
+  } else {
+    if (config.order == Order::random) std::swap(ready[0], ready[random_bits() % ready.size()]);
+    next = ready.front();
+    ready.pop_front();
+  }
+  return next;
+}
+
+void run_next() {
+  if (stopping || live == 0) return switch_to(nullptr);
+  Thread* next = take();
+  if (next == nullptr) {
+    if (polling.empty() || ++idle_rounds > kIdleRounds) {
+      stopping = true;
+      result->error = stuck_report();
+      return switch_to(nullptr);
+    }
+    for (Thread* thread : polling) make_ready(thread);
+    polling.clear();
+    next = take();
+  }
+  switch_to(next);
+}
+
+void wake(Thread* thread) {
+  make_ready(thread);
+  idle_rounds = 0;
+}
+
+// Threads that have exited count as arrived, as on a GPU.
+unsigned expected(const void* key) {
+  unsigned count = 0;
+  for (const Block& block : blocks)
+    if (key == &block || key == &blocks) count += block.live;
+  return count;
+}
+
+void open_if_full(const void* key, Barrier& barrier) {
+  if (barrier.here == 0 || barrier.here < expected(key)) return;
+  barrier.here = 0;
+  std::vector<unsigned> ids;
+  for (Thread* thread : barrier.waiting) ids.push_back(thread->id);
+  race::meet(ids);
+  for (Thread* thread : barrier.waiting) wake(thread);
+  barrier.waiting.clear();
+}
+
+void enter() {
+  fiber::begin();
+  (*body)();
+  for (const auto& group : self->copies)
+    if (!group.empty()) fail("a thread exits with asynchronous copies that nobody waited for");
+  self->done = true;
+  self->where = "exited";
+  --live;
+  --self->block->live;
+  for (auto& entry : barriers) open_if_full(entry.first, entry.second);
+  run_next();
+  std::abort();  // never resumed
+}
+
+void prepare(const Config& c) {
+  const unsigned block_count = c.grid.count(), size = c.block.count(), per_block = (size + 31) / 32;
+  threads.assign(block_count * size, {});
+  blocks.assign(block_count, {});
+  warps.assign(block_count * per_block, {});
+  barriers.clear();
+  ready.clear();
+  ready_by_block.clear();
+  polling.clear();
+  live = unsigned(threads.size());
+  for (unsigned b = 0; b < block_count; ++b) {
+    Block& block = blocks[b];
+    block.rank = b;
+    block.index = {b % c.grid.x, b / c.grid.x % c.grid.y, b / c.grid.x / c.grid.y};
+    block.live = size;
+    block.shared_bytes = c.shared;
+    // Of the exact size, so that the address sanitizer sees the end.
+    void* shared = nullptr;
+    if (posix_memalign(&shared, 128, std::max<size_t>(c.shared, 1))) std::abort();
+    block.shared = static_cast<unsigned char*>(shared);
+    std::memset(block.shared, 0xff, c.shared);  // what nobody wrote reads as NaN
+    track(block.shared, c.shared, "shared memory");
+  }
+  for (unsigned j = 0; j < threads.size(); ++j) {
+    Thread& t = threads[j];
+    const unsigned local = j % size;
+    t.id = j;
+    t.block = &blocks[j / size];
+    t.warp = &warps[j / size * per_block + local / 32];
+    t.warp->lanes = std::min(32u, size - local / 32 * 32);
+    t.lane = local % 32;
+    t.index = {local % c.block.x, local / c.block.x % c.block.y, local / c.block.x / c.block.y};
+    make_ready(&t);
+  }
+}
+
+}  // namespace
+
+Result launch(const Config& c, const std::function<void()>& kernel) {
+  Result found;
+  result = &found;
+  config = c;
+  body = &kernel;
+  grid_size = c.grid;
+  block_size = c.block;
+  random_bits.seed(c.seed);
+  stopping = false;
+  idle_rounds = 0;
+  prepare(c);
+  fiber::create(int(threads.size()), enter);
+  if (c.races) race::begin(unsigned(threads.size()));
+  self = nullptr;
+  run_next();
+  self = nullptr;
+  if (c.races) {
+    found.races = race::count();
+    found.first_race = race::first();
+    race::end();
+  }
+  for (Block& block : blocks) {
+    untrack(block.shared);
+    free(block.shared);
+  }
+  return found;
+}
+
+void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel) {
+  if (!error.empty()) return;
+  Config c = config;
+  c.grid = grid;
+  c.block = dim3(threads);
+  c.shared = shared;
+  c.seed = config.seed + uint64_t(launches++);
+  largest_grid = std::max(largest_grid, grid.count());
+  const Result found = launch(c, kernel);
+  error = found.error;
+  races += found.races;
+  if (first_race.empty()) first_race = found.first_race;
+}
+
+void fail(const std::string& message) {
+  if (result->error.empty())
+    result->error = message + " (block " + std::to_string(self->block->rank) + ", thread " +
+                    std::to_string(self->index.x) + ")";
+  stopping = true;
+  switch_to(nullptr);
+  std::abort();
+}
+
+void yield(const char* where, int line) {
+  self->where = where;
+  self->line = line;
+  polling.push_back(self);
+  run_next();
+}
+
+void poll(const void* address, uint64_t value, const char* where) {
+  if (self->polled == address && self->polled_value == value) yield(where, 0);
+  self->polled = address;
+  self->polled_value = value;
+}
+
+void preempt() {
+  if (config.preempt == 0 || self == nullptr || random_bits() % config.preempt != 0) return;
+  make_ready(self);
+  run_next();
+}
+
+void barrier(Scope scope, const char* where, int line) {
+  self->where = where;
+  self->line = line;
+  const void* key = scope == Scope::block ? static_cast<const void*>(self->block) : &blocks;
+  Barrier& b = barriers[key];
+  if (b.here == 0)
+    b.line = line;
+  else if (b.line != line)
+    fail("threads of one block wait at different barriers: lines " + std::to_string(b.line) +
+         " and " + std::to_string(line));
+  ++b.here;
+  b.waiting.push_back(self);
+  open_if_full(key, b);
+  run_next();
+}
+
+void collective(unsigned mask, const void* operation, void* mine,
+                void (*work)(void** lanes, unsigned mask), bool orders_memory) {
+  if (!(mask >> self->lane & 1)) fail("warp collective: the calling lane is not in its mask");
+  if (self->warp->lanes < 32) mask &= (1u << self->warp->lanes) - 1;
+  Meeting own, *meeting = nullptr;
+  auto& open = self->warp->open;
+  for (Meeting* m : open)
+    if (m->mask == mask) meeting = m;
+  if (meeting == nullptr) {
+    meeting = &own;
+    own.mask = mask;
+    own.operation = operation;
+    open.push_back(meeting);
+  }
+  if (meeting->operation != operation) fail("lanes of one warp met at different collectives");
+  meeting->here |= 1u << self->lane;
+  meeting->brought[self->lane] = mine;
+  meeting->who[self->lane] = self;
+  self->where = "warp collective";
+  self->line = 0;
+  if (meeting->here != mask) return run_next();
+  open.erase(std::find(open.begin(), open.end(), meeting));
+  work(meeting->brought, mask);
+  std::vector<unsigned> ids;
+  for (int j = 0; j < 32; ++j)
+    if (mask >> j & 1) ids.push_back(meeting->who[j]->id);
+  if (orders_memory) race::meet(ids);  // __syncwarp does; shuffles and mma do not
+  // `meeting` may lie in another fiber's frame, which is gone once that fiber runs.
+  for (unsigned id : ids)
+    if (id != self->id) wake(&threads[id]);
+}
+
+void async_copy(void* to, const void* from, size_t bytes, size_t valid) {
+  if (uintptr_t(to) % bytes || uintptr_t(from) % bytes) fail("cp.async: misaligned address");
+  // Hardware may write from now on: what is there reads as NaN, and others must be done with it.
+  race::access(uintptr_t(to), bytes, true, __builtin_return_address(0));
+  std::memset(to, 0xff, bytes);
+  if (self->copies.empty()) self->copies.emplace_back();
+  self->copies.back().push_back({to, from, bytes, valid});
+}
+
+void async_commit() {
+  if (self->copies.empty()) self->copies.emplace_back();
+  self->copies.emplace_back();
+}
+
+void async_wait(size_t groups_left) {
+  auto& groups = self->copies;
+  while (groups.size() > groups_left + 1) {
+    for (const Thread::Copy& c : groups.front()) {
+      race::access(uintptr_t(c.from), c.valid, false, __builtin_return_address(0));
+      race::access(uintptr_t(c.to), c.bytes, true, __builtin_return_address(0));
+      std::memcpy(c.to, c.from, c.valid);
+      std::memset(static_cast<char*>(c.to) + c.valid, 0, c.bytes - c.valid);
+    }
+    groups.erase(groups.begin());
+  }
+  if (groups.empty()) groups.emplace_back();
+}
+
+}  // namespace simt

@@ -1,0 +1,125 @@
+// Runs CUDA kernels on the CPU, to check them where there is no GPU.
+//
+// Every CUDA thread is a fiber of one OS thread. All blocks of a grid are resident at once and a
+// seeded scheduler decides who runs next, so that a run can be repeated exactly. Threads switch
+// only where they synchronise or poll (and, with the race checker, at random memory accesses).
+// The race checker (race.h) sees every access to memory that was made known with `track`.
+//
+// What it does not see: fence scopes (cta against gpu), proxy fences, __ldg of data written by the
+// same kernel, fast-math and fused multiply-add, and whether a grid really fits on a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_THREAD__)
+#define SIMT_UNSEEN __attribute__((no_sanitize_thread))  // an access that is the emulator's own
+#else
+#define SIMT_UNSEEN
+#endif
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  constexpr unsigned count() const { return x * y * z; }
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace simt {
+
+struct Block;
+struct Warp;
+
+struct Thread {
+  dim3 index;
+  unsigned id = 0, lane = 0;  // id: in the whole grid
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  bool done = false;
+  const char* where = "start";  // the last synchronisation, for reports of deadlocks
+  int line = 0;
+  const void* polled = nullptr;  // the last polled address and the value found there
+  uint64_t polled_value = 0;
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes, valid;
+  };
+  std::vector<std::vector<Copy>> copies;  // asynchronous copies by group; the last is open
+};
+
+struct Block {
+  dim3 index;
+  unsigned rank = 0, live = 0;
+  unsigned char* shared = nullptr;
+  size_t shared_bytes = 0;
+};
+
+enum class Order { fifo, lifo, random, block_up, block_down };
+
+struct Config {
+  dim3 grid, block;
+  size_t shared = 0;  // bytes of dynamic shared memory
+  Order order = Order::fifo;
+  uint64_t seed = 1;
+  bool races = false;
+  unsigned preempt = 0;  // with the race build: switch at one in so many memory accesses
+};
+
+struct Result {
+  std::string error;  // empty where the kernel ran to its end
+  long races = 0;
+  std::string first_race;
+  uint64_t switches = 0;
+};
+
+extern Thread* self;  // the thread that runs
+extern dim3 grid_size, block_size;
+
+Result launch(const Config& config, const std::function<void()>& kernel);
+[[noreturn]] void fail(const std::string& message);  // ends the launch with an error
+
+// Stands for a CUDA stream: runs kernels at once and keeps the first thing that went wrong.
+struct Stream {
+  Config config;  // order, seed, races, preempt
+  std::string error, first_race;
+  long races = 0, launches = 0;
+  unsigned largest_grid = 0;
+
+  void run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel);
+};
+
+// Memory that the race checker watches. Shared memory is watched by itself.
+void track(const void* memory, size_t bytes, const char* name);
+void untrack(const void* memory);
+
+// Barriers of a block, or of the whole grid.
+enum class Scope { block, grid };
+void barrier(Scope scope, const char* where, int line);
+
+// All lanes of `mask` meet; the last one runs `work` on what each brought.
+void collective(unsigned mask, const void* operation, void* mine,
+                void (*work)(void** lanes, unsigned mask), bool orders_memory);
+
+// Every load that may be repeated until another thread writes: yields when nothing changed.
+void poll(const void* address, uint64_t value, const char* where);
+void yield(const char* where, int line);
+
+// Memory order, on an address.
+void release(const void* address);
+void acquire(const void* address);
+void fence();
+void relaxed_store(const void* address, bool read_modify_write);
+void relaxed_load(const void* address);
+
+// Asynchronous copies to shared memory: nothing arrives before it is waited for.
+void async_copy(void* to, const void* from, size_t bytes, size_t valid);
+void async_commit();
+void async_wait(size_t groups_left);
+
+}  // namespace simt

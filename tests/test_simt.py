@@ -1,0 +1,390 @@
+"""The CUDA kernels, run by the emulator in tests/simt, agree with the float64 reference.
+
+The same sources go through nvcc and through g++; see docs/kernels.md. The second half plants bugs
+in small kernels and in the real ones, and demands that the emulator finds each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import TOLERANCE, Problem, make, outputs_and_gradients
+from simt_library import ORDERS, ROOT, Emulated, KernelError, Schedule, load, plan
+from simt_library import make as build
+
+from fastlstm import reference
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("make") is None or shutil.which("g++") is None, reason="needs make and g++"
+)
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+TILES = range(3)
+
+OPTIONS = {
+    "plain": {},
+    "one of everything": {"input_size": 1, "hidden_size": 1, "batch": 1, "steps": 1},
+    "no bias": {"has_bias": False},
+    "zero states": {"states": False},
+    "both directions": {"bidirectional": True},
+    "three layers": {"num_layers": 3},
+    "dropout": {"num_layers": 2, "dropout": 0.4, "hidden_size": 33},
+    "dropout of everything": {"num_layers": 2, "dropout": 1.0},
+    "projection": {"proj_size": 3},
+    "wide projection": {"hidden_size": 65, "proj_size": 34, "num_layers": 2, "steps": 2},
+    "packed": {"packed": True, "batch": 13, "steps": 9},
+    "packed, both directions": {"packed": True, "bidirectional": True, "num_layers": 2, "batch": 9},
+    "index": {"index": torch.int64, "num_layers": 2},
+    "index, few rows": {"index": torch.int32, "packed": True, "input_size": 300, "batch": 9},
+    "index, large vocabulary": {"index": torch.int64, "input_size": 1500, "has_bias": False},
+    "everything": {
+        "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
+        "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
+    },
+}  # fmt: skip
+
+
+def assert_matches(p: Problem, schedule: Schedule, variant: str = "plain", tolerance: float = 0):
+    """Compare all outputs and gradients; returns them."""
+    x = make(p)
+    emulated = Emulated(load(variant), schedule)
+    found = outputs_and_gradients(emulated.lstm, x)
+    expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+    for kind, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
+        for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            error = (a.double() - b).norm() / b.norm().clamp_min(1e-6)
+            assert error < (tolerance or TOLERANCE[p.dtype]), (
+                f"{kind} {j} of {p}, {schedule}: relative error {error:.2e}"
+            )
+    assert emulated.races == 0, emulated.first_race
+    return [*found[0], *found[1]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_kernels_match_the_reference(name, dtype):
+    assert_matches(Problem(dtype=dtype, **OPTIONS[name]), Schedule("random"))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", [1, 3, 7, 33, 100])
+def test_every_tile_at_odd_sizes(hidden, dtype, tile):
+    p = Problem(hidden_size=hidden, input_size=hidden + 1, batch=min(hidden, 33), steps=3)
+    assert_matches(replace(p, dtype=dtype), Schedule("random", tile=tile))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_every_tile_of_a_batch_larger_than_it(tile):
+    p = Problem(hidden_size=100, batch=70, steps=2, bidirectional=True, proj_size=33)
+    assert_matches(replace(p, dtype=torch.bfloat16), Schedule("random", tile=tile))
+
+
+@pytest.mark.parametrize("name", ["three layers", "everything", "wide projection"])
+def test_tf32_is_as_close_as_its_ten_bits(name):
+    schedule = Schedule("random", allow_tf32=True)
+    found = assert_matches(Problem(**OPTIONS[name]), schedule, tolerance=2e-3)
+    exact = assert_matches(Problem(**OPTIONS[name]), Schedule("random"))
+    assert any(not torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_the_schedule(dtype):
+    p = Problem(**{**OPTIONS["everything"], "dtype": dtype})
+    runs = [assert_matches(p, Schedule(order, seed)) for seed, order in enumerate(ORDERS)]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_code_for_gpus_without_tensor_cores(name):
+    p = Problem(dtype=torch.bfloat16, **OPTIONS[name])
+    assert_matches(p, Schedule("random", capability=75), "old")
+
+
+def problems_of(**more):
+    return st.builds(
+        Problem,
+        input_size=st.integers(1, 40),
+        hidden_size=st.integers(5, 40),
+        num_layers=st.integers(1, 3),
+        batch=st.integers(1, 35),
+        steps=st.integers(1, 5),
+        has_bias=st.booleans(),
+        proj_size=st.integers(0, 4),
+        bidirectional=st.booleans(),
+        dropout=st.sampled_from([0.0, 0.5]),
+        index=st.sampled_from([None, torch.int64]),
+        packed=st.booleans(),
+        states=st.booleans(),
+        random_seed=st.integers(0, 1000),
+        **more,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems_of(dtype=st.sampled_from(DTYPES)), st.sampled_from(ORDERS), st.sampled_from(TILES))
+def test_drawn_problems_match_the_reference(p, order, tile):
+    # Sums that cancel leave small gradients: ten times the usual distance.
+    schedule = Schedule(order, p.random_seed, tile=tile)
+    assert_matches(p, schedule, tolerance=10 * TOLERANCE[p.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strided_input_and_states_that_start_nowhere(dtype):
+    """batch_first, a slice of a wider tensor, an expanded one, and gradients that are missing."""
+    p = Problem(dtype=dtype, batch=4, steps=5, input_size=6)
+    x = make(p)
+    lstm = Emulated(load("plain")).lstm
+    with torch.no_grad():
+        dense = lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+        wide = torch.cat((x.input, x.input), -1)
+        for same in (x.input.transpose(0, 1).contiguous().transpose(0, 1), wide[..., 6:]):
+            assert not same.is_contiguous()
+            again = lstm(same, x.h0, x.c0, x.weights, **x.options)
+            assert all(torch.equal(a, b) for a, b in zip(dense, again, strict=True))
+        expanded = x.input[:, :1].expand(-1, 4, -1)
+        again = lstm(expanded, x.h0, x.c0, x.weights, **x.options)
+        whole = lstm(expanded.contiguous(), x.h0, x.c0, x.weights, **x.options)
+        assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    for j in range(3):  # only one of the outputs is used, and only some gradients are wanted
+        leaves = [x.weights[1], x.c0]
+        (ours, theirs) = (
+            torch.autograd.grad(
+                f(y.input.detach(), y.h0.detach(), y.c0, y.weights, **y.options)[j].double().sum(),
+                [y.weights[1], y.c0],
+            )
+            for f, y in ((lstm, x), (reference.lstm, x.to(torch.float64)))
+        )
+        assert len(ours) == len(leaves)
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.double() - b).norm() / b.norm() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("bad", [-1, 5, 2**40])
+def test_an_index_out_of_range_ends_the_kernel(bad):
+    x = make(Problem(index=torch.int64, input_size=5))
+    x.input[1, 2] = bad
+    with pytest.raises(KernelError, match="index out of range"):
+        Emulated(load("plain")).lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+
+
+def test_an_algorithm_without_kernels_is_refused():
+    x = make(Problem())
+    emulated = Emulated(load("plain"), Schedule(algorithm="cluster"))
+    with pytest.raises(KernelError, match="no kernels yet"):
+        emulated.lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+
+
+def test_planner_takes_larger_tiles_for_larger_problems():
+    """And none that an older GPU's shared memory cannot hold. docs/kernels.md has these numbers."""
+
+    def tiles(*problem):
+        found = plan(load("plain"), torch.bfloat16, *problem)
+        assert found.reason
+        return found.tensor_cores, found.gates, found.cell
+
+    assert tiles(256, 16) == (True, 0, 0)
+    assert tiles(512, 100) == (True, 1, 1)
+    assert tiles(2048, 128) == (True, 2, 1)
+    tensor_cores, gates, cell = tiles(2048, 128, 75)
+    assert not tensor_cores
+    assert max(gates, cell) < 2
+    assert not plan(load("plain"), torch.float32, 512, 100).tensor_cores
+
+
+# ---- the race checker on the kernels ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_races(name, dtype):
+    p = Problem(dtype=dtype, **OPTIONS[name])
+    for seed, (order, tile, preempt) in enumerate([("random", 0, 50), ("block_down", 1, 0)]):
+        assert_matches(p, Schedule(order, seed, True, preempt, tile), "race")
+
+
+def test_no_races_between_many_blocks():
+    p = Problem(hidden_size=70, batch=35, steps=2, bidirectional=True, dtype=torch.bfloat16)
+    assert_matches(p, Schedule("random", races=True, tile=1), "race")
+
+
+def test_address_sanitizer_finds_nothing():
+    """In a process of its own, with the sanitizer's runtime loaded first."""
+    build("asan")
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name=lib{x}.so"], capture_output=True, text=True)
+        for x in ("asan", "ubsan")
+    ]
+    if not all(Path(x.stdout.strip()).is_absolute() for x in runtimes):
+        pytest.skip("the compiler has no sanitizer runtime")
+    code = (
+        "import torch; from test_simt import *\n"
+        "for name in ('wide projection', 'index, large vocabulary', 'everything'):\n"
+        "  for tile, dtype in enumerate((torch.bfloat16, torch.float32)):\n"
+        "    assert_matches(Problem(dtype=dtype, **OPTIONS[name]), Schedule('random', tile=tile),\n"
+        "                   'asan')\n"
+        "    print('right:', name, dtype)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(x.stdout.strip() for x in runtimes),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        },
+    )
+    assert found.returncode == 0, found.stdout + found.stderr[-4000:]
+    assert found.stdout.count("right:") == 6
+
+
+# ---- planted bugs ----
+
+# In the order of tests/simt/planted.cu; what must be found under every schedule.
+PLANTED = {
+    "no bug": "nothing",
+    "no bug, fences": "nothing",
+    "no barrier before the arrival": "race",
+    "no barrier after the wait": "race",
+    "relaxed arrival": "race",
+    "relaxed wait": "race",
+    "fence dropped before the arrival": "race",
+    "fence dropped after the wait": "race",
+    "one buffer": "wrong",
+    "wait too short": "race",
+    "wait too long": "livelock",
+    "flag not reset": "race",
+    "copy not waited for": "race",
+    "copy without a barrier": "race",
+    "copy too early": "race",
+    "uninitialised shared memory": "wrong",
+    "past the end of shared memory": "wrong",
+    "divergent barrier": "different barriers",
+    "shuffle from outside": "not in its mask",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_bug_is_seen(name, order):
+    races, message = ctypes.c_int64(), ctypes.create_string_buffer(512)
+    bug = list(PLANTED).index(name)
+    outcome = load("race").simt_planted(
+        bug, ORDERS.index(order), ctypes.c_uint64(3), 1, ctypes.byref(races), message
+    )
+    text, expected = message.value.decode(), PLANTED[name]
+    if expected == "nothing":
+        assert (outcome, races.value, text) == (0, 0, "")
+    elif expected == "race":
+        assert races.value > 0
+        assert "planted.cu" in text or "device.cuh" in text
+    elif expected == "wrong":
+        assert outcome == 1
+    else:
+        assert outcome == 2
+        assert expected in text
+
+
+def test_some_bugs_show_in_no_result():
+    """Why there is a checker: the memory of the CPU hides a dropped fence in every schedule."""
+    races, message = ctypes.c_int64(), ctypes.create_string_buffer(512)
+    for name in ("relaxed arrival", "relaxed wait", "fence dropped before the arrival"):
+        for order in range(len(ORDERS)):
+            outcome = load("race").simt_planted(
+                list(PLANTED).index(name),
+                order,
+                ctypes.c_uint64(1),
+                0,
+                ctypes.byref(races),
+                message,
+            )
+            assert (outcome, races.value) == (0, 0)
+
+
+# (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
+MUTANTS = {
+    "stage not barred": (
+        "tile.cuh",
+        "wait_async<Tile::kStages - 2>();\n      __syncthreads();",
+        "wait_async<Tile::kStages - 2>();",
+    ),
+    "stage not waited for": ("tile.cuh", "wait_async<Tile::kStages - 2>", "wait_async<99>"),
+    "copy before the barrier": (
+        "tile.cuh",
+        "__syncthreads();\n      copy(k + Tile::kStages - 1);",
+        "copy(k + Tile::kStages - 1);\n      __syncthreads();",
+    ),
+    "sums over operands in use": (
+        "tile.cuh",
+        "__syncthreads();\n    if (split_ > 0)\n      each",
+        "if (split_ > 0)\n      each",
+    ),
+    "partial sums not barred": (
+        "tile.cuh",
+        "__syncthreads();\n    if (split_ > 0) return;",
+        "if (split_ > 0) return;",
+    ),
+    "column sums not barred": (
+        "sums.cuh",
+        "sums[warp][lane] = sum;\n  __syncthreads();",
+        "sums[warp][lane] = sum;",
+    ),
+    "two writers": (
+        "rows.cuh",
+        "if (step == args.steps - 1) args.first[args.begin + args.steps] = end;",
+        "args.first[args.begin + step + 1] = end;",
+    ),
+    "K not padded": ("backward.cuh", "if (depth_ != 4 * units_)", "if (false)"),
+}
+
+
+@pytest.fixture(scope="module")
+def mutants(tmp_path_factory):
+    """All mutants, two builds at a time; only the kernels' object differs from the race build."""
+    base, folder = build("race").parent, tmp_path_factory.mktemp("mutants")
+
+    def plant(name):
+        file, text, bug = MUTANTS[name]
+        kernels, out = folder / name.replace(" ", "_") / "cuda", folder / name.replace(" ", "_")
+        shutil.copytree(ROOT / "csrc" / "cuda", kernels)
+        whole = (kernels / file).read_text()
+        assert whole.count(text) == 1, f"{file} no longer holds the text that {name!r} replaces"
+        (kernels / file).write_text(whole.replace(text, bug))
+        for path in base.glob("*.o"):
+            if not path.name.startswith("stepwise"):
+                shutil.copy2(path, out / path.name)
+        return build("race", CUDA=str(kernels), OUT=str(out), TYPES="bf16")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(MUTANTS, pool.map(plant, MUTANTS), strict=True))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_bug_planted_in_the_kernels_is_seen(name, mutants):
+    library = ctypes.CDLL(str(mutants[name]))
+    # Five stages backward: the last one reuses the place of the first, as do the partial sums.
+    deep = {"hidden_size": 150, "batch": 5, "steps": 3, "dtype": torch.bfloat16}
+    p = Problem(**{**OPTIONS["packed, both directions"], **deep})
+    x = make(p)
+    expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+    emulated = Emulated(library, Schedule("random", races=True, tile=0))
+    found = outputs_and_gradients(emulated.lstm, x)
+    wrong = any(
+        not (a.double() - b).norm() < TOLERANCE[p.dtype] * b.norm()
+        for a, b in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True)
+    )
+    assert wrong or emulated.races > 0

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cuda/persistent.h"
 #include "cuda/planner.h"
 
 namespace py = pybind11;
@@ -39,6 +40,14 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
   result["algorithm"] = cuda::name(found.algorithm);
   result["reason"] = found.reason;
   result["tensor_cores"] = found.tensor_cores;
+  result["microseconds"] = found.microseconds;
+  if (found.algorithm == cuda::Algorithm::persistent) {
+    const cuda::PersistentShape shape = cuda::kPersistentShapes[found.shape];
+    result["units"] = shape.units;
+    result["tiles"] = shape.tiles;
+    result["groups"] = found.groups;
+    result["wave"] = found.wave;
+  }
   return result;
 }
 

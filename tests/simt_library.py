@@ -49,7 +49,8 @@ _Backward = _struct(
 _Options = _struct(
     "Options",
     **{"order": _i32, "races": _i32, "preempt": _i32, "tile": _i32, "algorithm": _i32},
-    **{"allow_tf32": _i32, "capability": _i32, "seed": c.c_uint64},
+    **{"allow_tf32": _i32, "capability": _i32, "shape": _i32, "groups": _i32, "wave": _i32},
+    **{"seed": c.c_uint64},
 )
 _Report = _struct(
     "Report",
@@ -60,7 +61,8 @@ _Report = _struct(
 _Plan = _struct(
     "Plan",
     **{"algorithm": _i32, "tensor_cores": c.c_bool, "gates": _i32, "project": _i32},
-    **{"hidden": _i32, "cell": _i32, "reason": c.c_char_p},
+    **{"hidden": _i32, "cell": _i32, "shape": _i32, "groups": _i32, "wave": _i32},
+    **{"microseconds": c.c_double, "reason": c.c_char_p},
 )
 
 
@@ -75,6 +77,7 @@ def plan(
     """The planner's choice for one unprojected layer on a device of 132 SMs."""
     problem = _Problem(
         dtype=_DTYPES.index(dtype),
+        steps=100,
         batch=batch,
         hidden_size=hidden,
         out_size=hidden,
@@ -104,16 +107,19 @@ def load(variant: str) -> c.CDLL:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the emulator runs the kernels. ``tile`` -1: the planner's choice."""
+    """How the emulator runs the kernels; tile and shape -1, wave 0: the planner's choice."""
 
     order: str = "fifo"
     seed: int = 1
     races: bool = False
     preempt: int = 0
     tile: int = -1
-    algorithm: str = "auto"
+    algorithm: str = "stepwise"
     allow_tf32: bool = False
     capability: int = 90
+    shape: int = -1  # of a persistent kernel
+    groups: int = 1  # at least so many, with ``shape``
+    wave: int = 0
 
 
 class KernelError(RuntimeError):
@@ -149,6 +155,9 @@ class Emulated:
             algorithm=ALGORITHMS.index(s.algorithm),
             allow_tf32=s.allow_tf32,
             capability=s.capability,
+            shape=s.shape,
+            groups=s.groups,
+            wave=s.wave,
             seed=s.seed,
         )
         with self._tracked(tensors):

@@ -17,6 +17,7 @@ def test_the_cpu_has_one_algorithm():
     found = fastlstm.explain(fastlstm.LSTM(5, 7), 3, 4)
     assert (found.device, found.algorithm, found.backward_algorithm) == ("cpu", "fused", "fused")
     assert "fused" in str(found)
+    assert "us a step" not in str(found)
 
 
 @pytest.mark.parametrize("gpu", algorithms.GPUS)
@@ -27,6 +28,20 @@ def test_every_gpu_runs_every_problem(gpu, dtype):
     assert found.device == gpu
     assert found.algorithm == found.backward_algorithm == "stepwise"
     assert found.reason
+    assert found.step_microseconds > 0
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100", "H200", "B200"])
+def test_weights_that_fit_stay_on_chip(gpu):
+    found = fastlstm.explain(fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16), 100, 100, gpu=gpu)
+    assert found.algorithm == "persistent"
+    assert found.backward_algorithm == ("stepwise" if gpu == "A100" else "persistent")
+    with fastlstm.algorithm("stepwise"):
+        slower = fastlstm.explain(
+            fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16), 100, 100, gpu=gpu
+        )
+    assert found.step_microseconds < slower.step_microseconds
+    assert "us a step" in str(found)
 
 
 def test_forced_algorithm_is_explained_or_refused():

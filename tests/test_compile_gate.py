@@ -6,6 +6,7 @@ what the planner and the launcher assume.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from fastlstm import _C
+from fastlstm.algorithms import GPUS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -131,7 +135,7 @@ def test_registers_let_as_many_blocks_run_as_shared_memory_does(kernels):
         ("stepwise_f64", None),
     ],
 )
-def test_tensor_cores_where_meant(source, instruction, compiled):
+def test_steps_use_tensor_cores_where_meant(source, instruction, compiled):
     _, ptx, _ = compiled[source]
     entries = re.split(r"\.entry\s+", ptx)[1:]
     steps = [text for text in entries if "step_kernel" in text.split("(")[0]]
@@ -140,3 +144,74 @@ def test_tensor_cores_where_meant(source, instruction, compiled):
         assert ("mma.sync" in text) == (instruction is not None)
         assert instruction is None or instruction in text
         assert "cp.async.cg" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "instruction"),
+    [
+        ("persistent_bf16", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"),
+        ("persistent_f16", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"),
+        ("persistent_tf32", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"),
+    ],
+)
+def test_persistent_kernels_hold_what_they_are_made_of(source, instruction, compiled):
+    _, ptx, _ = compiled[source]
+    entries = re.split(r"\.entry\s+", ptx)[1:]
+    kernels = [text for text in entries if "persistent" in text.split("(")[0]]
+    assert len(kernels) == 7 + 6  # forward and backward
+    for text in kernels:
+        assert instruction in text
+        assert "ld.acquire.gpu" in text
+        assert "st.release.gpu" in text
+        assert "globaltimer" in text, "a wait without an end"
+        assert not re.search(r"\b(atom|red)\.", text), "sums would depend on the order of arrival"
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100", "H200", "B200"])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "layers", "directions", "batch"),
+    [
+        (2, 512, 2, 1, 100),
+        (2, 1024, 1, 1, 64),
+        (3, 256, 1, 1, 16),
+        (3, 768, 1, 1, 16),
+        (0, 512, 2, 1, 100),
+        (2, 512, 3, 2, 32),
+        (2, 40, 8, 1, 7),
+        (2, 257, 3, 1, 129),
+    ],
+)
+def test_persistent_grids_fit_the_gpu(dtype, hidden, layers, directions, batch, gpu, backward):
+    """A cooperative grid must be resident at once: one CTA an SM, by shared memory and registers.
+
+    Counted here anew: what a CTA holds is 4 * units rows of K, padded to 512 bytes, for one source
+    or two, and the partial sums of its blocks of cells, at most eight at a time.
+    """
+    capability, sms, shared = GPUS[gpu]
+    plan = _C.plan(
+        dtype=dtype, steps=100, batch=batch, packed=False, hidden_size=hidden, proj_size=0,
+        layers=layers, directions=directions, backward=backward, capability=capability, sms=sms,
+        shared_per_block=shared, algorithm=0, allow_tf32=True,
+    )  # fmt: skip
+    if plan["algorithm"] != "persistent":
+        assert plan["reason"] in (
+            "the weights of as many groups as the batch needs do not fit the GPU",
+            "its steps are estimated to be the faster ones",
+        )
+        return
+    size, units, tiles = 4 if dtype == 0 else 2, plan["units"], plan["tiles"]
+    quarter = math.ceil(math.ceil(hidden / 4) / units) * units
+    depth = math.ceil((4 * quarter if backward else hidden) * size / 512) * 512
+    slots = 4 * quarter // units if backward else math.ceil(hidden / units)
+    assert plan["wave"] == 1 or not backward
+    assert slots * plan["groups"] * plan["wave"] * directions <= sms
+    assert plan["groups"] * 8 * tiles >= batch
+    partial = 8 * min(8, units // 8 * tiles) * 1024
+    assert partial + min(plan["wave"], 2) * 4 * units * depth <= shared
+
+
+def test_persistent_kernels_have_the_registers_of_an_sm(kernels):
+    found = [k for k in kernels if "persistent_" in k.name]
+    assert len(found) == 3 * 13 * len(ARCHITECTURES)
+    assert all(256 * k.registers <= REGISTERS_OF_AN_SM for k in found)

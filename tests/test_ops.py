@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Problem, assert_matches_reference, make, outputs_and_gradients
 
+from benchmarks.problems import Problem, assert_matches_reference, make, outputs_and_gradients
 from fastlstm import ops
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

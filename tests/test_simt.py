@@ -19,10 +19,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import TOLERANCE, Problem, make, outputs_and_gradients
-from simt_library import ORDERS, ROOT, Emulated, KernelError, Schedule, load, plan
+from simt_library import ALGORITHMS, ORDERS, ROOT, Emulated, KernelError, Schedule, load, plan
 from simt_library import make as build
 
+from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make, outputs_and_gradients
 from fastlstm import reference
 
 pytestmark = pytest.mark.skipif(
@@ -31,28 +31,6 @@ pytestmark = pytest.mark.skipif(
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TILES = range(3)
-
-OPTIONS = {
-    "plain": {},
-    "one of everything": {"input_size": 1, "hidden_size": 1, "batch": 1, "steps": 1},
-    "no bias": {"has_bias": False},
-    "zero states": {"states": False},
-    "both directions": {"bidirectional": True},
-    "three layers": {"num_layers": 3},
-    "dropout": {"num_layers": 2, "dropout": 0.4, "hidden_size": 33},
-    "dropout of everything": {"num_layers": 2, "dropout": 1.0},
-    "projection": {"proj_size": 3},
-    "wide projection": {"hidden_size": 65, "proj_size": 34, "num_layers": 2, "steps": 2},
-    "packed": {"packed": True, "batch": 13, "steps": 9},
-    "packed, both directions": {"packed": True, "bidirectional": True, "num_layers": 2, "batch": 9},
-    "index": {"index": torch.int64, "num_layers": 2},
-    "index, few rows": {"index": torch.int32, "packed": True, "input_size": 300, "batch": 9},
-    "index, large vocabulary": {"index": torch.int64, "input_size": 1500, "has_bias": False},
-    "everything": {
-        "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
-        "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
-    },
-}  # fmt: skip
 
 
 def assert_matches(p: Problem, schedule: Schedule, variant: str = "plain", tolerance: float = 0):
@@ -204,6 +182,108 @@ def test_planner_takes_larger_tiles_for_larger_problems():
     assert not plan(load("plain"), torch.float32, 512, 100).tensor_cores
 
 
+# ---- persistent kernels ----
+
+PERSISTENT = {
+    name: OPTIONS[name]
+    for name in (
+        "plain", "one of everything", "no bias", "zero states", "both directions", "three layers",
+        "dropout", "dropout of everything", "index", "index, large vocabulary",
+    )
+}  # fmt: skip
+HALF = [torch.bfloat16, torch.float16]
+SHAPES = range(7)
+
+
+def persistent(order="random", **more):
+    return Schedule(order, algorithm="persistent", allow_tf32=True, **more)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("name", PERSISTENT)
+def test_persistent_kernels_match_the_reference(name, dtype):
+    tolerance = 2e-3 if dtype == torch.float32 else 0
+    assert_matches(Problem(dtype=dtype, **PERSISTENT[name]), persistent(), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [1, 25, 33])
+@pytest.mark.parametrize("hidden", [64, 100])
+def test_every_shape_of_the_persistent_kernels(hidden, batch, shape):
+    p = Problem(hidden_size=hidden, batch=batch, steps=3, dtype=torch.bfloat16)
+    assert_matches(p, persistent(shape=shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_persistent_kernels_of_a_large_layer(dtype):
+    """K in more than one slab a warp, CTAs whose last units are beyond H, several groups."""
+    p = Problem(hidden_size=266, batch=20, steps=3, dtype=dtype, bidirectional=True)
+    tolerance = 2e-3 if dtype == torch.float32 else 0
+    assert_matches(p, persistent(shape=1, groups=2), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("wave", [1, 2, 3])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_wavefront_of_layers(wave, dropout):
+    p = Problem(hidden_size=40, num_layers=3, batch=19, steps=4, dropout=dropout)
+    assert_matches(replace(p, dtype=torch.bfloat16), persistent(shape=0, wave=wave, groups=2))
+
+
+def test_wavefront_equals_layers_in_turn():
+    """Bit for bit but for the input's part, which is added in another order: so, in float64's
+    place, by the distance that order may make."""
+    p = Problem(hidden_size=40, num_layers=2, batch=9, steps=4, dropout=0.4, dtype=torch.float16)
+    runs = [assert_matches(p, persistent(shape=0, wave=wave)) for wave in (1, 2)]
+    for a, b in zip(*runs, strict=True):
+        assert (a.double() - b.double()).norm() <= 2e-3 * b.double().norm()
+
+
+@pytest.mark.parametrize("wave", [1, 2])
+def test_persistent_results_do_not_depend_on_the_schedule(wave):
+    p = Problem(hidden_size=70, num_layers=2, batch=20, steps=4, dropout=0.4, dtype=torch.bfloat16)
+    runs = [
+        assert_matches(p, persistent(order, seed=seed, shape=0, wave=wave, groups=2))
+        for seed, order in enumerate(ORDERS)
+    ]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@settings(max_examples=15, deadline=None)
+@given(problems_of(dtype=st.sampled_from(HALF)), st.sampled_from(ORDERS), st.integers(1, 3))
+def test_drawn_problems_run_persistently(p, order, wave):
+    p = replace(p, packed=False, proj_size=0)
+    schedule = persistent(order, seed=p.random_seed, wave=1 if p.bidirectional else wave)
+    assert_matches(p, schedule, tolerance=10 * TOLERANCE[p.dtype])
+
+
+@pytest.mark.parametrize("name", ["projection", "packed"])
+def test_persistent_kernels_refuse_what_they_have_not(name):
+    with pytest.raises(KernelError, match='"persistent" cannot run: persistent kernels have no'):
+        assert_matches(Problem(dtype=torch.bfloat16, **OPTIONS[name]), persistent())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "dtype", "capability", "algorithm"),
+    [
+        (512, 100, torch.bfloat16, 90, "persistent"),
+        (1024, 64, torch.bfloat16, 90, "persistent"),
+        (256, 16, torch.float16, 80, "persistent"),
+        (4096, 128, torch.bfloat16, 90, "stepwise"),  # 128 MiB of weights
+        (512, 100, torch.float64, 90, "stepwise"),
+        (512, 100, torch.float32, 90, "stepwise"),  # without tf32
+        (512, 100, torch.bfloat16, 75, "stepwise"),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_planner_keeps_weights_on_chip_where_they_fit(
+    hidden, batch, dtype, capability, algorithm, backward
+):
+    found = plan(load("plain"), dtype, hidden, batch, capability, backward)
+    assert ALGORITHMS[found.algorithm] == algorithm
+    assert found.microseconds > 0
+
+
 # ---- the race checker on the kernels ----
 
 
@@ -213,6 +293,15 @@ def test_no_races(name, dtype):
     p = Problem(dtype=dtype, **OPTIONS[name])
     for seed, (order, tile, preempt) in enumerate([("random", 0, 50), ("block_down", 1, 0)]):
         assert_matches(p, Schedule(order, seed, True, preempt, tile), "race")
+
+
+@pytest.mark.parametrize("preempt", [0, 50])
+@pytest.mark.parametrize("name", ["both directions", "dropout", "index"])
+def test_no_races_in_persistent_kernels(name, preempt):
+    options = {**PERSISTENT[name], "hidden_size": 33, "batch": 18, "steps": 4}
+    p = Problem(dtype=torch.bfloat16, **options)
+    for order in ("random", "block_down"):
+        assert_matches(p, persistent(order, races=True, preempt=preempt, shape=0), "race")
 
 
 def test_no_races_between_many_blocks():
@@ -348,8 +437,41 @@ MUTANTS = {
         "if (step == args.steps - 1) args.first[args.begin + args.steps] = end;",
         "args.first[args.begin + step + 1] = end;",
     ),
-    "K not padded": ("backward.cuh", "if (depth_ != 4 * units_)", "if (false)"),
+    "K not padded": ("gradient_part.cuh", "if (depth_ != 4 * units_)", "if (false)"),
 }
+PERSISTENT_MUTANTS = {
+    "h not waited for": (
+        "persistent_forward.cuh",
+        "begin, begin + slice, s, args.limit);",
+        "begin, begin + slice, 0, args.limit);",
+    ),
+    "layer below not waited for": (
+        "persistent_forward.cuh",
+        "begin, begin + slice,\n               s + 1, args.limit);",
+        "begin, begin + slice,\n               s, args.limit);",
+    ),
+    "signal before all have stored": (
+        "persistent.cuh",
+        "__syncthreads();\n  if (threadIdx.x == 0) store_release",
+        "if (threadIdx.x == 0) store_release",
+    ),
+    "relaxed signal": ("persistent.cuh", "store_release(flag, count)", "*flag = count"),
+    "persistent partial sums not barred": (
+        "persistent.cuh",
+        "      __syncthreads();\n      const int block",
+        "      const int block",
+    ),
+    "partners not waited for": (
+        "persistent_backward.cuh",
+        "wait_for_partners(sent + column, args.columns, part, s, args.limit);",
+        "",
+    ),
+    "one buffer of partial sums": (
+        "persistent_backward.cuh", "(int64_t(s % 2) * args.groups", "(int64_t(0) * args.groups",
+    ),
+    "signals not reset": ("persistent_host.cuh", "this->zero(flags_,", "this->zero(flags_, 0 *"),
+    "padding not zeroed": ("persistent_host.cuh", "if (!whole) this->", "if (false) this->"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -358,19 +480,20 @@ def mutants(tmp_path_factory):
     base, folder = build("race").parent, tmp_path_factory.mktemp("mutants")
 
     def plant(name):
-        file, text, bug = MUTANTS[name]
+        file, text, bug = (MUTANTS | PERSISTENT_MUTANTS)[name]
         kernels, out = folder / name.replace(" ", "_") / "cuda", folder / name.replace(" ", "_")
         shutil.copytree(ROOT / "csrc" / "cuda", kernels)
         whole = (kernels / file).read_text()
         assert whole.count(text) == 1, f"{file} no longer holds the text that {name!r} replaces"
         (kernels / file).write_text(whole.replace(text, bug))
         for path in base.glob("*.o"):
-            if not path.name.startswith("stepwise"):
+            if f"cuda/{file}" not in path.with_suffix(".d").read_text():
                 shutil.copy2(path, out / path.name)
         return build("race", CUDA=str(kernels), OUT=str(out), TYPES="bf16")
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(MUTANTS, pool.map(plant, MUTANTS), strict=True))
+        names = [*MUTANTS, *PERSISTENT_MUTANTS]
+        return dict(zip(names, pool.map(plant, names), strict=True))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -379,12 +502,25 @@ def test_bug_planted_in_the_kernels_is_seen(name, mutants):
     # Five stages backward: the last one reuses the place of the first, as do the partial sums.
     deep = {"hidden_size": 150, "batch": 5, "steps": 3, "dtype": torch.bfloat16}
     p = Problem(**{**OPTIONS["packed, both directions"], **deep})
+    assert seen(Emulated(library, Schedule("random", races=True, tile=0)), p)
+
+
+@pytest.mark.parametrize("name", PERSISTENT_MUTANTS)
+def test_bug_planted_in_the_persistent_kernels_is_seen(name, mutants):
+    library = ctypes.CDLL(str(mutants[name]))
+    p = Problem(hidden_size=33, num_layers=2, batch=18, steps=6, dtype=torch.bfloat16)
+    assert seen(Emulated(library, persistent(races=True, preempt=50, shape=0, wave=2)), p)
+
+
+def seen(emulated, p):
     x = make(p)
     expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
-    emulated = Emulated(library, Schedule("random", races=True, tile=0))
-    found = outputs_and_gradients(emulated.lstm, x)
+    try:
+        found = outputs_and_gradients(emulated.lstm, x)
+    except KernelError:
+        return True
     wrong = any(
         not (a.double() - b).norm() < TOLERANCE[p.dtype] * b.norm()
         for a, b in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True)
     )
-    assert wrong or emulated.races > 0
+    return wrong or emulated.races > 0

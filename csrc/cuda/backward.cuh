@@ -1,70 +1,39 @@
 // Stepwise backward pass of the stack: host side, one layer after the other from the last.
 //
 // Per layer: one launch a step for both directions (two with a projection) that turns the
-// gradients of h and c into those of the pre-activations, dgates; then, over all rows at once,
-// the gradients of weights and input as large products, those of biases as sums in a fixed order.
-// What goes to the layer below stays in the accumulation type.
+// gradients of h and c into those of the pre-activations, dgates; then what gradient_part.cuh does.
 #pragma once
 
-#include "stack.cuh"
+#include "gradient_part.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
-// One-hot rows and a large product for a vocabulary up to this; beyond, sums by index.
-constexpr int64_t kOneHotColumns = 1024;
-
 template <class S, bool kTensor>
-class BackwardPass : Stack<S, kTensor> {
-  typedef Stack<S, kTensor> Base;
+class BackwardPass : GradientPart<S, kTensor> {
+  typedef GradientPart<S, kTensor> Base;
   typedef Acc<S> T;
-  using Base::active, Base::arena, Base::first, Base::map, Base::p, Base::padded, Base::plan;
-  using Base::saved, Base::wide;
+  using Base::active, Base::arena, Base::before_of, Base::depth_, Base::dgates_, Base::dh_;
+  using Base::f_, Base::first, Base::gates_wide_, Base::out_, Base::p, Base::padded, Base::plan;
+  using Base::saved, Base::units_, Base::upper_input_, Base::wide;
 
  public:
   BackwardPass(const Backward& f, const Plan& plan, const Context* context)
-      : Base(f.problem, f.saved, plan, context),
-        f_(f),
-        units_(p.hidden_size),
-        out_(p.out_size),
-        depth_(padded(4 * units_)),
-        gates_wide_(p.directions * depth_) {
-    const bool one_hot = !this->dense(0) && p.input_size <= kOneHotColumns;
-    if (!this->dense(0)) index_ = arena.template take<int>(p.rows);
-    if (one_hot) one_hot_ = arena.template take<S>(p.rows * p.input_size);
-    copy_ = arena.template take<S>(p.rows * this->widest_copied_input());
-    previous_ = arena.template take<S>(p.rows * out_);
-    raw_ = arena.template take<S>(p.projected ? p.rows * units_ : 0);
-    upper_input_ = arena.template take<T>(p.layers > 1 ? p.rows * wide : 0);
-    if (p.directions == 2) {
-      int64_t widest = p.layers > 1 ? wide : 0;
-      if (f_.grad_input && p.input_size > widest) widest = p.input_size;
-      stacked_ = arena.template take<S>(gates_wide_ * widest);
-    }
-    partial_ = arena.template take<T>(parts() * 4 * units_);
-    S* dgates = arena.template take<S>(p.rows * gates_wide_);
+      : Base(f, plan, context) {
     for (int d = 0; d < p.directions; ++d) {
-      dgates_[d] = dgates ? dgates + d * depth_ : nullptr;
       dc_[d] = arena.template take<T>(p.batch * units_);
       hh_[d] = this->take_operand(out_, 4 * units_, false);
-      if (p.projected) {
-        dh_[d] = arena.template take<S>(p.rows * padded(out_));
-        hr_[d] = this->take_operand(units_, out_, false);
-      }
+      if (p.projected) hr_[d] = this->take_operand(units_, out_, false);
     }
   }
 
   int64_t workspace() const { return arena.used(); }
 
   void run() {
-    this->fill_map();
-    if (index_) this->fill_index(index_);
-    // The padding of K.
-    if (depth_ != 4 * units_) this->zero(dgates_[0], p.rows * gates_wide_ * int64_t(sizeof(S)));
     for (int d = 0; d < p.directions; ++d)
       if (p.projected && padded(out_) != out_)
         this->zero(dh_[d], p.rows * padded(out_) * int64_t(sizeof(S)));
-    for (int layer = p.layers - 1; layer >= 0; --layer) {
+    this->run_layers([&](int layer) {
       for (int d = 0; d < p.directions; ++d) {
         const CellWeights& w = p.weights[layer * p.directions + d];
         this->pack_operand(hh_[d], w.w_hh, out_, 4 * units_, 1, out_, false);
@@ -74,16 +43,12 @@ class BackwardPass : Stack<S, kTensor> {
         if (p.projected) hidden(layer, s);
         cell(layer, s);
       }
-      weight_gradients(layer);
-      if (layer > 0 || f_.grad_input) input_gradient(layer);
-    }
+    });
   }
 
  private:
   int64_t step_of(int64_t s, int d) const { return d == 0 ? s : p.steps - 1 - s; }
   int64_t after_of(int64_t t, int d) const { return d == 0 ? t + 1 : t - 1; }
-  int64_t before_of(int64_t t, int d) const { return d == 0 ? t - 1 : t + 1; }
-  int64_t parts() const { return (p.rows + kSumRows - 1) / kSumRows; }
 
   FromAbove<S> from_above(int layer, int64_t t, int d) const {
     const bool top = layer == p.layers - 1;
@@ -148,154 +113,8 @@ class BackwardPass : Stack<S, kTensor> {
     this->step(plan.cell, units_, args);
   }
 
-  // to (m x n) = left^T (rows x m, at left_wide) times right (rows x n).
-  void sum_product(void* to, const S* left, int64_t left_wide, int64_t m, const S* right,
-                   int64_t right_wide, int64_t n) const {
-    this->gemm({dtype_of<S>(),
-                dtype_of<S>(),
-                m,
-                n,
-                p.rows,
-                {left, 1, left_wide},
-                {right, right_wide, 1},
-                to});
-  }
-
-  void weight_gradients(int layer) const {
-    const CellGrads* grads = f_.grads + layer * p.directions;
-    bool need_input = false;
-    for (int d = 0; d < p.directions; ++d) need_input |= grads[d].w_ih != nullptr;
-    int64_t x_wide = 0;
-    const S* x = need_input && this->dense(layer) ? this->input(layer, copy_, &x_wide) : nullptr;
-    for (int d = 0; d < p.directions; ++d) {
-      const CellGrads& g = grads[d];
-      if (g.w_ih && x)
-        sum_product(g.w_ih, dgates_[d], gates_wide_, 4 * units_, x, x_wide,
-                    this->input_width(layer));
-      else if (g.w_ih)
-        index_gradient(static_cast<S*>(g.w_ih), d);
-      if (g.w_hh) recurrent_gradient(layer, d, g.w_hh);
-      if (g.b_ih || g.b_hh) bias_gradient(d, static_cast<S*>(g.b_ih), static_cast<S*>(g.b_hh));
-      if (g.w_hr) projection_gradient(layer, d, g.w_hr);
-      if (f_.grad_h0) first_hidden_gradient(layer, d);
-    }
-  }
-
-  void index_gradient(S* to, int d) const {
-    if (one_hot_) {
-      RowArgs<S> args{};
-      args.kind = RowKind::one_hot;
-      args.map = map;
-      args.to = one_hot_;
-      args.to_wide = p.input_size;
-      args.width = int(p.input_size);
-      args.index = index_;
-      this->rows(args);
-      return sum_product(to, dgates_[d], gates_wide_, 4 * units_, one_hot_, p.input_size,
-                         p.input_size);
-    }
-    const dim3 grid(blocks_of(4 * units_, kSumColumns), blocks_of(p.input_size, kSumIndices));
-    this->run_kernel(index_sum_kernel<S>, grid, kSumColumns, sizeof(IndexSumShared<S>),
-                     IndexSumArgs<S>{dgates_[d], index_, to, p.rows, gates_wide_, p.input_size,
-                                     int(4 * units_)});
-  }
-
-  void recurrent_gradient(int layer, int d, void* to) const {
-    RowArgs<S> args{};
-    args.kind = RowKind::previous;
-    args.map = map;
-    args.to = previous_;
-    args.to_wide = out_;
-    args.width = int(out_);
-    args.from = this->layer_output(layer) + d * out_;
-    args.place.stride_b = wide;
-    args.h0 = part<S>(p.h0, layer * p.directions + d, p.batch * out_);
-    args.direction = d;
-    this->rows(args);
-    sum_product(to, dgates_[d], gates_wide_, 4 * units_, previous_, out_, out_);
-  }
-
-  void bias_gradient(int d, S* to, S* also_to) const {
-    const int columns = int(4 * units_);
-    const dim3 grid(blocks_of(columns, 32), unsigned(parts()));
-    this->run_kernel(
-        column_kernel<S, T>, grid, 32 * kSumWarps, kColumnShared<T>,
-        ColumnArgs<S, T>{dgates_[d], partial_, nullptr, p.rows, gates_wide_, kSumRows, columns});
-    this->run_kernel(column_kernel<T, S>, dim3(grid.x), 32 * kSumWarps, kColumnShared<T>,
-                     ColumnArgs<T, S>{partial_, to, also_to, parts(), columns, parts(), columns});
-  }
-
-  void projection_gradient(int layer, int d, void* to) const {
-    const int64_t cell = layer * p.directions + d;
-    RowArgs<S> args{};
-    args.kind = RowKind::raw_h;
-    args.map = map;
-    args.to = raw_;
-    args.to_wide = units_;
-    args.width = int(units_);
-    args.from = part<S>(saved.gates, cell, p.rows * 4 * units_);
-    args.cells = part<T>(saved.cells, cell, p.rows * units_);
-    this->rows(args);
-    sum_product(to, dh_[d], padded(out_), out_, raw_, units_, units_);
-  }
-
-  // dgates of each sequence's first step, times W_hh. Sequences of one length share a step.
-  void first_hidden_gradient(int layer, int d) const {
-    const int64_t cell = layer * p.directions + d;
-    S* to = part<S>(f_.grad_h0, cell, p.batch * out_);
-    for (int64_t t = 0; t < p.steps; ++t) {
-      const int64_t begin = active(before_of(t, d)), end = active(t);
-      if (begin >= end) continue;
-      this->gemm({dtype_of<S>(),
-                  dtype_of<S>(),
-                  end - begin,
-                  out_,
-                  4 * units_,
-                  {dgates_[d] + (first[t] + begin) * gates_wide_, gates_wide_, 1},
-                  {p.weights[cell].w_hh, out_, 1},
-                  to + begin * out_});
-    }
-  }
-
-  // dgates of both directions side by side, times their W_ih one above the other: one product,
-  // rounded once.
-  void input_gradient(int layer) const {
-    if (!this->dense(layer)) return;
-    const int64_t width = this->input_width(layer);
-    const CellWeights* w = p.weights + layer * p.directions;
-    const void* weights = w[0].w_ih;
-    int64_t depth = 4 * units_;
-    if (p.directions == 2) {
-      for (int d = 0; d < 2; ++d)
-        this->pack(PackArgs<S, S>{static_cast<const S*>(w[d].w_ih), stacked_ + d * depth_ * width,
-                                  nullptr, width, 1, 4 * units_, depth_, width, int(width), 0});
-      weights = stacked_;
-      depth = gates_wide_;
-    }
-    void* to = layer == 0 ? f_.grad_input : static_cast<void*>(upper_input_);
-    this->gemm({dtype_of<S>(),
-                layer == 0 ? dtype_of<S>() : dtype_of<T>(),
-                p.rows,
-                width,
-                depth,
-                {dgates_[0], gates_wide_, 1},
-                {weights, width, 1},
-                to});
-    if (!this->dropped(layer)) return;
-    GradientArgs<T> args{};
-    args.map = map;
-    args.gradient = upper_input_;
-    args.width = int(width);
-    args.dropout = this->dropout_of(layer - 1);
-    this->run_kernel(gradient_kernel<T>, dim3(unsigned(p.rows)), kRowThreads, 0, args);
-  }
-
-  const Backward& f_;
-  const int64_t units_, out_, depth_, gates_wide_;  // a direction's dgates, and both together
-  int* index_ = nullptr;
-  S *one_hot_ = nullptr, *stacked_ = nullptr, *copy_, *previous_, *raw_;
-  S *dgates_[2], *dh_[2], *hh_[2], *hr_[2];
-  T *upper_input_, *partial_, *dc_[2];
+  S *hh_[2], *hr_[2];
+  T* dc_[2];
 };
 
 template <class S, bool kTensor>

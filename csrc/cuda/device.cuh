@@ -32,6 +32,8 @@
 namespace fastlstm {
 namespace cuda {
 
+__device__ __forceinline__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
+
 #if defined(__CUDACC__)
 
 typedef __nv_bfloat16 Bf16;
@@ -71,9 +73,27 @@ __device__ __forceinline__ unsigned poll_acquire(const unsigned* flag) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
   return value;
 }
-__device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+__device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
+
+// Ends the kernel where a wait takes longer than `limit` nanoseconds; 0: never.
+class Patience {
+ public:
+  __device__ __forceinline__ explicit Patience(uint64_t limit)
+      : limit_(limit), begin_(limit ? now() : 0) {}
+  __device__ __forceinline__ void check() const {
+    if (limit_ && now() - begin_ > limit_) __trap();
+  }
+
+ private:
+  __device__ __forceinline__ static uint64_t now() {
+    uint64_t time;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+    return time;
+  }
+  uint64_t limit_, begin_;
+};
 
 #if FASTLSTM_SM80
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -129,6 +149,19 @@ void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, vo
   check(cudaGetLastError(), "kernel launch");
 }
 
+// All CTAs of the grid run at once, or the launch fails.
+template <class Args>
+void launch_cooperative(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared,
+                        void* stream, const Args& args) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+        "shared memory");
+  void* parameters[] = {const_cast<Args*>(&args)};
+  check(cudaLaunchCooperativeKernel(function, grid, dim3(threads), parameters, shared,
+                                    static_cast<cudaStream_t>(stream)),
+        "cooperative launch");
+}
+
 inline void zero_async(void* memory, size_t bytes, void* stream) {
   check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "memset");
 }
@@ -174,10 +207,16 @@ SIMT_UNSEEN inline unsigned poll_acquire(const unsigned* flag) {
   simt::acquire(flag);
   return *flag;
 }
-SIMT_UNSEEN inline void add_release(unsigned* flag, unsigned value) {
+SIMT_UNSEEN inline void store_release(unsigned* flag, unsigned value) {
   simt::release(flag);
-  *flag += value;
+  *flag = value;
 }
+
+// The scheduler itself sees a wait that never ends.
+struct Patience {
+  explicit Patience(uint64_t) {}
+  void check() const {}
+};
 
 inline void trap(const char* why) { simt::fail(why); }
 
@@ -187,6 +226,12 @@ void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, vo
   if (grid.count() == 0) return;
   simt::Stream& s = *static_cast<simt::Stream*>(stream);
   s.run(grid, threads, shared, [&] { kernel(args); });
+}
+
+template <class Args>
+void launch_cooperative(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared,
+                        void* stream, const Args& args) {
+  launch(kernel, grid, threads, shared, stream, args);
 }
 
 inline void zero_async(void* memory, size_t bytes, void*) { std::memset(memory, 0, bytes); }

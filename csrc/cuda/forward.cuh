@@ -1,43 +1,30 @@
 // Stepwise forward pass of the stack: host side, one layer after the other.
 //
-// Per layer: the input's part of all pre-activations as one large product (or, for index input, a
-// table of W_ih's columns), kept in the accumulation type so that no gate is rounded before its
-// activation; W_hh packed once; then one launch a step for both directions (two with a
-// projection). h goes from step to step through two padded buffers that take turns.
+// Per layer: the input's part (input_part.cuh); W_hh packed once; then one launch a step for both
+// directions (two with a projection). h goes from step to step through two padded buffers that take
+// turns.
 #pragma once
 
-#include "stack.cuh"
+#include "input_part.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
 template <class S, bool kTensor>
-class ForwardPass : Stack<S, kTensor> {
-  typedef Stack<S, kTensor> Base;
+class ForwardPass : InputPart<S, kTensor> {
+  typedef InputPart<S, kTensor> Base;
   typedef Acc<S> T;
-  using Base::active, Base::arena, Base::first, Base::map, Base::p, Base::padded, Base::plan;
-  using Base::saved, Base::wide;
+  using Base::active, Base::arena, Base::first, Base::p, Base::padded, Base::plan, Base::saved;
+  using Base::units_, Base::start_, Base::wide;
 
  public:
   ForwardPass(const Forward& f, const Plan& plan, const Context* context)
-      : Base(f.problem, f.saved, plan, context),
-        f_(f),
-        units_(p.hidden_size),
-        out_(p.out_size),
-        table_(p.input_size <= p.rows) {
-    int64_t start = 0;
-    for (int layer = 0; layer < p.layers; ++layer) {
-      const int64_t n = this->dense(layer) || !table_ ? p.rows : p.input_size;
-      if (n > start) start = n;
-    }
-    if (!this->dense(0)) index_ = arena.template take<int>(p.rows);
-    copy_ = arena.template take<S>(p.rows * this->widest_copied_input());
+      : Base(f, plan, context, f.problem.layers), f_(f), out_(p.out_size) {
     const int64_t h_size = p.batch * padded(out_), raw_size = p.batch * padded(units_);
     for (S*& h : h_) h = arena.template take<S>(p.directions * h_size);
     raw_ = arena.template take<S>(p.projected ? p.directions * raw_size : 0);
     for (int d = 0; d < p.directions; ++d) {
-      start_[d] = arena.template take<T>(start * 4 * units_);
-      bias_[d] = arena.template take<T>(4 * units_);
+      bias_[d] = this->take_bias();
       c_[d] = arena.template take<T>(p.batch * units_);
       hh_[d] = this->take_operand(4 * units_, out_, true);
       if (p.projected) hr_[d] = this->take_operand(out_, units_, false);
@@ -47,8 +34,7 @@ class ForwardPass : Stack<S, kTensor> {
   int64_t workspace() const { return arena.used(); }
 
   void run() {
-    this->fill_map();
-    if (index_) this->fill_index(index_);
+    this->begin();
     if (p.projected) this->zero(raw_, p.directions * p.batch * padded(units_) * int64_t(sizeof(S)));
     for (int layer = 0; layer < p.layers; ++layer) {
       prepare(layer);
@@ -65,33 +51,13 @@ class ForwardPass : Stack<S, kTensor> {
   int64_t before_of(int64_t t, int d) const { return d == 0 ? t - 1 : t + 1; }
 
   void prepare(int layer) {
-    const bool dense = this->dense(layer);
-    int64_t stride = 0;
-    const S* x = dense ? this->input(layer, copy_, &stride) : nullptr;
+    this->multiply_input(layer);
     for (int d = 0; d < p.directions; ++d) {
-      const CellWeights& w = p.weights[layer * p.directions + d];
+      const int cell = layer * p.directions + d;
+      const CellWeights& w = p.weights[cell];
       this->pack_operand(hh_[d], w.w_hh, 4 * units_, out_, out_, 1, true);
       if (p.projected) this->pack_operand(hr_[d], w.w_hr, out_, units_, units_, 1, false);
-      if (w.b_ih)
-        this->run_kernel(bias_kernel<S>, dim3(blocks_of(4 * units_, kRowThreads)), kRowThreads, 0,
-                         BiasArgs<S>{static_cast<const S*>(w.b_ih), static_cast<const S*>(w.b_hh),
-                                     bias_[d], int(4 * units_)});
-      if (dense) {
-        const int64_t width = this->input_width(layer);
-        this->gemm({dtype_of<S>(),
-                    dtype_of<T>(),
-                    p.rows,
-                    4 * units_,
-                    width,
-                    {x, stride, 1},
-                    {w.w_ih, 1, width},
-                    start_[d]});
-      } else {
-        const int64_t n = table_ ? p.input_size : p.rows;
-        this->pack(PackArgs<S, T>{static_cast<const S*>(w.w_ih), start_[d],
-                                  table_ ? nullptr : index_, 1, p.input_size, n, n, 4 * units_,
-                                  int(4 * units_), 0});
-      }
+      this->add_biases(cell, bias_[d]);
     }
     // Both buffers: a sequence may enter at any step (packed input, second direction).
     const S* h0 = part<S>(p.h0, layer, p.directions * p.batch * out_);
@@ -114,7 +80,7 @@ class ForwardPass : Stack<S, kTensor> {
                           padded(out_),     count,  int(padded(out_) * sizeof(S))};
       GatesStep<S>& step = args.step[d];
       step.start = start_[d];
-      step.index = !this->dense(layer) && table_ ? index_ : nullptr;
+      step.index = this->start_index(layer);
       step.bias = p.weights[cell].b_ih ? bias_[d] : nullptr;
       step.first = first[t];
       step.units = int(units_);
@@ -158,11 +124,9 @@ class ForwardPass : Stack<S, kTensor> {
   }
 
   const Forward& f_;
-  const int64_t units_, out_;
-  const bool table_;  // index input: W_ih's columns once, or gathered for every row
-  int* index_ = nullptr;
-  S *copy_, *h_[2], *raw_, *hh_[2], *hr_[2];
-  T *start_[2], *bias_[2], *c_[2];
+  const int64_t out_;
+  S *h_[2], *raw_, *hh_[2], *hr_[2];
+  T *bias_[2], *c_[2];
 };
 
 template <class S, bool kTensor>

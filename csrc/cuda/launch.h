@@ -36,12 +36,13 @@ void backward(const Backward& f, const Plan& plan, const Context& context);
 // Of one of this machine's devices.
 Device device_properties(int index);
 
-// One storage type's kernels; run with a null context, they only return the workspace's bytes.
-struct Stepwise {
+// An algorithm for one storage type; with a null context, only the workspace's bytes.
+struct Passes {
   int64_t (*forward)(const Forward& f, const Plan& plan, const Context* context);
   int64_t (*backward)(const Backward& f, const Plan& plan, const Context* context);
 };
-extern const Stepwise kStepwiseF32, kStepwiseTf32, kStepwiseF64, kStepwiseBf16, kStepwiseF16;
+extern const Passes kStepwiseF32, kStepwiseTf32, kStepwiseF64, kStepwiseBf16, kStepwiseF16;
+extern const Passes kPersistentTf32, kPersistentBf16, kPersistentF16;
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "persistent.h"
 #include "tiles.h"
 
 namespace fastlstm {
@@ -12,7 +13,10 @@ namespace {
 
 // What bounds a step's product: on one SM, and in the L2 cache for all SMs together. Leads from
 // data sheets and from others' measurements on Hopper, to be replaced by our own.
-constexpr double kBytesPerCycle = 64, kL2BytesPerCycle = 3100;
+constexpr double kBytesPerCycle = 64, kL2BytesPerCycle = 3100, kSharedBytesPerCycle = 128;
+constexpr double kCyclesPerMicrosecond = 1755;
+constexpr double kLaunchMicroseconds = 2;    // from one step's kernel to the next
+constexpr double kSignalMicroseconds = 0.8;  // from a CTA's store to another's use of it
 constexpr double kFmaPerCycle = 128, kDoubleFmaPerCycle = 64, kTf32PerCycle = 512,
                  kHalfPerCycle = 1024;
 
@@ -34,9 +38,14 @@ struct Product {
   int directions;
 };
 
+struct Choice {
+  int index;
+  double cycles;
+};
+
 // The tile whose product is done first: while the L2 cache delivers the operands of all CTAs, the
 // busiest SM takes in those of its own and multiplies them. Of equals, the larger tile.
-int best_tile(const Product& x, DType type, bool tensor_cores, const Device& device) {
+Choice best_tile(const Product& x, DType type, bool tensor_cores, const Device& device) {
   int best = 0;
   double least = 0;
   for (int j = 0; j < kTileCount; ++j) {
@@ -55,7 +64,83 @@ int best_tile(const Product& x, DType type, bool tensor_cores, const Device& dev
       least = cycles;
     }
   }
-  return best;
+  return {best, least};
+}
+
+Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings& settings) {
+  Plan found{};
+  found.algorithm = Algorithm::stepwise;
+  const bool half = p.dtype == DType::bf16 || p.dtype == DType::f16;
+  found.tensor_cores =
+      device.capability >= 80 && (half || (p.dtype == DType::f32 && settings.allow_tf32));
+  auto tile = [&](int64_t columns, int64_t depth) {
+    return best_tile({p.batch, columns, depth, p.directions}, p.dtype, found.tensor_cores, device);
+  };
+  const Choice gates = tile(4 * p.hidden_size, p.out_size),
+               project = tile(p.out_size, p.hidden_size),
+               hidden = tile(p.out_size, 4 * p.hidden_size),
+               cell = tile(p.hidden_size, p.projected ? p.out_size : 4 * p.hidden_size);
+  found.gates = gates.index;
+  found.project = project.index;
+  found.hidden = hidden.index;
+  found.cell = cell.index;
+  const double cycles = (pass == Pass::forward ? gates.cycles : cell.cycles) +
+                        (p.projected ? (pass == Pass::forward ? project : hidden).cycles : 0);
+  const int launches = p.projected ? 2 : 1;
+  found.microseconds = p.layers * (cycles / kCyclesPerMicrosecond + launches * kLaunchMicroseconds);
+  return found;
+}
+
+// Why no persistent kernel runs this problem, whatever its size; null where one does.
+const char* cannot_persist(const Problem& p, const Plan& stepwise, const Device& device) {
+  if (device.capability < 80) return "persistent kernels need a GPU of compute capability 8.0";
+  if (!stepwise.tensor_cores)
+    return p.dtype == DType::f64 ? "persistent kernels have no float64"
+                                 : "float32 has persistent kernels only where tf32 is allowed";
+  if (p.projected) return "persistent kernels have no projection";
+  if (p.batch_sizes) return "persistent kernels have no packed sequences";
+  return nullptr;
+}
+
+// The shape, groups and wavefront whose step takes least; groups is 0 where nothing fits.
+Plan persistent(const Problem& p, Pass pass, const Device& device, const Plan& stepwise) {
+  Plan found = stepwise;
+  found.algorithm = Algorithm::persistent;
+  found.groups = 0;
+  const bool forward = pass == Pass::forward;
+  const int64_t size = bytes_of(p.dtype);
+  const int wave = forward && p.directions == 1 ? std::min(p.layers, kMaxCells) : 1;
+  for (int layers = 1; layers <= wave; ++layers) {
+    const int cells = layers * p.directions, sources = layers > 1 ? 2 : 1;
+    for (int j = 0; j < kPersistentShapeCount; ++j) {
+      const PersistentShape shape = kPersistentShapes[j];
+      if (!forward && !runs_backward(shape)) continue;
+      const PersistentSizes x = persistent_sizes(p.hidden_size, size, shape, forward);
+      const int64_t groups = (p.batch + 8 * shape.tiles - 1) / (8 * shape.tiles);
+      const int64_t shared = partial_bytes(shape) + sources * x.weights;
+      if (cells * groups * x.slots > device.sms || shared > device.shared_per_block) continue;
+      const double rows = double(p.batch) / groups;
+      // Both directions or the upper layers of a wavefront share the L2 cache; the slowest CTA has
+      // all sources.
+      const double moved = rows * x.depth * size, ctas = double(cells) * groups * x.slots;
+      const double l2 = std::max(sources * moved / kBytesPerCycle,
+                                 ctas * moved * (2 * layers - 1) / layers / kL2BytesPerCycle);
+      const double products = sources * 8.0 * shape.tiles * 4 * shape.units * x.depth /
+                              products_per_cycle(p.dtype, true);
+      const double local =
+          (sources * x.weights + 2.0 * cell_blocks(shape) * 8192) / kSharedBytesPerCycle;
+      const double step = std::max({l2, products, local}) / kCyclesPerMicrosecond +
+                          (forward ? 1 : 2) * kSignalMicroseconds;
+      const double turns = double((p.layers + layers - 1) / layers) * (p.steps + layers - 1) /
+                           std::max<int64_t>(p.steps, 1);
+      if (found.groups > 0 && step * turns >= found.microseconds) continue;
+      found.shape = j;
+      found.groups = int(groups);
+      found.wave = layers;
+      found.microseconds = step * turns;
+    }
+  }
+  return found;
 }
 
 }  // namespace
@@ -70,25 +155,27 @@ const char* name(Algorithm algorithm) {
   return "?";
 }
 
-Plan plan(const Problem& p, Pass, const Device& device, const Settings& settings) {
-  if (settings.algorithm != Algorithm::automatic && settings.algorithm != Algorithm::stepwise)
-    throw std::invalid_argument(std::string("fastlstm: the algorithm \"") +
-                                name(settings.algorithm) + "\" has no kernels yet");
-  Plan found{};
-  found.algorithm = Algorithm::stepwise;
-  found.reason = settings.algorithm == Algorithm::stepwise
-                     ? "asked for"
-                     : "stepwise runs every problem and is the only algorithm so far";
-  const bool half = p.dtype == DType::bf16 || p.dtype == DType::f16;
-  found.tensor_cores =
-      device.capability >= 80 && (half || (p.dtype == DType::f32 && settings.allow_tf32));
-  auto tile = [&](int64_t columns, int64_t depth) {
-    return best_tile({p.batch, columns, depth, p.directions}, p.dtype, found.tensor_cores, device);
-  };
-  found.gates = tile(4 * p.hidden_size, p.out_size);
-  found.project = tile(p.out_size, p.hidden_size);
-  found.hidden = tile(p.out_size, 4 * p.hidden_size);
-  found.cell = tile(p.hidden_size, p.projected ? p.out_size : 4 * p.hidden_size);
+Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& settings) {
+  if (settings.algorithm == Algorithm::cluster)
+    throw std::invalid_argument("fastlstm: the algorithm \"cluster\" has no kernels yet");
+  Plan found = stepwise(p, pass, device, settings);
+  if (settings.algorithm == Algorithm::stepwise) {
+    found.reason = "asked for";
+    return found;
+  }
+  const bool forced = settings.algorithm == Algorithm::persistent;
+  const char* why_not = cannot_persist(p, found, device);
+  const Plan other = why_not ? found : persistent(p, pass, device, found);
+  if (!why_not && other.groups == 0) why_not = "the weights of as many groups as the batch needs do not fit the GPU";
+  if (forced && why_not)
+    throw std::invalid_argument(std::string("fastlstm: the algorithm \"persistent\" cannot run: ") +
+                                why_not);
+  if (forced || (!why_not && other.microseconds < found.microseconds)) {
+    found = other;
+    found.reason = forced ? "asked for" : "weights stay on chip for the whole sequence";
+  } else {
+    found.reason = why_not ? why_not : "its steps are estimated to be the faster ones";
+  }
   return found;
 }
 

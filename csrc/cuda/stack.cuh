@@ -197,6 +197,7 @@ class Stack {
     }
   }
 
+  void* stream() const { return context_->stream; }
   void gemm(const Gemm& g) const { context_->gemm(context_->gemm_context, g); }
   void zero(void* memory, int64_t bytes) const {
     if (bytes > 0) zero_async(memory, size_t(bytes), context_->stream);

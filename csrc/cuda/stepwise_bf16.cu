@@ -4,7 +4,7 @@
 namespace fastlstm {
 namespace cuda {
 
-const Stepwise kStepwiseBf16 = {stepwise_forward<Bf16, true>, stepwise_backward<Bf16, true>};
+const Passes kStepwiseBf16 = {stepwise_forward<Bf16, true>, stepwise_backward<Bf16, true>};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -4,7 +4,7 @@
 namespace fastlstm {
 namespace cuda {
 
-const Stepwise kStepwiseF16 = {stepwise_forward<F16, true>, stepwise_backward<F16, true>};
+const Passes kStepwiseF16 = {stepwise_forward<F16, true>, stepwise_backward<F16, true>};
 
 }  // namespace cuda
 }  // namespace fastlstm

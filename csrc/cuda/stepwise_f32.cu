@@ -4,7 +4,7 @@
 namespace fastlstm {
 namespace cuda {
 
-const Stepwise kStepwiseF32 = {stepwise_forward<float, false>, stepwise_backward<float, false>};
+const Passes kStepwiseF32 = {stepwise_forward<float, false>, stepwise_backward<float, false>};
 
 }  // namespace cuda
 }  // namespace fastlstm

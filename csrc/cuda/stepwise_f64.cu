@@ -4,7 +4,7 @@
 namespace fastlstm {
 namespace cuda {
 
-const Stepwise kStepwiseF64 = {stepwise_forward<double, false>, stepwise_backward<double, false>};
+const Passes kStepwiseF64 = {stepwise_forward<double, false>, stepwise_backward<double, false>};
 
 }  // namespace cuda
 }  // namespace fastlstm

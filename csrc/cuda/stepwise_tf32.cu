@@ -4,7 +4,7 @@
 namespace fastlstm {
 namespace cuda {
 
-const Stepwise kStepwiseTf32 = {stepwise_forward<float, true>, stepwise_backward<float, true>};
+const Passes kStepwiseTf32 = {stepwise_forward<float, true>, stepwise_backward<float, true>};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -1,21 +1,26 @@
 // The CUDA launcher as a library for tests/test_simt.py, its kernels run by the emulator.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 
 #include "half.h"
 #include "launch.h"
+#include "persistent.h"
 #include "simt.h"
 
 namespace fastlstm {
 namespace cuda {
 
 // Some builds leave types out.
-__attribute__((weak)) extern const Stepwise kStepwiseF32 = {nullptr, nullptr};
-__attribute__((weak)) extern const Stepwise kStepwiseTf32 = {nullptr, nullptr};
-__attribute__((weak)) extern const Stepwise kStepwiseF64 = {nullptr, nullptr};
-__attribute__((weak)) extern const Stepwise kStepwiseBf16 = {nullptr, nullptr};
-__attribute__((weak)) extern const Stepwise kStepwiseF16 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kStepwiseF32 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kStepwiseTf32 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kStepwiseF64 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kStepwiseBf16 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kStepwiseF16 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kPersistentTf32 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kPersistentBf16 = {nullptr, nullptr};
+__attribute__((weak)) extern const Passes kPersistentF16 = {nullptr, nullptr};
 
 }  // namespace cuda
 }  // namespace fastlstm
@@ -60,7 +65,7 @@ void gemm(void*, const Gemm& g) {
 
 // Mirrored by tests/simt_library.py.
 struct Options {
-  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability;
+  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, groups, wave;
   uint64_t seed;
 };
 struct Report {
@@ -81,6 +86,14 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     Plan chosen = plan(p, pass, {options.capability, 132, shared}, settings);
     if (options.tile >= 0)
       chosen.gates = chosen.project = chosen.hidden = chosen.cell = options.tile;
+    if (options.shape >= 0) {
+      chosen.shape = options.shape;
+      // Backward lacks the largest: the one before it.
+      if (pass == Pass::backward && !runs_backward(kPersistentShapes[chosen.shape])) --chosen.shape;
+      const int most = 8 * kPersistentShapes[chosen.shape].tiles;
+      chosen.groups = std::max(options.groups, int((p.batch + most - 1) / most));
+    }
+    if (options.wave > 0 && pass == Pass::forward) chosen.wave = options.wave;
     simt::Stream stream;
     stream.config.order = simt::Order(options.order);
     stream.config.seed = options.seed;

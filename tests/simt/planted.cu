@@ -47,6 +47,11 @@ SIMT_UNSEEN unsigned poll_relaxed(const unsigned* flag) {
   return *flag;
 }
 
+SIMT_UNSEEN void add_release(unsigned* flag) {
+  simt::release(flag);
+  *flag += 1;
+}
+
 void exchange(ExchangeArgs x) {
   FASTLSTM_SHARED_BUFFER(raw);
   float* sums = reinterpret_cast<float*>(raw);
@@ -71,7 +76,7 @@ void exchange(ExchangeArgs x) {
         if (x.bug == kRelaxedArrive)
           atomicAdd(x.counter, 1u);
         else
-          add_release(x.counter, 1);
+          add_release(x.counter);
         while ((x.bug == kRelaxedWait ? poll_relaxed : poll_acquire)(x.counter) < target) {
         }
       }

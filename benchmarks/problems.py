@@ -1,4 +1,7 @@
-"""Random LSTM problems, and the float64 reference's answer to each."""
+"""Random LSTM problems, their options, and the float64 reference's answer to each.
+
+The tests of every backend and the check on a GPU draw their problems here.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,30 @@ class Problem:
     random_seed: int = 0
 
 
+# What Problem's other fields are, for problems that together use every option.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one of everything": {"input_size": 1, "hidden_size": 1, "batch": 1, "steps": 1},
+    "no bias": {"has_bias": False},
+    "zero states": {"states": False},
+    "both directions": {"bidirectional": True},
+    "three layers": {"num_layers": 3},
+    "dropout": {"num_layers": 2, "dropout": 0.4, "hidden_size": 33},
+    "dropout of everything": {"num_layers": 2, "dropout": 1.0},
+    "projection": {"proj_size": 3},
+    "wide projection": {"hidden_size": 65, "proj_size": 34, "num_layers": 2, "steps": 2},
+    "packed": {"packed": True, "batch": 13, "steps": 9},
+    "packed, both directions": {"packed": True, "bidirectional": True, "num_layers": 2, "batch": 9},
+    "index": {"index": torch.int64, "num_layers": 2},
+    "index, few rows": {"index": torch.int32, "packed": True, "input_size": 300, "batch": 9},
+    "index, large vocabulary": {"index": torch.int64, "input_size": 1500, "has_bias": False},
+    "everything": {
+        "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
+        "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
+    },
+}  # fmt: skip
+
+
 @dataclass
 class Tensors:
     input: Tensor
@@ -43,18 +70,17 @@ class Tensors:
         given = [self.input, self.h0, self.c0, *self.weights]
         return [x for x in given if x is not None and x.requires_grad]
 
-    def to(self, dtype: torch.dtype) -> Tensors:
-        """The same values as new leaves of another type."""
+    def to(self, target: torch.dtype | torch.device) -> Tensors:
+        """The same values as new leaves of another type or on another device."""
 
-        def convert(x: Tensor | None) -> Tensor | None:
-            if x is None or not x.is_floating_point():
+        def convert(x: Any) -> Any:
+            if x is None or (isinstance(target, torch.dtype) and not x.is_floating_point()):
                 return x
-            return x.detach().to(dtype).requires_grad_(x.requires_grad)
+            return x.detach().to(target).requires_grad_(x.requires_grad)
 
+        options = self.options | {"seed": convert(self.options["seed"])}
         weights = [convert(w) for w in self.weights]
-        return Tensors(
-            convert(self.input), convert(self.h0), convert(self.c0), weights, self.options
-        )
+        return Tensors(convert(self.input), convert(self.h0), convert(self.c0), weights, options)
 
 
 def make(p: Problem) -> Tensors:
@@ -112,7 +138,7 @@ def outputs_and_gradients(lstm: Any, x: Tensors) -> tuple[list[Tensor], list[Ten
     """Outputs, and the gradients of all leaves for fixed random gradients of the outputs."""
     outputs = list(lstm(x.input, x.h0, x.c0, x.weights, **x.options))
     rng = torch.Generator().manual_seed(7)
-    grads = [torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y.dtype) for y in outputs]
+    grads = [torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y) for y in outputs]
     return outputs, list(torch.autograd.grad(outputs, x.leaves(), grads))
 
 

@@ -1,0 +1,1 @@
+"""Measurements: the check on a GPU, the benchmark suites, and what they share."""

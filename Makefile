@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 
-.PHONY: help train test shim compile-gate lint format build clean
+.PHONY: help train test test-floor test-newest shim compile-gate gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -24,6 +24,15 @@ shim: $(VENV)/.test  ## the CUDA kernels on the CPU, under the race checker and 
 
 compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architecture, and its report
 	$(BIN)/python -m pytest tests/test_compile_gate.py
+
+gpu-check: $(VENV)/.test  ## on a GPU machine: build, check every kernel, time them against nn.LSTM
+	$(BIN)/python -m benchmarks.gpu_check
+
+test-floor:  ## the tests beside torch 2.10, the oldest that is supported
+	$(MAKE) test VENV=.venv-floor TORCH="torch==2.10.*"
+
+test-newest:  ## the tests beside the newest torch: gigabytes to download
+	$(MAKE) test VENV=.venv-newest TORCH=torch
 
 lint: $(VENV)/.test  ## ruff, clang-format and mypy
 	$(BIN)/ruff check .
@@ -44,7 +53,7 @@ clean:  ## remove what builds leave in the tree
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade "setuptools>=70.1,<82" wheel
+	$(BIN)/pip install --quiet --upgrade "setuptools>=77,<82" wheel
 	$(BIN)/pip install --quiet "$(TORCH)"
 	touch $@
 

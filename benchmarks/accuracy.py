@@ -1,0 +1,104 @@
+"""Distances from the float64 reference: of our kernels, and of torch's LSTM beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlstm import ops, reference
+
+from .problems import TOLERANCE, Problem, make, outputs_and_gradients
+
+# name: dtype, whether float32 may use tf32, tolerance
+PRECISIONS = {
+    "bf16": (torch.bfloat16, False, TOLERANCE[torch.bfloat16]),
+    "fp16": (torch.float16, False, TOLERANCE[torch.float16]),
+    "tf32": (torch.float32, True, 3e-3),
+    "fp32": (torch.float32, False, TOLERANCE[torch.float32]),
+    "fp64": (torch.float64, False, TOLERANCE[torch.float64]),
+}
+
+
+@contextmanager
+def precision(name: str) -> Iterator[tuple[torch.dtype, float]]:
+    """A dtype and its tolerance, with tf32 allowed or not, for RNNs and products alike."""
+    dtype, tf32, tolerance = PRECISIONS[name]
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield dtype, tolerance
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The worst over all outputs and gradients and all seeds."""
+
+    relative: float  # ||found - exact|| / ||exact||
+    largest: float  # max |found - exact| / max |exact|
+    where: str
+
+
+def torch_lstm(input: Tensor, h0: Any, c0: Any, weights: Sequence[Tensor], **o: Any) -> Any:
+    """torch's own LSTM behind the reference's signature; without dropout or a seed."""
+    like, directions = weights[0], 1 + o["bidirectional"]
+    if not input.is_floating_point():
+        input = F.one_hot(input.long(), like.shape[1]).to(like)
+    packed = o["batch_sizes"] is not None
+    batch = int(o["batch_sizes"][0]) if packed else input.shape[1]
+    cells, units = o["num_layers"] * directions, o["hidden_size"]
+    hx = (
+        like.new_zeros(cells, batch, o["proj_size"] or units) if h0 is None else h0,
+        like.new_zeros(cells, batch, units) if c0 is None else c0,
+    )
+    rest = (o["has_bias"], o["num_layers"], 0.0, True, o["bidirectional"])
+    lstm: Any = torch.lstm
+    if packed:
+        return lstm(input, o["batch_sizes"], hx, weights, *rest)
+    return lstm(input, hx, weights, *rest, False)
+
+
+@torch.no_grad()
+def distance(found: Any, exact: Any) -> Distance:
+    """A gradient under a hundredth of the largest is measured against that (problems.TOLERANCE)."""
+    worst = Distance(0.0, 0.0, "")
+    for kind, ours, theirs in zip(("output", "gradient"), found, exact, strict=True):
+        floor = 1e-2 * max(float(b.norm()) for b in theirs)
+        for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            error = a.double() - b
+            relative = float(error.norm()) / max(float(b.norm()), floor, 1e-6)
+            largest = float(error.abs().max()) / max(float(b.abs().max()), 1e-6)
+            if not relative <= worst.relative:  # a NaN is the worst
+                worst = Distance(relative, largest, f"{kind} {j}")
+            if worst.relative != worst.relative:
+                return worst
+    return worst
+
+
+def distances(
+    problem: Problem, seeds: int, device: torch.device, candidates: dict[str, Callable[..., Any]]
+) -> dict[str, Distance]:
+    """Each candidate's worst distance over ``seeds`` draws of the problem."""
+    worst: dict[str, Distance] = {}
+    for seed in range(seeds):
+        x = make(replace(problem, random_seed=seed)).to(device)
+        exact = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+        for name, lstm in candidates.items():
+            d = distance(outputs_and_gradients(lstm, x), exact)
+            if name not in worst or not d.relative <= worst[name].relative:
+                worst[name] = d
+    return worst
+
+
+def candidates_for(problem: Problem) -> dict[str, Callable[..., Any]]:
+    found: dict[str, Callable[..., Any]] = {"fastlstm": ops.lstm}
+    if problem.dropout == 0:  # torch draws other masks
+        found["torch"] = torch_lstm
+    return found

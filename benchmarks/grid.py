@@ -1,0 +1,66 @@
+"""The problems that are timed, and how much arithmetic each is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+
+
+@dataclass(frozen=True)
+class Case:
+    """An LSTM stack and a batch: I, H, L, B and T in the names' order."""
+
+    name: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch: int
+    steps: int
+    bidirectional: bool = False
+    dropout: float = 0.0
+
+    def flops(self, training: bool) -> float:
+        """Of the matrix products alone; a training step counts three times the forward pass."""
+        directions = 1 + self.bidirectional
+        widths = [self.input_size, *[directions * self.hidden_size] * (self.num_layers - 1)]
+        products = sum(8 * self.hidden_size * (width + self.hidden_size) for width in widths)
+        return float(products * directions * self.steps * self.batch * (3 if training else 1))
+
+    def twins(self, dtype: torch.dtype, device: str) -> tuple[nn.LSTM, fastlstm.LSTM]:
+        """torch's module and ours with the same weights."""
+        sizes = (self.input_size, self.hidden_size, self.num_layers)
+        options: Any = {"bidirectional": self.bidirectional, "dropout": self.dropout}
+        theirs = nn.LSTM(*sizes, **options, device=device, dtype=dtype)
+        ours = fastlstm.LSTM(*sizes, **options, device=device, dtype=dtype)
+        ours.load_state_dict(theirs.state_dict())
+        return theirs, ours
+
+    def data(self, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+        """A random input, and a random gradient of the output."""
+        width = (1 + self.bidirectional) * self.hidden_size
+        return (
+            torch.randn(self.steps, self.batch, self.input_size, device=device, dtype=dtype),
+            torch.randn(self.steps, self.batch, width, device=device, dtype=dtype),
+        )
+
+
+KARPATHY = Case("Karpathy's batch", 65, 512, 2, 100, 100)
+
+GPU_CASES = [
+    KARPATHY,
+    Case("Karpathy's batch, dropout", 65, 512, 2, 100, 100, dropout=0.5),
+    Case("long, H1024", 1024, 1024, 1, 64, 512),
+    Case("H2048", 2048, 2048, 1, 128, 256),
+    Case("long, H256", 256, 256, 1, 16, 1024),
+    Case("long, H768", 768, 768, 1, 16, 1024),
+    Case("small", 65, 128, 2, 50, 50),
+    Case("batch 1", 256, 256, 1, 1, 100),
+    Case("speech, both directions", 80, 512, 3, 32, 200, bidirectional=True),
+    Case("three layers", 512, 512, 3, 32, 100),
+    Case("wide batch", 40, 64, 2, 128, 200),
+]

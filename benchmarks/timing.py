@@ -1,0 +1,80 @@
+"""Interleaved timing: every round runs every candidate once, and medians are compared.
+
+So a change of clocks or a busy neighbour meets all candidates alike.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Clock = Callable[[Callable[[], object], int], float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds a call, one for each round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a part of the median."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / 2 / self.median
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2 / self.median
+
+
+def wall(call: Callable[[], object], calls: int) -> float:
+    """Seconds a call by the host's clock."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def events(call: Callable[[], object], calls: int) -> float:
+    """Seconds a call between two CUDA events around all of them."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(calls):
+        call()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3 / calls
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Clock = wall,
+    region: float = 0.01,
+) -> dict[str, Samples]:
+    """Time the candidates in turn, ``rounds`` times. A round repeats calls for ``region`` seconds.
+
+    Two calls of each go before: the first loads and plans, the second says how long one takes.
+    """
+    repeats = {}
+    for name, call in candidates.items():
+        clock(call, 1)
+        repeats[name] = max(1, round(region / max(clock(call, 1), 1e-7)))
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            seconds[name].append(clock(call, repeats[name]))
+    return {name: Samples(tuple(values)) for name, values in seconds.items()}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(x) for x in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan

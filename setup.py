@@ -264,8 +264,8 @@ def cpu_sources() -> list[str]:
     chosen = [
         name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)
     ]
-    own = ["csrc/module.cpp", "csrc/ops_cpu.cpp", "csrc/cuda/planner.cpp"]
-    return [*own, *(f"csrc/cpu/{name}" for name in chosen)]
+    own = ["module.cpp", "ops_cpu.cpp", "ops_generate.cpp", "cuda/planner.cpp"]
+    return [f"csrc/{name}" for name in own] + [f"csrc/cpu/{name}" for name in chosen]
 
 
 def cuda_sources() -> list[str]:

@@ -5,6 +5,7 @@ from importlib import metadata
 from . import functional
 from .algorithms import algorithm, explain
 from .convert import from_torch, to_torch
+from .generate import generate, prepack
 from .modules import LSTM, LSTMCell
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "explain",
     "from_torch",
     "functional",
+    "generate",
+    "prepack",
     "to_torch",
 ]
 

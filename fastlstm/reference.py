@@ -81,6 +81,14 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def hashed_rows(seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor) -> Tensor:
+    """int64 ``(R,)`` below 2^32, the hash of every row: csrc/dropout.h has the same."""
+    seed = seed.reshape(()).to(torch.int64)
+    key = _mix32((seed & _U32) ^ _mix32((seed >> 32) & _U32))
+    key = _mix32(key ^ (2 * layer + direction))
+    return _mix32(_mix32(key ^ (t & _U32)) ^ (b & _U32))
+
+
 def dropout_mask(
     seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor, units: int, p: float
 ) -> Tensor:
@@ -96,10 +104,7 @@ def dropout_mask(
     Returns:
         bool ``(R, units)``, True where the element is kept.
     """
-    seed = seed.reshape(()).to(torch.int64)
-    key = _mix32((seed & _U32) ^ _mix32((seed >> 32) & _U32))
-    key = _mix32(key ^ (2 * layer + direction))
-    row = _mix32(_mix32(key ^ (t & _U32)) ^ (b & _U32))
+    row = hashed_rows(seed, layer, direction, t, b)
     unit = (torch.arange(units, device=row.device) * 0x9E3779B9) & _U32
     return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
 
+from fastlstm.drawing import Draw
 from fastlstm.sample import main
 from fastlstm.text import sampling
+from fastlstm.text.model import CharModel
 from fastlstm.text.run import load_model
 from fastlstm.train import main as train
 
@@ -80,7 +82,8 @@ def test_a_batch_prints_each_sample(run, capsys):
 
 
 def test_small_changes_of_the_weights_and_other_checkpoints(run, capsys):
-    assert "cat" in sampled(capsys, run, "-t", 0, "-n", 40, "--weights", "bf16")
+    for weights in ("bf16", "int8"):
+        assert "cat" in sampled(capsys, run, "-t", 0, "-n", 40, "--weights", weights)
     early = sampled(capsys, run, "-n", 40, "-t", 0, "--checkpoint", "epoch-1")
     assert early == sampled(capsys, run, "-n", 40, "-t", 0, "--checkpoint", "epoch-1")
 
@@ -134,42 +137,33 @@ def test_only_the_weights_and_their_description_are_needed(run, tmp_path, capsys
     assert sampled(capsys, copy, "-n", 20) == sampled(capsys, run, "-n", 20)
 
 
-@given(
-    logits=st.lists(st.integers(-3, 3), min_size=1, max_size=8),
-    k=st.none() | st.integers(1, 9),
-    p=st.none() | st.floats(1e-6, 1),
-)
-def test_filters_keep_the_likeliest(logits, k, p):
-    x = torch.tensor([logits], dtype=torch.float32)
-    kept = sampling.filtered(x, k, p)[0].isfinite()
-    count = int(kept.sum())
-    assert count >= 1
-    if not kept.all():
-        assert x[0][kept].min() >= x[0][~kept].max()
-    if k is not None:
-        assert count <= k
-    if p is None:
-        assert count == min(k or len(logits), len(logits))
-    elif k is None:
-        probability = x[0].double().softmax(-1)
-        assert probability[kept].sum() >= p - 1e-6  # enough
-        assert probability[kept].sum() - probability[kept].min() <= p + 1e-6  # and no more
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_a_text_does_not_depend_on_how_it_is_cut_into_calls(cell, weights):
+    model = CharModel(11, cell, 16, 2, 0.0).eval()
+    how = Draw(1.3, 7, 0.9, torch.tensor([5]))
+    prime = torch.tensor([[3, 4], [5, 6]])
+    whole, *cut = (
+        torch.cat(list(sampling.stream(model, prime, 50, how, weights=weights, chunk=n)))
+        for n in (50, 1, 7)
+    )
+    assert whole.shape == (50, 2)
+    assert all(torch.equal(whole, other) for other in cut)
 
 
-def test_draws_follow_the_distribution():
-    """Frequencies of the first character, over a wide batch, against softmax(logits / T)."""
-    torch.manual_seed(0)
-
-    class Fixed(torch.nn.Module):
-        def forward(self, x, hx=None):
-            return torch.tensor([0.0, 1.0, 2.0]).expand(*x.shape, 3), hx
-
-    prime = torch.zeros(1, 40_000, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(1)
-    (tokens,) = sampling.draw(Fixed(), prime, 1, temperature=0.7, generator=generator)
-    found = torch.bincount(tokens, minlength=3) / len(tokens)
-    expected = (torch.tensor([0.0, 1.0, 2.0]) / 0.7).softmax(-1)
-    assert torch.allclose(found, expected, atol=0.01)
+def test_rounded_models_draw_what_packed_weights_draw():
+    """The same greedy text natively, and from a module of the weights as they read back."""
+    model = CharModel(11, "lstm", 16, 2, 0.0).eval()
+    prime, how = torch.tensor([[3]]), Draw(0.0)
+    for weights in ("bf16", "int8"):
+        other = sampling.rounded_model(model, weights)
+        assert not torch.equal(other.rnn.weight_hh_l0, model.rnn.weight_hh_l0)
+        assert torch.equal(other.rnn.weight_ih_l0, model.rnn.weight_ih_l0)
+        a, b = (
+            torch.cat(list(sampling.stream(m, prime, 40, how, weights=w)))
+            for m, w in ((model, weights), (other, "fp32"))
+        )
+        assert torch.equal(a, b)
 
 
 @given(text=st.text(max_size=30), stop=st.none() | st.text(min_size=1, max_size=3))
@@ -201,7 +195,7 @@ MISTAKES = {
     "unseen": (["RUN", "-p", "the Z"], "never seen b'Z', byte 4 of"),
     "checkpoint": (["RUN", "--checkpoint", "epoch-99"], "it has best, latest, epoch-1"),
     "path": (["RUN", "--checkpoint", "../checkpoints/best"], "has no checkpoint"),
-    "int8": (["RUN", "--weights", "int8"], "not available yet"),
+    "weights": (["RUN", "--weights", "int4"], "invalid choice: 'int4'"),
     "score": (["RUN", "--score", "nowhere"], "cannot read nowhere"),
     "short score": (["RUN", "--score", os.devnull], "less than two characters"),
 }

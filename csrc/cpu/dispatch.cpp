@@ -6,9 +6,11 @@
 
 namespace fastlstm {
 
-#define FASTLSTM_DECLARE(isa) \
-  extern const Kernels k_##isa##_f32, k_##isa##_f64, k_##isa##_bf16, k_##isa##_f16;
-#define FASTLSTM_TABLES(isa) {&k_##isa##_f32, &k_##isa##_f64, &k_##isa##_bf16, &k_##isa##_f16}
+#define FASTLSTM_DECLARE(isa)                                                       \
+  extern const Kernels k_##isa##_f32, k_##isa##_f64, k_##isa##_bf16, k_##isa##_f16; \
+  extern const GenerateKernels k_##isa##_generate;
+#define FASTLSTM_TABLES(isa) \
+  {&k_##isa##_f32, &k_##isa##_f64, &k_##isa##_bf16, &k_##isa##_f16}, &k_##isa##_generate
 
 FASTLSTM_DECLARE(baseline)
 #if defined(__x86_64__)

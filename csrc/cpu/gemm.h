@@ -74,13 +74,13 @@ FASTLSTM_INLINE void with_rows(int rows, F&& f) {
     with_rows<N - 1>(rows, f);
 }
 
-// Calls f(Int<M>{}, first row) for blocks of at most kTileRows rows, as even as can be.
-template <class F>
+// Calls f(Int<M>{}, first row) for blocks of at most kMost rows, as even as can be.
+template <int kMost = kTileRows, class F>
 FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
-  const int64_t blocks = ceil_div(rows, kTileRows);
+  const int64_t blocks = ceil_div(rows, kMost);
   for (int64_t j = 0, row = 0; j < blocks; ++j) {
     const int size = int(rows / blocks + (j < rows % blocks));
-    with_rows<kTileRows>(size, [&](auto m) { f(m, row); });
+    with_rows<kMost>(size, [&](auto m) { f(m, row); });
     row += size;
   }
 }

@@ -16,10 +16,16 @@ struct Kernels {
   void (*activations)(const void* x, void* sigmoid, void* tanh, int64_t n);
 };
 
-// One table for every storage type, in the order of DType.
+// The kernels that draw text, in the order of Storage.
+struct GenerateKernels {
+  GenerateKernel storage[4];
+};
+
+// One table for every storage type, in the order of DType; one for drawing text.
 struct InstructionSet {
   const char* name;
   const Kernels* kernels[4];
+  const GenerateKernels* generate;
   bool (*supported)();
 };
 

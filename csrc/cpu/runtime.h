@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "../generate.h"
 #include "../lstm.h"
 
 namespace fastlstm {
@@ -16,6 +17,7 @@ struct Runtime {
 
 typedef void (*ForwardKernel)(const Forward&, const Runtime&);
 typedef void (*BackwardKernel)(const Backward&, const Runtime&);
+typedef void (*GenerateKernel)(const Generate&, const Runtime&);
 
 namespace {
 

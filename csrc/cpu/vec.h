@@ -35,6 +35,10 @@ struct VecOf<double> {
   typedef VecD V;
   typedef VecDi I;
 };
+template <>
+struct VecOf<int32_t> {
+  typedef VecFi V;
+};
 template <class T>
 using Vec = typename VecOf<T>::V;
 template <class T>

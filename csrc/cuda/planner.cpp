@@ -166,7 +166,8 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
   const bool forced = settings.algorithm == Algorithm::persistent;
   const char* why_not = cannot_persist(p, found, device);
   const Plan other = why_not ? found : persistent(p, pass, device, found);
-  if (!why_not && other.groups == 0) why_not = "the weights of as many groups as the batch needs do not fit the GPU";
+  if (!why_not && other.groups == 0)
+    why_not = "the weights of as many groups as the batch needs do not fit the GPU";
   if (forced && why_not)
     throw std::invalid_argument(std::string("fastlstm: the algorithm \"persistent\" cannot run: ") +
                                 why_not);

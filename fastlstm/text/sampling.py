@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import LSTM, prepack
+from ..drawing import Draw, loop
+from ..generate import run
+from ..packing import rounded
 from . import UserError
 from .model import CharModel, loss_nats
 
@@ -35,62 +40,63 @@ def start(vocabulary: list[int]) -> Tensor:
     return torch.tensor([[vocabulary.index(10) if 10 in vocabulary else 0]])
 
 
-def filtered(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits ``(B, V)`` with all but the k largest, or all outside the nucleus p, at -inf."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    drop = torch.zeros_like(ordered, dtype=torch.bool)
-    if top_k is not None:
-        drop[:, top_k:] = True
-    if top_p is not None:
-        p = ordered.masked_fill(drop, float("-inf")).softmax(-1)
-        # A character stays while those before it hold less than top_p: the first always does.
-        drop |= p.cumsum(-1) - p >= top_p
-        drop[:, 0] = False
-    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-
-
-@torch.inference_mode()
-def draw(
+def stream(
     model: CharModel,
     prime: Tensor,
     length: int,
+    how: Draw,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    weights: str = "fp32",
+    chunk: int = 32,
 ) -> Iterator[Tensor]:
-    """Yield ``length`` times the next characters, int64 ``(B,)``.
+    """Yield ``length`` characters in all, int64 ``(n, B)`` with n at most ``chunk``.
+
+    The characters do not depend on ``chunk``.
 
     Args:
+        model: in eval mode. An LSTM on the CPU draws a chunk in one native call.
         prime: int64 ``(T, B)``, T at least 1, what comes before.
-        temperature: divides the logits; 0 takes the most likely character.
-        top_k, top_p: draw from the k likeliest, from the likeliest of total probability p.
-        generator: on the model's device.
+        weights: how they are stored meanwhile, as in ``fastlstm.prepack``.
     """
-    logits, hx = model(prime)
-    for j in range(length):
-        last = logits[-1].float()
-        if temperature == 0:
-            token = last.argmax(-1)
-        else:
-            last = (last - last.amax(-1, keepdim=True)) / max(temperature, 1e-30)
-            if top_k is not None or top_p is not None:
-                last = filtered(last, top_k, top_p)
-            token = torch.multinomial(last.softmax(-1), 1, generator=generator)[:, 0]
-        yield token
-        if j + 1 < length:
-            logits, hx = model(token[None], hx)
+    native = isinstance(model.rnn, (LSTM, nn.LSTM)) and prime.device.type == "cpu"
+    if native:
+        packed = prepack(model.rnn, model.decoder, weights)
+    elif weights != "fp32":
+        model = rounded_model(model, weights)
+
+    def step(tokens: Tensor, hx: Any) -> tuple[Tensor, Any]:
+        logits, hx = model(tokens, hx)
+        return logits[-1], hx
+
+    hx: Any = None
+    for drawn in range(0, length, chunk):
+        n = min(chunk, length - drawn)
+        with torch.inference_mode():
+            if native:
+                tokens, hx = run(packed, None, prime, n, hx, how, drawn)
+            else:
+                tokens, hx = loop(step, prime, n, hx, how, drawn)
+        yield tokens
+        prime = tokens[-1:]
+
+
+def rounded_model(model: CharModel, weights: str) -> CharModel:
+    """A copy that computes with the weights as ``fastlstm.prepack`` would store them."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and name != "rnn.weight_ih_l0":
+                parameter.copy_(rounded(parameter, weights))
+    return model
 
 
 def sample_text(model: CharModel, vocabulary: list[int], length: int, seed: int) -> str:
     """A sample for the eyes of whoever trains; the generators of training are left alone."""
     training = model.training
     model.eval()
-    device = model.decoder.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
-    prime = start(vocabulary).to(device)
-    tokens = torch.stack(list(draw(model, prime, length, temperature=0.8, generator=generator)))
+    prime = start(vocabulary).to(model.decoder.weight.device)
+    how = Draw(temperature=0.8, seed=torch.tensor([seed]))
+    tokens = torch.cat(list(stream(model, prime, length, how, chunk=length)))
     model.train(training)
     return bytes(vocabulary[t] for t in tokens[:, 0].tolist()).decode("utf-8", errors="replace")
 

@@ -1,0 +1,64 @@
+#include "draw.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../dropout.h"
+
+namespace fastlstm {
+namespace {
+
+// Puts tokens outside the k likeliest, and outside the nucleus p of those left, at -inf. Of equal
+// ones the lower index counts as likelier. The likeliest stands at 0.
+void filter(const Generate& g, double* logits, int64_t* order) {
+  const int64_t n = g.vocabulary;
+  auto likelier = [logits](int64_t a, int64_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  };
+  for (int64_t j = 0; j < n; ++j) order[j] = j;
+  int64_t kept = n;
+  if (g.top_k > 0 && g.top_k < n) {
+    kept = g.top_k;
+    std::nth_element(order, order + kept, order + n, likelier);
+  }
+  if (g.top_p < 1) {
+    std::sort(order, order + kept, likelier);
+    double total = 0, before = 0;
+    for (int64_t j = 0; j < kept; ++j) total += std::exp(logits[order[j]]);
+    // A token stays while those before it hold less than top_p: the first always does.
+    int64_t nucleus = 0;
+    while (nucleus < kept && (nucleus == 0 || before < g.top_p * total))
+      before += std::exp(logits[order[nucleus++]]);
+    kept = nucleus;
+  }
+  for (int64_t j = kept; j < n; ++j) logits[order[j]] = -INFINITY;
+}
+
+}  // namespace
+
+int64_t draw(const Generate& g, double* logits, int64_t* order, int64_t step, int64_t b) {
+  const int64_t n = g.vocabulary;
+  const int64_t best = std::max_element(logits, logits + n) - logits;
+  if (g.temperature == 0) return best;
+  const double largest = logits[best];
+  // Sorting takes a strict order, which NaN breaks.
+  bool ordered = true;
+  for (int64_t j = 0; j < n; ++j) {
+    logits[j] = (logits[j] - largest) / g.temperature;
+    ordered &= logits[j] <= 0;
+  }
+  if (!ordered) return best;
+  if (g.top_k > 0 || g.top_p < 1) filter(g, logits, order);
+  double total = 0;
+  for (int64_t j = 0; j < n; ++j) total += logits[j] = std::exp(logits[j]);
+  const uint32_t hash = dropout_row(dropout_key(*g.seed, 0, 0), g.offset + step, b);
+  double left = (hash + 0.5) * 0x1p-32 * total;
+  int64_t token = best;
+  for (int64_t j = 0; j < n && left >= 0; ++j) {
+    left -= logits[j];
+    if (logits[j] > 0) token = j;
+  }
+  return token;
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,3 @@
+#define FASTLSTM_VEC_BYTES 32
+#define TABLE k_avx2_generate
+#include "generate.inc"

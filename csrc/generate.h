@@ -1,0 +1,56 @@
+// The contract between the op layer and the kernels that draw text: plain structs of sizes and
+// pointers, and the layout of packed weights (made by fastlstm/packing.py).
+#pragma once
+
+#include <cstdint>
+
+namespace fastlstm {
+
+// Rows of W (N x K) become columns: kGenerateColumns of them make a panel, [panel][k][column],
+// zero-padded. A panel of gates holds 16 units, as 16 columns each of i, f, g and o. The width does
+// not follow the instruction set, so packed weights serve every processor.
+constexpr int64_t kGenerateColumns = 64;
+constexpr int64_t kGenerateUnits = kGenerateColumns / 4;
+
+// One column an element (f32, f64), or several in a 32-bit word, computed in float:
+// bf16: word j holds column j in its low half and column j + 32 in its high half.
+// int8: word j is q[j] + q[j + 16] * 2^8 + q[j + 32] * 2^16 + q[j + 48] * 2^24, with q signed.
+enum class Storage { f32, f64, bf16, int8 };
+
+struct PackedMatrix {
+  const void* data;
+  const void* scale;  // a factor for every column; int8 only, else null
+  int64_t depth;      // K
+};
+
+struct GenerateLayer {
+  PackedMatrix ih;   // (4H, P); layer 0 has the table instead
+  PackedMatrix hh;   // (4H, P)
+  PackedMatrix hr;   // (P, H); data null without a projection
+  const void* bias;  // b_ih + b_hh by columns; layer 0 has it in the table
+};
+
+// Elements that are not packed weights have the type of the computation: double for f64, or float.
+struct Generate {
+  Storage storage;
+  int64_t batch, prime_steps, length, vocabulary;
+  int64_t hidden_size, out_size;  // H, P (= H where there is no projection)
+  bool projected;
+  int layers;
+  const int64_t* prime;  // (prime_steps, batch)
+  const void* h0;        // (layers, batch, P) or null for zeros
+  const void* c0;        // (layers, batch, H) or null for zeros
+  const void* table;     // a row of gate columns for every token: W_ih's column and the bias
+  const GenerateLayer* weights;  // `layers` of them
+  PackedMatrix decoder;          // (vocabulary, P)
+  const void* decoder_bias;      // by columns
+  double temperature, top_p;     // temperature 0: the likeliest; top_p 1: all
+  int64_t top_k;                 // 0: all
+  const int64_t* seed;           // one element, or null at temperature 0
+  int64_t offset;                // number of the first draw in the stream that the seed names
+  int64_t* tokens;               // (length, batch)
+  void* h_n;                     // like h0, after the prime and all tokens but the last
+  void* c_n;                     // like c0
+};
+
+}  // namespace fastlstm

@@ -46,6 +46,7 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
     result["units"] = shape.units;
     result["tiles"] = shape.tiles;
     result["groups"] = found.groups;
+    result["active"] = found.active;
     result["wave"] = found.wave;
   }
   return result;

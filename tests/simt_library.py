@@ -49,8 +49,8 @@ _Backward = _struct(
 _Options = _struct(
     "Options",
     **{"order": _i32, "races": _i32, "preempt": _i32, "tile": _i32, "algorithm": _i32},
-    **{"allow_tf32": _i32, "capability": _i32, "shape": _i32, "groups": _i32, "wave": _i32},
-    **{"seed": c.c_uint64},
+    **{"allow_tf32": _i32, "capability": _i32, "shape": _i32, "groups": _i32, "active": _i32},
+    **{"wave": _i32, "seed": c.c_uint64},
 )
 _Report = _struct(
     "Report",
@@ -61,8 +61,8 @@ _Report = _struct(
 _Plan = _struct(
     "Plan",
     **{"algorithm": _i32, "tensor_cores": c.c_bool, "gates": _i32, "project": _i32},
-    **{"hidden": _i32, "cell": _i32, "shape": _i32, "groups": _i32, "wave": _i32},
-    **{"microseconds": c.c_double, "reason": c.c_char_p},
+    **{"hidden": _i32, "cell": _i32, "shape": _i32, "groups": _i32, "active": _i32},
+    **{"wave": _i32, "microseconds": c.c_double, "reason": c.c_char_p},
 )
 
 
@@ -119,6 +119,7 @@ class Schedule:
     capability: int = 90
     shape: int = -1  # of a persistent kernel
     groups: int = 1  # at least so many, with ``shape``
+    active: int = 0  # groups of a launch; 0: all
     wave: int = 0
 
 
@@ -157,6 +158,7 @@ class Emulated:
             capability=s.capability,
             shape=s.shape,
             groups=s.groups,
+            active=s.active,
             wave=s.wave,
             seed=s.seed,
         )

@@ -180,6 +180,7 @@ def test_persistent_kernels_hold_what_they_are_made_of(source, instruction, comp
         (2, 512, 3, 2, 32),
         (2, 40, 8, 1, 7),
         (2, 257, 3, 1, 129),
+        (2, 1024, 1, 1, 512),
     ],
 )
 def test_persistent_grids_fit_the_gpu(dtype, hidden, layers, directions, batch, gpu, backward):
@@ -196,7 +197,7 @@ def test_persistent_grids_fit_the_gpu(dtype, hidden, layers, directions, batch, 
     )  # fmt: skip
     if plan["algorithm"] != "persistent":
         assert plan["reason"] in (
-            "the weights of as many groups as the batch needs do not fit the GPU",
+            "the weights do not fit the GPU's shared memory",
             "its steps are estimated to be the faster ones",
         )
         return
@@ -205,7 +206,7 @@ def test_persistent_grids_fit_the_gpu(dtype, hidden, layers, directions, batch, 
     depth = math.ceil((4 * quarter if backward else hidden) * size / 512) * 512
     slots = 4 * quarter // units if backward else math.ceil(hidden / units)
     assert plan["wave"] == 1 or not backward
-    assert slots * plan["groups"] * plan["wave"] * directions <= sms
+    assert slots * plan["active"] * plan["wave"] * directions <= sms
     assert plan["groups"] * 8 * tiles >= batch
     partial = 8 * min(8, units // 8 * tiles) * 1024
     assert partial + min(plan["wave"], 2) * 4 * units * depth <= shared

@@ -222,6 +222,14 @@ def test_persistent_kernels_of_a_large_layer(dtype):
     assert_matches(p, persistent(shape=1, groups=2), tolerance=tolerance)
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("active", [1, 2])
+def test_batch_larger_than_a_launch_holds(active, directions):
+    p = Problem(hidden_size=40, num_layers=2, batch=37, steps=3, bidirectional=directions == 2)
+    schedule = persistent(shape=0, groups=3, active=active, wave=3 - directions)
+    assert_matches(replace(p, dtype=torch.bfloat16), schedule)
+
+
 @pytest.mark.parametrize("wave", [1, 2, 3])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_wavefront_of_layers(wave, dropout):
@@ -269,6 +277,7 @@ def test_persistent_kernels_refuse_what_they_have_not(name):
         (512, 100, torch.bfloat16, 90, "persistent"),
         (1024, 64, torch.bfloat16, 90, "persistent"),
         (256, 16, torch.float16, 80, "persistent"),
+        (512, 200, torch.bfloat16, 90, "persistent"),  # in several launches
         (4096, 128, torch.bfloat16, 90, "stepwise"),  # 128 MiB of weights
         (512, 100, torch.float64, 90, "stepwise"),
         (512, 100, torch.float32, 90, "stepwise"),  # without tf32

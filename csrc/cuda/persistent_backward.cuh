@@ -40,7 +40,8 @@ struct PersistentGradient {
 template <class S>
 struct PersistentGradientArgs {
   PersistentGradient<S> cell[2];
-  int groups, columns;               // CTAs: directions * groups * 4 * columns
+  // CTAs: directions * active * 4 * columns, for the groups of sequences from first_group on.
+  int groups, active, first_group, columns;
   int steps, batch, units, quarter;  // units: H
   int64_t wide, output_wide, dgates_wide;
   uint64_t limit;
@@ -70,8 +71,8 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
   constexpr PersistentShape kShape = {kUnits, kTiles};
   constexpr int kRounds = Product::kRounds;
   const int slots = 4 * args.columns, slot = blockIdx.x % slots;
-  const int group = blockIdx.x / slots % args.groups;
-  const PersistentGradient<S>& cell = args.cell[blockIdx.x / slots / args.groups];
+  const int group = args.first_group + blockIdx.x / slots % args.active;
+  const PersistentGradient<S>& cell = args.cell[blockIdx.x / slots / args.active];
   const int part = slot / args.columns, column = slot % args.columns;
   const int share = (args.batch + args.groups - 1) / args.groups, first = group * share;
   const int rows = min_of(args.batch - first, share), units = args.units;

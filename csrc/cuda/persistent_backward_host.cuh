@@ -41,7 +41,6 @@ class PersistentBackwardPass : GradientPart<S, true> {
  private:
   void steps(int layer) {
     PersistentGradientArgs<S> args{};
-    args.groups = plan.groups;
     args.columns = sizes_.slots / 4;
     args.steps = int(p.steps);
     args.batch = int(p.batch);
@@ -53,14 +52,17 @@ class PersistentBackwardPass : GradientPart<S, true> {
     args.limit = wait_limit();
     this->zero(flags_, p.directions * flags_count_ * int64_t(sizeof(unsigned)));
     for (int d = 0; d < p.directions; ++d) fill(args.cell[d], layer, d);
-    with_shape(plan.shape, [&](auto units, auto tiles) { start<units.value, tiles.value>(args); });
+    for_groups(args, plan, [&] {
+      with_shape(plan.shape,
+                 [&](auto units, auto tiles) { start<units.value, tiles.value>(args); });
+    });
   }
 
   template <int kUnits, int kTiles>
   void start(const PersistentGradientArgs<S>& args) const {
     if constexpr (runs_backward({kUnits, kTiles}))
       launch_cooperative(persistent_backward_kernel<S, kUnits, kTiles>,
-                         dim3(unsigned(p.directions * args.groups * sizes_.slots)),
+                         dim3(unsigned(p.directions * args.active * sizes_.slots)),
                          kPersistentThreads, size_t(partial_bytes(shape_) + sizes_.weights),
                          this->stream(), args);
   }

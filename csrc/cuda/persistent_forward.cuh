@@ -43,10 +43,11 @@ struct PersistentCell {
 template <class S>
 struct PersistentArgs {
   PersistentCell<S> cell[kMaxCells];
-  int cells, groups, slots;  // CTAs: cells * groups * slots
-  int steps, batch, units;   // units: H
-  int64_t wide, y_wide;      // of a source's row and of y's
-  uint64_t limit;            // nanoseconds that a wait may take; 0: any
+  // CTAs: cells * active * slots, for the groups of sequences from first_group on.
+  int cells, groups, active, first_group, slots;
+  int steps, batch, units;  // units: H
+  int64_t wide, y_wide;     // of a source's row and of y's
+  uint64_t limit;           // nanoseconds that a wait may take; 0: any
 };
 
 template <class S, int kUnits, int kTiles>
@@ -55,8 +56,9 @@ __device__ __forceinline__ void persistent_forward(const PersistentArgs<S>& args
   typedef SlicedProduct<S, kUnits, kTiles> Product;
   FASTLSTM_SHARED_BUFFER(shared);
   constexpr PersistentShape kShape = {kUnits, kTiles};
-  const int slot = blockIdx.x % args.slots, group = blockIdx.x / args.slots % args.groups;
-  const PersistentCell<S>& cell = args.cell[blockIdx.x / args.slots / args.groups];
+  const int slot = blockIdx.x % args.slots;
+  const int group = args.first_group + blockIdx.x / args.slots % args.active;
+  const PersistentCell<S>& cell = args.cell[blockIdx.x / args.slots / args.active];
   const int share = (args.batch + args.groups - 1) / args.groups, first = group * share;
   const int rows = min_of(args.batch - first, share), units = args.units;
   const int slabs = int(args.wide / Product::kSlab) / kPersistentWarps;

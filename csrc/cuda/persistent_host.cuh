@@ -27,6 +27,18 @@ void with_shape(int index, F&& f) {
   }
 }
 
+// Calls launch() for the groups of sequences in turn, as many at a time as the plan lets run;
+// `args` says which.
+template <class Args, class Launch>
+void for_groups(Args& args, const Plan& plan, Launch&& launch) {
+  args.groups = plan.groups;
+  for (args.first_group = 0; args.first_group < plan.groups; args.first_group += plan.active) {
+    const int left = plan.groups - args.first_group;
+    args.active = left < plan.active ? left : plan.active;
+    launch();
+  }
+}
+
 // A whole matrix (4H, H) as fragments, for all slots.
 template <class S>
 void pack_fragments(const Stack<S, true>* stack, S* to, const void* from, int64_t hidden_size,
@@ -86,7 +98,6 @@ class PersistentForwardPass : InputPart<S, true> {
   void wave(int first_layer, int layers) {
     PersistentArgs<S> args{};
     args.cells = layers * p.directions;
-    args.groups = plan.groups;
     args.slots = slots_;
     args.steps = int(p.steps);
     args.batch = int(p.batch);
@@ -99,10 +110,12 @@ class PersistentForwardPass : InputPart<S, true> {
     for (int j = 0; j < args.cells; ++j) fill(args, j, first_layer + j / p.directions);
     const int sources = layers > 1 ? 2 : 1;
     const size_t shared = partial_bytes(shape_) + sources * sizes_.weights;
-    with_shape(plan.shape, [&](auto units, auto tiles) {
-      launch_cooperative(persistent_forward_kernel<S, units.value, tiles.value>,
-                         dim3(unsigned(args.cells * args.groups * args.slots)), kPersistentThreads,
-                         shared, this->stream(), args);
+    for_groups(args, plan, [&] {
+      with_shape(plan.shape, [&](auto units, auto tiles) {
+        launch_cooperative(persistent_forward_kernel<S, units.value, tiles.value>,
+                           dim3(unsigned(args.cells * args.active * args.slots)),
+                           kPersistentThreads, shared, this->stream(), args);
+      });
     });
   }
 

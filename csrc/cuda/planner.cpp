@@ -116,13 +116,16 @@ Plan persistent(const Problem& p, Pass pass, const Device& device, const Plan& s
       const PersistentShape shape = kPersistentShapes[j];
       if (!forward && !runs_backward(shape)) continue;
       const PersistentSizes x = persistent_sizes(p.hidden_size, size, shape, forward);
-      const int64_t groups = (p.batch + 8 * shape.tiles - 1) / (8 * shape.tiles);
       const int64_t shared = partial_bytes(shape) + sources * x.weights;
-      if (cells * groups * x.slots > device.sms || shared > device.shared_per_block) continue;
+      const int64_t most = device.sms / (cells * int64_t(x.slots));  // groups at once
+      if (most == 0 || shared > device.shared_per_block) continue;
+      const int64_t groups = (p.batch + 8 * shape.tiles - 1) / (8 * shape.tiles);
+      const int64_t launches = (groups + most - 1) / most;
+      const int64_t active = (groups + launches - 1) / launches;
       const double rows = double(p.batch) / groups;
       // Both directions or the upper layers of a wavefront share the L2 cache; the slowest CTA has
       // all sources.
-      const double moved = rows * x.depth * size, ctas = double(cells) * groups * x.slots;
+      const double moved = rows * x.depth * size, ctas = double(cells) * active * x.slots;
       const double l2 = std::max(sources * moved / kBytesPerCycle,
                                  ctas * moved * (2 * layers - 1) / layers / kL2BytesPerCycle);
       const double products = sources * 8.0 * shape.tiles * 4 * shape.units * x.depth /
@@ -131,11 +134,12 @@ Plan persistent(const Problem& p, Pass pass, const Device& device, const Plan& s
           (sources * x.weights + 2.0 * cell_blocks(shape) * 8192) / kSharedBytesPerCycle;
       const double step = std::max({l2, products, local}) / kCyclesPerMicrosecond +
                           (forward ? 1 : 2) * kSignalMicroseconds;
-      const double turns = double((p.layers + layers - 1) / layers) * (p.steps + layers - 1) /
-                           std::max<int64_t>(p.steps, 1);
+      const double turns = double(launches) * ((p.layers + layers - 1) / layers) *
+                           (p.steps + layers - 1) / std::max<int64_t>(p.steps, 1);
       if (found.groups > 0 && step * turns >= found.microseconds) continue;
       found.shape = j;
       found.groups = int(groups);
+      found.active = int(active);
       found.wave = layers;
       found.microseconds = step * turns;
     }
@@ -166,8 +170,7 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
   const bool forced = settings.algorithm == Algorithm::persistent;
   const char* why_not = cannot_persist(p, found, device);
   const Plan other = why_not ? found : persistent(p, pass, device, found);
-  if (!why_not && other.groups == 0)
-    why_not = "the weights of as many groups as the batch needs do not fit the GPU";
+  if (!why_not && other.groups == 0) why_not = "the weights do not fit the GPU's shared memory";
   if (forced && why_not)
     throw std::invalid_argument(std::string("fastlstm: the algorithm \"persistent\" cannot run: ") +
                                 why_not);

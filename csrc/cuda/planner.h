@@ -30,8 +30,9 @@ struct Plan {
   // Tiles (indices of tile_shape) of the products of a step.
   int gates, project;  // forward: W_hh with the cell, W_hr
   int hidden, cell;    // backward: the gradient of h (projected), and that with the cell
-  // Persistent: the kernel's shape (kPersistentShapes), groups of sequences, layers in a launch.
-  int shape, groups, wave;
+  // Persistent: the kernel's shape (kPersistentShapes), groups of sequences, those of a launch,
+  // layers of a launch.
+  int shape, groups, active, wave;
   double microseconds;  // estimate for one step of all layers; docs/kernels.md
   const char* reason;
 };

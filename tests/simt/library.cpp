@@ -65,7 +65,8 @@ void gemm(void*, const Gemm& g) {
 
 // Mirrored by tests/simt_library.py.
 struct Options {
-  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, groups, wave;
+  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, groups, active,
+      wave;
   uint64_t seed;
 };
 struct Report {
@@ -92,6 +93,7 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
       if (pass == Pass::backward && !runs_backward(kPersistentShapes[chosen.shape])) --chosen.shape;
       const int most = 8 * kPersistentShapes[chosen.shape].tiles;
       chosen.groups = std::max(options.groups, int((p.batch + most - 1) / most));
+      chosen.active = options.active > 0 ? options.active : chosen.groups;
     }
     if (options.wave > 0 && pass == Pass::forward) chosen.wave = options.wave;
     simt::Stream stream;

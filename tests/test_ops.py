@@ -61,6 +61,34 @@ def test_matches_reference_at_odd_sizes(hidden, batch, instruction_set):
     )
 
 
+# Few rows read the weights as they stand.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", [7, 66, 129])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 1, "steps": 1},
+        {"batch": 3, "steps": 1, "num_layers": 2, "states": False},
+        {"batch": 2, "steps": 3, "bidirectional": True, "num_layers": 2, "dropout": 0.3},
+        {"batch": 4, "steps": 2, "has_bias": False, "index": torch.int64, "num_layers": 2},
+        {"batch": 7, "steps": 1},
+        {"batch": 3, "steps": 2, "packed": True, "index": torch.int32},
+    ],
+    ids=str,
+)
+def test_matches_reference_of_few_rows(options, hidden, dtype, instruction_set):
+    assert_matches_reference(Problem(hidden_size=hidden, dtype=dtype, **options))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_few_rows_do_not_depend_on_threads(batch, threads):
+    x = make(Problem(input_size=300, hidden_size=300, batch=batch, steps=1, num_layers=2))
+    outputs, _ = outputs_and_gradients(ops.lstm, x)
+    torch.set_num_threads(1)
+    same, _ = outputs_and_gradients(ops.lstm, x)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, same, strict=True))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.builds(

@@ -7,6 +7,9 @@
 // so that W_ih is read once for them and the result stays in cache); then, step by step, each tile
 // starts from that projection, adds h_{t-1} W_hh^T and runs the cell on the finished tile.
 //
+// Few rows (a step of a stream) would not pay for packing: there the weights are read as they
+// stand, a product of rows at a time, and the units of a step are divided among the threads.
+//
 // Moves per step and task: W_hh once from cache (4HP elements); h and c stay in the task's scratch.
 #pragma once
 
@@ -18,6 +21,10 @@ namespace {
 constexpr int64_t kAheadRows = 192;
 // Index input gathers rows of a transposed W_ih, made where it is not larger than this many rows.
 constexpr int64_t kTableRows = 4096;
+// At most so many rows read the weights where they stand; packing costs about as much as three.
+constexpr int64_t kDirectRows = 8;
+constexpr int kDirectTile = 4;  // of them at a time
+FASTLSTM_INLINE bool runs_direct(const Problem& p) { return !p.projected && p.rows <= kDirectRows; }
 
 template <class S>
 struct ForwardCell {
@@ -41,19 +48,20 @@ struct ForwardCell {
             row < 0 || b_ih == nullptr ? T(0) : to_acc(b_ih[row]) + to_acc(b_hh[row]);
       }
     auto pack = [&](Panels<T>& to, const void* from, int64_t depth) {
-      const S* weight = static_cast<const S*>(from);
-      to.pack(runtime, panels, depth, [=](int64_t k, int64_t panel, int j) {
+      to.pack_columns(runtime, panels, depth, [=](int64_t panel, int j) {
         const int64_t row = gate_row(panel, j);
-        return row < 0 ? T(0) : to_acc(weight[row * depth + k]);
+        return row < 0 ? nullptr : static_cast<const S*>(from) + row * depth;
       });
     };
-    pack(hh, w.w_hh, p.out_size);
+    direct = runs_direct(p);
+    w_ih = static_cast<const S*>(w.w_ih);
+    w_hh = static_cast<const S*>(w.w_hh);
+    vocabulary = input_width;
+    if (!direct) pack(hh, w.w_hh, p.out_size);
     if (kind == InputKind::dense) {
-      pack(ih, w.w_ih, input_width);
+      if (!direct) pack(ih, w.w_ih, input_width);
     } else {
-      w_ih = static_cast<const S*>(w.w_ih);
-      vocabulary = input_width;
-      if (vocabulary <= kTableRows) {
+      if (vocabulary <= min_of(kTableRows, p.rows)) {
         table.reset(vocabulary * panels * kPanel<T>);
         parallel(runtime, min_of(vocabulary, 4 * runtime.threads), [&](int64_t task) {
           const int64_t tasks = min_of(vocabulary, 4 * runtime.threads);
@@ -79,7 +87,8 @@ struct ForwardCell {
 
   Panels<T> ih, hh, hr;
   Buffer<T> bias, table;
-  const S* w_ih = nullptr;
+  bool direct = false;
+  const S *w_ih = nullptr, *w_hh = nullptr;
   int64_t vocabulary = 0;
 };
 
@@ -88,9 +97,11 @@ class ForwardTask {
  public:
   typedef Acc<S> T;
 
-  ForwardTask(const Forward& f, const Rows& rows, const LayerInput<S>& input,
-              const ForwardCell<S>& cell, int layer, int direction, int64_t begin, int64_t end)
+  ForwardTask(const Forward& f, const Runtime& runtime, const Rows& rows,
+              const LayerInput<S>& input, const ForwardCell<S>& cell, int layer, int direction,
+              int64_t begin, int64_t end)
       : p_(f.problem),
+        runtime_(runtime),
         rows_(rows),
         input_(input),
         cell_(cell),
@@ -142,7 +153,7 @@ class ForwardTask {
         ahead = project(s);
         row = 0;
       }
-      advance(t, active, start_.get() + row);
+      advance(t, active, row);
       row += active;
       ahead -= active;
       const int64_t next = s + 1 < p_.steps ? count(step(s + 1)) : 0;
@@ -187,18 +198,28 @@ class ForwardTask {
         start_[n] = own ? own : cell_.table.get() + input_.index(row) * gates_wide_;
       }
     }
-    if (input_.kind == InputKind::dense)
+    if (input_.kind == InputKind::dense && !cell_.direct)
       gemm_rows(ahead_.get(), gates_wide_, x_.get(), x_wide_, cell_.ih.data.get(), n, input_.width,
                 gates_wide_, true);
     return n;
   }
 
   // One time step of `active` sequences.
-  void advance(int64_t t, int64_t active, const T* const* start) {
-    for (int64_t block = 0; block < panels_of<T>(units_); ++block)
-      for_row_blocks(active, [&](auto size, int64_t b) {
-        run_tile<decltype(size)::value>(t, b, block, start + b);
+  void advance(int64_t t, int64_t active, int64_t first) {
+    const int64_t blocks = panels_of<T>(units_);
+    if (cell_.direct) {
+      const bool alone = active * units_ * (units_ + input_.width) < kWorthAThread;
+      parallel(alone ? Runtime{1, nullptr} : runtime_, blocks, [&](int64_t block) {
+        for_row_blocks<kDirectTile>(active, [&](auto size, int64_t b) {
+          run_direct<decltype(size)::value>(t, b, block, first + b);
+        });
       });
+    } else {
+      for (int64_t block = 0; block < blocks; ++block)
+        for_row_blocks(active, [&](auto size, int64_t b) {
+          run_tile<decltype(size)::value>(t, b, block, start_.get() + first + b);
+        });
+    }
     if (p_.projected) project_h(t, active);
     Buffer<T>::swap(h_[0], h_[1]);
     // A sequence that has ended by the next step keeps its state for leave(), called right after.
@@ -222,6 +243,42 @@ class ForwardTask {
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < kPanelVecs; ++v) store(&pre[g + j][m][v * kWidth<T>], acc[j][m][v]);
     }
+    run_cells<M>(t, b, block, pre);
+  }
+
+  // The same from weights as they stand; `at` is the rows' place among the projected ones.
+  template <int M>
+  void run_direct(int64_t t, int64_t b, int64_t block, int64_t at) {
+    // Rows of weights at a time.
+    constexpr int R = 2 * kDirectTile / M < kPanel<T> ? 2 * kDirectTile / M : kPanel<T>;
+    alignas(64) T pre[4][M][kPanel<T>];
+    const int64_t first = block * kPanel<T>, depth = units_;
+    const int n = int(min_of(kPanel<T>, units_ - first));
+    for (int g = 0; g < 4; ++g) {
+      for (int m = 0; m < M; ++m)
+        memcpy(pre[g][m], start_[at + m] + (block * 4 + g) * kPanel<T>, sizeof pre[g][m]);
+      auto add = [&](auto count, int j) {
+        constexpr int N = decltype(count)::value;
+        T sums[N][M] = {};
+        const int64_t row = g * units_ + first + j;
+        row_products<S, N, M>(sums, cell_.w_hh + row * depth, depth, h_[0].get() + b * h_wide_,
+                              h_wide_, depth);
+        if (input_.kind == InputKind::dense)
+          row_products<S, N, M>(sums, cell_.w_ih + row * input_.width, input_.width,
+                                x_.get() + at * x_wide_, x_wide_, input_.width);
+        for (int r = 0; r < N; ++r)
+          for (int m = 0; m < M; ++m) pre[g][m][j + r] += sums[r][m];
+      };
+      int j = 0;
+      for (; j + R <= n; j += R) add(Int<R>{}, j);
+      for (; j < n; ++j) add(Int<1>{}, j);
+    }
+    run_cells<M>(t, b, block, pre);
+  }
+
+  // The cells of a block of units and M sequences, from their pre-activations.
+  template <int M>
+  void run_cells(int64_t t, int64_t b, int64_t block, const T (*pre)[M][kPanel<T>]) {
     for (int m = 0; m < M; ++m) {
       const int64_t row = rows_.at(t, begin_ + b + m);
       for (int v = 0; v < kPanelVecs; ++v) {
@@ -268,6 +325,7 @@ class ForwardTask {
   }
 
   const Problem& p_;
+  const Runtime& runtime_;
   const Rows& rows_;
   const LayerInput<S>& input_;
   const ForwardCell<S>& cell_;
@@ -286,20 +344,26 @@ template <class S>
 void forward(const Forward& f, const Runtime& runtime) {
   const Problem& p = f.problem;
   const Rows rows(p);
-  const BatchSplit split(rows, p.rows, runtime.threads);
+  const bool direct = runs_direct(p);
+  const BatchSplit split(rows, p.rows, direct ? 1 : runtime.threads);
+  // A direct task is parallel within.
+  auto run_tasks = [&](int64_t count, auto&& run) {
+    parallel(direct ? Runtime{1, nullptr} : runtime, count, run);
+  };
   for (int layer = 0; layer < p.layers; ++layer) {
     const LayerInput<S> input(p, f.saved, rows, layer);
     const CellWeights* w = p.weights + layer * p.directions;
     const ForwardCell<S> first(p, runtime, w[0], input.width, input.kind);
     if (p.directions == 1) {
-      parallel(runtime, split.count, [&](int64_t j) {
-        ForwardTask<S>(f, rows, input, first, layer, 0, split.begin(j), split.end(j)).run();
+      run_tasks(split.count, [&](int64_t j) {
+        ForwardTask<S>(f, runtime, rows, input, first, layer, 0, split.begin(j), split.end(j))
+            .run();
       });
     } else {
       const ForwardCell<S> second(p, runtime, w[1], input.width, input.kind);
-      parallel(runtime, 2 * split.count, [&](int64_t j) {
+      run_tasks(2 * split.count, [&](int64_t j) {
         const int d = int(j % 2);
-        ForwardTask<S>(f, rows, input, d ? second : first, layer, d, split.begin(j / 2),
+        ForwardTask<S>(f, runtime, rows, input, d ? second : first, layer, d, split.begin(j / 2),
                        split.end(j / 2))
             .run();
       });

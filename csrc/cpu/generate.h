@@ -243,9 +243,6 @@ class Generator {
   Buffer<int64_t> order_;
 };
 
-// Multiplications a step for which another thread is worth its meetings.
-constexpr int64_t kWorthAThread = 100000;
-
 template <class Store>
 void generate(const Generate& g, const Runtime& runtime) {
   const int64_t steps = g.prime_steps + g.length - 1;

@@ -149,41 +149,67 @@ class BatchSplit {
   Buffer<int64_t> split_;
 };
 
-// A matrix packed into panels; get(k, panel, j) is element k of column j of a panel.
+// A matrix packed into panels.
 template <class T>
 struct Panels {
-  template <class Get>
-  void pack(const Runtime& runtime, int64_t count, int64_t rows, Get&& get) {
-    depth = rows;
-    data.reset(count * depth * kPanel<T>);
-    const int64_t tasks = min_of(count, 4 * runtime.threads);
-    parallel(runtime, tasks, [&](int64_t task) {
-      for (int64_t p = count * task / tasks; p < count * (task + 1) / tasks; ++p) {
-        T* panel = data.get() + p * depth * kPanel<T>;
-        for (int64_t k = 0; k < depth; ++k)
-          for (int j = 0; j < kPanel<T>; ++j) panel[k * kPanel<T> + j] = get(k, p, j);
+  // B's columns are rows in memory: `column(panel, j)` is where the panel's column j begins, or
+  // null in the padding.
+  template <class Column>
+  void pack_columns(const Runtime& runtime, int64_t count, int64_t rows, Column&& column) {
+    // So many k at a time: a cache line of each column, and the lines that they go to, stay near.
+    constexpr int64_t kBlock = 16;
+    for_panels(runtime, count, rows, [&](T* panel, int64_t p) {
+      for (int64_t first = 0; first < depth; first += kBlock) {
+        const int64_t n = min_of(kBlock, depth - first);
+        for (int j = 0; j < kPanel<T>; ++j) {
+          T* to = panel + first * kPanel<T> + j;
+          const auto* from = column(p, j);
+          if (from && n == kBlock)
+            for (int64_t k = 0; k < kBlock; ++k) to[k * kPanel<T>] = to_acc(from[first + k]);
+          else
+            for (int64_t k = 0; k < n; ++k)
+              to[k * kPanel<T>] = from ? to_acc(from[first + k]) : T(0);
+        }
       }
     });
   }
   // B (rows x columns, row-major), as it stands.
   template <class S>
   void pack_plain(const Runtime& runtime, const S* b, int64_t rows, int64_t columns) {
-    pack(runtime, panels_of<T>(columns), rows, [=](int64_t k, int64_t p, int j) {
-      const int64_t column = p * kPanel<T> + j;
-      return column < columns ? to_acc(b[k * columns + column]) : T(0);
+    for_panels(runtime, panels_of<T>(columns), rows, [&](T* panel, int64_t p) {
+      const int n = int(min_of(kPanel<T>, columns - p * kPanel<T>));
+      for (int64_t k = 0; k < depth; ++k)
+        for (int v = 0; v < kPanelVecs; ++v) {
+          const int first = v * kWidth<T>;
+          store(
+              panel + k * kPanel<T> + first,
+              n > first ? load_part(b + k * columns + p * kPanel<T> + first, n - first) : Vec<T>{});
+        }
     });
   }
   // The transpose of B (columns x rows, row-major).
   template <class S>
   void pack_transposed(const Runtime& runtime, const S* b, int64_t rows, int64_t columns) {
-    pack(runtime, panels_of<T>(columns), rows, [=](int64_t k, int64_t p, int j) {
+    pack_columns(runtime, panels_of<T>(columns), rows, [=](int64_t p, int j) {
       const int64_t column = p * kPanel<T> + j;
-      return column < columns ? to_acc(b[column * rows + k]) : T(0);
+      return column < columns ? b + column * rows : nullptr;
     });
   }
 
   Buffer<T> data;
   int64_t depth = 0;
+
+ private:
+  template <class F>
+  void for_panels(const Runtime& runtime, int64_t count, int64_t rows, F&& f) {
+    depth = rows;
+    data.reset(count * depth * kPanel<T>);
+    const int64_t tasks = min_of(count, 4 * runtime.threads);
+    parallel(runtime, tasks, [&](int64_t task) {
+      for (int64_t p = count * task / tasks; p < count * (task + 1) / tasks; ++p)
+        f(data.get() + p * depth * kPanel<T>, p);
+    });
+  }
 };
 
 template <class S>

@@ -21,6 +21,9 @@ typedef void (*GenerateKernel)(const Generate&, const Runtime&);
 
 namespace {
 
+// Multiplications a step for which another thread is worth its start and its meetings.
+constexpr int64_t kWorthAThread = 100000;
+
 // body(j) for every j in [0, n). Threads take the next j as they come free, so uneven tasks and
 // busy cores even out; nothing depends on how many threads there really are.
 template <class F>

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 
-.PHONY: help train test test-floor test-newest shim compile-gate gpu-check lint format build clean
+.PHONY: help train test test-floor test-newest shim compile-gate bench-cpu gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -24,6 +24,9 @@ shim: $(VENV)/.test  ## the CUDA kernels on the CPU, under the race checker and 
 
 compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architecture, and its report
 	$(BIN)/python -m pytest tests/test_compile_gate.py
+
+bench-cpu: $(VENV)/.bench  ## the CPU kernels against nn.LSTM and ONNX Runtime, with the targets
+	$(BIN)/python -m pytest benchmarks/test_cpu.py --benchmark-json=benchmarks/results/cpu.json
 
 gpu-check: $(VENV)/.test  ## on a GPU machine: build, check every kernel, time them against nn.LSTM
 	$(BIN)/python -m benchmarks.gpu_check
@@ -60,6 +63,10 @@ $(VENV)/.torch:
 # Reinstalled when a source changed; the ninja build compiles only what did.
 $(VENV)/.text: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
 	$(BIN)/pip install --quiet ".[text]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/pip install --quiet ".[bench]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)

@@ -64,3 +64,20 @@ GPU_CASES = [
     Case("three layers", 512, 512, 3, 32, 100),
     Case("wide batch", 40, 64, 2, 128, 200),
 ]
+
+# Of the design's table, and the sizes around it.
+CPU_CASES = [
+    KARPATHY,
+    Case("small", 65, 128, 2, 50, 50),
+    Case("sentences", 128, 128, 1, 16, 113),
+    Case("batch 1", 256, 256, 1, 1, 100),
+    Case("tiny, batch 1", 64, 64, 1, 1, 50),
+    Case("tiny, batch 8", 32, 32, 1, 8, 100),
+    Case("H512", 512, 512, 1, 32, 100),
+    Case("H1024", 1024, 1024, 1, 64, 50),
+    Case("wide batch", 40, 64, 2, 128, 200),
+    Case("both directions", 80, 256, 2, 16, 60, bidirectional=True),
+    Case("three layers, batch 4", 128, 384, 3, 4, 60),
+    Case("one step, 2x512", 512, 512, 2, 1, 1),
+    Case("one step, batch 8", 256, 256, 1, 8, 1),
+]

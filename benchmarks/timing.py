@@ -59,19 +59,28 @@ def interleaved(
     rounds: int,
     clock: Clock = wall,
     region: float = 0.01,
+    budget: float = 8.0,
 ) -> dict[str, Samples]:
     """Time the candidates in turn, ``rounds`` times. A round repeats calls for ``region`` seconds.
 
     Two calls of each go before: the first loads and plans, the second says how long one takes.
+    Rounds are fewer, but at least three, where they would take more than ``budget`` seconds. A
+    first call that takes that long by itself is its candidate's only sample.
     """
-    repeats = {}
-    for name, call in candidates.items():
-        clock(call, 1)
-        repeats[name] = max(1, round(region / max(clock(call, 1), 1e-7)))
+    repeats: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, call in candidates.items():
-            seconds[name].append(clock(call, repeats[name]))
+    round_seconds = 0.0
+    for name, call in candidates.items():
+        once = clock(call, 1)
+        if once > budget:
+            seconds[name].append(once)
+            continue
+        once = max(clock(call, 1), 1e-7)
+        repeats[name] = max(1, round(region / once))
+        round_seconds += once * repeats[name]
+    for _ in range(min(rounds, max(3, int(budget / max(round_seconds, 1e-7))))):
+        for name, number in repeats.items():
+            seconds[name].append(clock(candidates[name], number))
     return {name: Samples(tuple(values)) for name, values in seconds.items()}
 
 

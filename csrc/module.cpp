@@ -84,6 +84,11 @@ PYBIND11_MODULE(_C, m) {
           throw py::value_error("no such instruction set on this processor: " + name);
       },
       py::arg("name"), "Use this instruction set from now on, in all threads.");
+  m.def(
+      "cpu_multiply_adds",
+      [](int64_t rounds) { return fastlstm::instruction_set().kernels[0]->multiply_adds(rounds); },
+      py::arg("rounds"), py::call_guard<py::gil_scoped_release>(),
+      "Run float32 multiply-adds from registers alone; returns how many operations they were.");
   m.def("plan", &plan, py::kw_only(), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
         py::arg("packed"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("layers"),
         py::arg("directions"), py::arg("backward"), py::arg("capability"), py::arg("sms"),

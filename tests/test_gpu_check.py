@@ -52,7 +52,7 @@ def test_interleaved_runs_candidates_in_turn():
         return next(ticks[order[-1]])
 
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    found = timing.interleaved(calls, rounds=3, clock=clock)
+    found = timing.interleaved(calls, rounds=3, clock=clock, budget=100.0)
     assert "".join(order) == "aabb" + "ababab"
     assert (found["a"].median, found["b"].median) == (4.0, 2.0)
 
@@ -66,6 +66,19 @@ def test_interleaved_repeats_short_calls():
 
     timing.interleaved({"a": lambda: None}, rounds=2, clock=clock, region=0.05)
     assert repeats == [1, 1, 50, 50]
+
+
+def test_interleaved_keeps_to_its_budget():
+    times = {"slow": 1.0, "very slow": 9.0}
+    called = []
+
+    def clock(call, calls):
+        call()
+        return times[called[-1]] * calls
+
+    calls = {name: (lambda name=name: called.append(name)) for name in times}
+    found = timing.interleaved(calls, rounds=7, clock=clock, budget=5.0)
+    assert {name: len(s.seconds) for name, s in found.items()} == {"slow": 5, "very slow": 1}
 
 
 def test_spread_and_geometric_mean():

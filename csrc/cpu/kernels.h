@@ -14,6 +14,9 @@ struct Kernels {
   BackwardKernel backward;
   // Applies sigmoid and tanh to n elements, for the tests of their error bounds.
   void (*activations)(const void* x, void* sigmoid, void* tanh, int64_t n);
+  // Independent multiplications and additions in registers: what the processor can do at most.
+  // Returns their number; the benchmarks measure its rate.
+  double (*multiply_adds)(int64_t rounds);
 };
 
 // The kernels that draw text, in the order of Storage.

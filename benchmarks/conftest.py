@@ -1,0 +1,60 @@
+"""What the suites share: memory that stays with the process, the machine's peak, the last table."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from fastlstm import _C
+from fastlstm.train import keep_freed_memory
+
+from .report import table
+from .timing import geometric_mean, wall
+
+ROWS: list[dict[str, Any]] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine():
+    keep_freed_memory()  # for all candidates alike
+    torch.manual_seed(0)
+
+
+def multiply_add_rate(threads: int) -> float:
+    """FLOP/s of all threads at once, from registers."""
+    rounds = 4_000_000
+    with ThreadPoolExecutor(threads) as pool:
+        done = 0.0
+
+        def run() -> None:
+            nonlocal done
+            done = sum(pool.map(_C.cpu_multiply_adds, [rounds] * threads))
+
+        return max(done / wall(run, 1) for _ in range(5))
+
+
+@pytest.fixture(scope="session")
+def peak():
+    return multiply_add_rate(torch.get_num_threads())
+
+
+@pytest.fixture
+def rows():
+    """Lines of the last table: dicts with what, case, ours, and what else there is to say."""
+    return ROWS
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not ROWS:
+        return
+    head = ["what", "case", "ours ms", "torch ms", "onnx ms", "ratio", "of peak", "target", ""]
+    keys = ["what", "case", "ours", "torch", "onnx", "ratio", "of_peak", "target", "met"]
+    lines = [[row.get(key) for key in keys] for row in ROWS]
+    terminalreporter.write_line("")
+    terminalreporter.write_line(table(head, lines))
+    for what in dict.fromkeys(row["what"] for row in ROWS if "ratio" in row):
+        ratios = [row["ratio"] for row in ROWS if row["what"] == what and "ratio" in row]
+        terminalreporter.write_line(f"{what}: geometric mean {geometric_mean(ratios):.2f}")

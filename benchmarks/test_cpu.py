@@ -1,0 +1,245 @@
+"""The CPU kernels against nn.LSTM and ONNX Runtime: ``make bench-cpu``.
+
+Candidates take turns in one process (timing.py) and medians are compared; pytest-benchmark keeps
+our own times, with the ratios beside them in its JSON. The table comes last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm.text.model import CharModel, loss_nats
+
+from .grid import CPU_CASES, KARPATHY, Case
+from .onnx_lstm import runner
+from .timing import interleaved
+
+ROUNDS = 7
+RATES: dict[str, float] = {}  # characters a second of each kind of weights
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+cases = pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
+
+
+def target(case: Case, kind: str, training: bool) -> tuple[str, float, float]:
+    """The design's: its text, the least ratio, the least fraction of the multiply-add peak."""
+    if case == KARPATHY and kind == "fp32":
+        return (">= 1.4", 1.4, 0.0) if training else (">= 1.08", 1.08, 0.0)
+    large = case.hidden_size >= 512 and case.batch >= 32
+    if kind == "bf16":
+        return (">= 1.3", 1.3, 0.0) if large and training else (">= 1.0", 1.0, 0.0)
+    if large:
+        return ">= 88 % of peak", 0.95, 0.88
+    return ">= 2 in the mean", 0.95, 0.0
+
+
+@cases
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_against_peers(case, kind, training, benchmark, rows, peak):
+    if training and case.steps == 1:
+        pytest.skip("nobody trains on one step")
+    dtype = TYPES[kind]
+    theirs, ours = case.twins(dtype, "cpu")
+    x, gradient = case.data(dtype, "cpu")
+
+    def train(module):
+        module.zero_grad(set_to_none=True)
+        module(x)[0].backward(gradient)
+
+    def infer(module):
+        with torch.no_grad():
+            module(x)
+
+    call = train if training else infer
+    candidates = {"torch": lambda: call(theirs), "ours": lambda: call(ours)}
+    if not training and kind == "fp32":
+        onnx = runner(theirs, torch.get_num_threads())
+        if onnx is not None:
+            torch.testing.assert_close(onnx(x), ours(x)[0], atol=1e-4, rtol=1e-4)
+            candidates["onnx"] = lambda: onnx(x)
+    found = interleaved(candidates, ROUNDS)
+    milliseconds = {name: 1e3 * samples.median for name, samples in found.items()}
+    ratio = min(x for name, x in milliseconds.items() if name != "ours") / milliseconds["ours"]
+    text, least, least_of_peak = target(case, kind, training)
+    row = {
+        "what": f"{'training' if training else 'inference'}, {kind}",
+        "case": case.name,
+        **milliseconds,
+        "ratio": ratio,
+        "of_peak": case.flops(training) / found["ours"].median / peak,
+        "target": text,
+    }
+    row["met"] = "" if ratio >= least and row["of_peak"] >= least_of_peak else "missed"
+    rows.append(row)
+    benchmark.extra_info.update(row, spread={name: s.spread for name, s in found.items()})
+    benchmark.pedantic(candidates["ours"], rounds=1)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_streaming(batch, benchmark, rows):
+    """One call a time step, the states handed on, as live speech does."""
+    case = Case("streaming", 512, 512, 2, batch, 1)
+    theirs, ours = case.twins(torch.float32, "cpu")
+    x, _ = case.data(torch.float32, "cpu")
+    states = {"torch": None, "ours": None}
+
+    def step(name, module):
+        with torch.no_grad():
+            _, states[name] = module(x, states[name])
+
+    candidates = {"torch": lambda: step("torch", theirs), "ours": lambda: step("ours", ours)}
+    onnx = runner(theirs, torch.get_num_threads())
+    if onnx is not None:
+        candidates["onnx"] = lambda: onnx(x)
+    found = {name: 1e3 * s.median for name, s in interleaved(candidates, ROUNDS).items()}
+    ratio = min(x for name, x in found.items() if name != "ours") / found["ours"]
+    row = {
+        "what": "a step a call", "case": f"2x512, batch {batch}", **found, "ratio": ratio,
+        "target": ">= 1.0", "met": "" if ratio >= 1 else "missed",
+    }  # fmt: skip
+    rows.append(row)
+    benchmark.extra_info.update(row)
+    benchmark.pedantic(candidates["ours"], rounds=1)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_generate(weights, benchmark, rows):
+    """Characters a second of a 2x512 model, batch 1, beside a loop over nn.LSTM."""
+    length = 300
+    theirs, ours = replace(KARPATHY, dropout=0.0).twins(torch.float32, "cpu")
+    decoder = torch.nn.Linear(512, 65)
+    packed = fastlstm.prepack(ours, decoder, weights)
+    prime = torch.zeros(1, 1, dtype=torch.int64)
+
+    def loop():
+        token, hx = prime, None
+        with torch.inference_mode():
+            for _ in range(length):
+                one_hot = torch.nn.functional.one_hot(token, 65).float()
+                y, hx = theirs(one_hot, hx)
+                token = torch.multinomial(decoder(y[0]).softmax(-1), 1)
+
+    found = interleaved(
+        {"ours": lambda: fastlstm.generate(packed, None, prime, length), "torch": loop}, ROUNDS
+    )
+    ours_ms, torch_ms = (1e3 * found[name].median for name in ("ours", "torch"))
+    rate = length / found["ours"].median
+    RATES[weights] = rate
+    base = RATES.get("fp32", rate)
+    least = {"fp32": 7000.0, "bf16": 1.8 * base, "int8": 3 * base}[weights]
+    row = {
+        "what": "generate", "case": f"2x512, {weights}: {rate:.0f} characters/s", "ours": ours_ms,
+        "torch": torch_ms, "ratio": torch_ms / ours_ms,
+        "target": f">= {least:.0f}/s", "met": "" if rate >= least else "missed",
+    }  # fmt: skip
+    rows.append(row)
+    benchmark.extra_info.update(row, characters_per_second=rate)
+    benchmark.pedantic(lambda: fastlstm.generate(packed, None, prime, length), rounds=1)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("fp32", 1.35), ("bf16", 2.2)])
+def test_trainer_step(kind, least, benchmark, rows):
+    """Karpathy's whole training step: model, loss, clipping and Adam."""
+    steps = {}
+    tokens = torch.randint(65, (101, 100))
+    for name, cell in (("torch", "torch-lstm"), ("ours", "lstm")):
+        model = CharModel(65, cell, 512, 2, 0.0)
+        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+
+        def step(model=model, optimizer=optimizer, lower=name == "ours" and kind == "bf16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+                loss = loss_nats(model(tokens[:-1])[0], tokens[1:])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+
+        steps[name] = step
+    found = {name: 1e3 * s.median for name, s in interleaved(steps, 5).items()}
+    ratio = found["torch"] / found["ours"]
+    row = {
+        "what": "a training step", "case": f"{KARPATHY.name}, {kind} against torch's fp32",
+        **found, "ratio": ratio, "target": f">= {least}", "met": "" if ratio >= least else "missed",
+    }  # fmt: skip
+    rows.append(row)
+    benchmark.extra_info.update(row)
+    benchmark.pedantic(steps["ours"], rounds=1)
+
+
+BASE = Case("H256", 256, 256, 1, 32, 50)
+SCALES = {
+    "T": [replace(BASE, steps=steps) for steps in (25, 50, 100, 200, 400)],
+    "B": [replace(BASE, batch=batch) for batch in (8, 16, 32, 64, 128)],
+    "H": [replace(BASE, input_size=units, hidden_size=units) for units in (64, 128, 256, 512)],
+}
+
+NAMES = {"T": "steps", "B": "batch", "H": "hidden_size"}
+
+
+@pytest.mark.parametrize("axis", [*SCALES, "threads"])
+def test_scaling(axis, benchmark, rows, peak):
+    """Training along one axis: what a unit of work costs, beside the smallest problem's cost."""
+    x = {}
+    points = SCALES.get(axis) or [BASE] * torch.get_num_threads()
+    before = torch.get_num_threads()
+    try:
+        for j, case in enumerate(points):
+            if axis == "threads":
+                torch.set_num_threads(j + 1)
+            _, ours = case.twins(torch.float32, "cpu")
+            data, gradient = case.data(torch.float32, "cpu")
+
+            def train(ours=ours, data=data, gradient=gradient):
+                ours.zero_grad(set_to_none=True)
+                ours(data)[0].backward(gradient)
+
+            value = j + 1 if axis == "threads" else getattr(case, NAMES[axis])
+            x[value] = interleaved({"ours": train}, ROUNDS)["ours"].median
+    finally:
+        torch.set_num_threads(before)
+    work = {value: case.flops(True) for value, case in zip(x, points, strict=True)}
+    for value, seconds in x.items():
+        rows.append({
+            "what": f"scaling in {axis}", "case": f"{axis} = {value}", "ours": 1e3 * seconds,
+            "of_peak": work[value] / seconds / peak,
+        })  # fmt: skip
+    benchmark.extra_info.update(axis=axis, seconds=x)
+    benchmark.pedantic(train, rounds=1)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("case", [KARPATHY, BASE], ids=lambda case: case.name)
+def test_memory_held_for_backward(case, kind, benchmark, rows):
+    """Bytes of the tensors that autograd keeps, input and weights left out, in the times' columns
+    as MB."""
+    dtype = TYPES[kind]
+    held = {}
+    theirs, ours = case.twins(dtype, "cpu")
+    x, _ = case.data(dtype, "cpu")
+    for name, module in (("torch", theirs), ("ours", ours)):
+        kept: dict[int, int] = {}
+
+        def keep(tensor, kept=kept):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = module(x)
+        own = [x, *module.parameters()]
+        for tensor in own:
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+        held[name] = sum(kept.values()) / 1e6
+        del output
+    row = {
+        "what": "MB held for backward", "case": f"{case.name}, {kind}", **held,
+        "ratio": held["torch"] / held["ours"], "target": ">= 1.0",
+        "met": "" if held["ours"] <= held["torch"] else "missed",
+    }  # fmt: skip
+    rows.append(row)
+    benchmark.extra_info.update(row)
+    benchmark.pedantic(lambda: ours(x), rounds=1)

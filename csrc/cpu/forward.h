@@ -208,8 +208,8 @@ class ForwardTask {
   void advance(int64_t t, int64_t active, int64_t first) {
     const int64_t blocks = panels_of<T>(units_);
     if (cell_.direct) {
-      const bool alone = active * units_ * (units_ + input_.width) < kWorthAThread;
-      parallel(alone ? Runtime{1, nullptr} : runtime_, blocks, [&](int64_t block) {
+      const int64_t work = 4 * active * units_ * (units_ + input_.width);
+      parallel_if_worth(runtime_, work, blocks, [&](int64_t block) {
         for_row_blocks<kDirectTile>(active, [&](auto size, int64_t b) {
           run_direct<decltype(size)::value>(t, b, block, first + b);
         });
@@ -347,21 +347,22 @@ void forward(const Forward& f, const Runtime& runtime) {
   const bool direct = runs_direct(p);
   const BatchSplit split(rows, p.rows, direct ? 1 : runtime.threads);
   // A direct task is parallel within.
-  auto run_tasks = [&](int64_t count, auto&& run) {
-    parallel(direct ? Runtime{1, nullptr} : runtime, count, run);
+  auto run_tasks = [&](int64_t work, int64_t count, auto&& run) {
+    parallel_if_worth(direct ? Runtime{1, nullptr} : runtime, work, count, run);
   };
   for (int layer = 0; layer < p.layers; ++layer) {
     const LayerInput<S> input(p, f.saved, rows, layer);
     const CellWeights* w = p.weights + layer * p.directions;
+    const int64_t work = p.directions * p.rows * 4 * p.hidden_size * (p.hidden_size + input.width);
     const ForwardCell<S> first(p, runtime, w[0], input.width, input.kind);
     if (p.directions == 1) {
-      run_tasks(split.count, [&](int64_t j) {
+      run_tasks(work, split.count, [&](int64_t j) {
         ForwardTask<S>(f, runtime, rows, input, first, layer, 0, split.begin(j), split.end(j))
             .run();
       });
     } else {
       const ForwardCell<S> second(p, runtime, w[1], input.width, input.kind);
-      run_tasks(2 * split.count, [&](int64_t j) {
+      run_tasks(work, 2 * split.count, [&](int64_t j) {
         const int d = int(j % 2);
         ForwardTask<S>(f, runtime, rows, input, d ? second : first, layer, d, split.begin(j / 2),
                        split.end(j / 2))

@@ -205,7 +205,7 @@ struct Panels {
     depth = rows;
     data.reset(count * depth * kPanel<T>);
     const int64_t tasks = min_of(count, 4 * runtime.threads);
-    parallel(runtime, tasks, [&](int64_t task) {
+    parallel_if_worth(runtime, 4 * count * depth * kPanel<T>, tasks, [&](int64_t task) {
       for (int64_t p = count * task / tasks; p < count * (task + 1) / tasks; ++p)
         f(data.get() + p * depth * kPanel<T>, p);
     });

@@ -21,7 +21,8 @@ typedef void (*GenerateKernel)(const Generate&, const Runtime&);
 
 namespace {
 
-// Multiplications a step for which another thread is worth its start and its meetings.
+// Multiplications for which another thread is worth its start and its meetings. A copy of an
+// element costs about four.
 constexpr int64_t kWorthAThread = 100000;
 
 // body(j) for every j in [0, n). Threads take the next j as they come free, so uneven tasks and
@@ -41,6 +42,12 @@ void parallel(const Runtime& runtime, int64_t n, F&& body) {
     take(&work, 0);
   else
     runtime.parallel(workers, &work, take);
+}
+
+// The same where all bodies together are `work` multiplications: alone where they are few.
+template <class F>
+void parallel_if_worth(const Runtime& runtime, int64_t work, int64_t n, F&& body) {
+  parallel(work < 2 * kWorthAThread ? Runtime{1, nullptr} : runtime, n, body);
 }
 
 }  // namespace

@@ -40,8 +40,9 @@ def assert_matches(p: Problem, schedule: Schedule, variant: str = "plain", toler
     found = outputs_and_gradients(emulated.lstm, x)
     expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
     for kind, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
+        floor = 1e-2 * max(b.norm() for b in theirs)  # see TOLERANCE
         for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            error = (a.double() - b).norm() / b.norm().clamp_min(1e-6)
+            error = (a.double() - b).norm() / torch.maximum(b.norm(), floor).clamp_min(1e-6)
             assert error < (tolerance or TOLERANCE[p.dtype]), (
                 f"{kind} {j} of {p}, {schedule}: relative error {error:.2e}"
             )
@@ -116,7 +117,7 @@ def problems_of(**more):
 def test_drawn_problems_match_the_reference(p, order, tile):
     # Sums that cancel leave small gradients: ten times the usual distance.
     schedule = Schedule(order, p.random_seed, tile=tile)
-    assert_matches(p, schedule, tolerance=10 * TOLERANCE[p.dtype])
+    assert_matches(p, schedule, tolerance=2 * TOLERANCE[p.dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -262,7 +263,7 @@ def test_persistent_results_do_not_depend_on_the_schedule(wave):
 def test_drawn_problems_run_persistently(p, order, wave):
     p = replace(p, packed=False, proj_size=0)
     schedule = persistent(order, seed=p.random_seed, wave=1 if p.bidirectional else wave)
-    assert_matches(p, schedule, tolerance=10 * TOLERANCE[p.dtype])
+    assert_matches(p, schedule, tolerance=2 * TOLERANCE[p.dtype])
 
 
 @pytest.mark.parametrize("name", ["projection", "packed"])

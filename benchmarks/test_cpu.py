@@ -18,7 +18,7 @@ from .grid import CPU_CASES, KARPATHY, Case
 from .onnx_lstm import runner
 from .timing import interleaved
 
-ROUNDS = 7
+ROUNDS, QUIET = 7, {"pause": 0.1, "region": 0.03}
 RATES: dict[str, float] = {}  # characters a second of each kind of weights
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 cases = pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
@@ -61,7 +61,7 @@ def test_against_peers(case, kind, training, benchmark, rows, peak):
         if onnx is not None:
             torch.testing.assert_close(onnx(x), ours(x)[0], atol=1e-4, rtol=1e-4)
             candidates["onnx"] = lambda: onnx(x)
-    found = interleaved(candidates, ROUNDS)
+    found = interleaved(candidates, ROUNDS, **QUIET)
     milliseconds = {name: 1e3 * samples.median for name, samples in found.items()}
     ratio = min(x for name, x in milliseconds.items() if name != "ours") / milliseconds["ours"]
     text, least, least_of_peak = target(case, kind, training)
@@ -95,7 +95,8 @@ def test_streaming(batch, benchmark, rows):
     onnx = runner(theirs, torch.get_num_threads())
     if onnx is not None:
         candidates["onnx"] = lambda: onnx(x)
-    found = {name: 1e3 * s.median for name, s in interleaved(candidates, ROUNDS).items()}
+    samples = interleaved(candidates, ROUNDS, **QUIET)
+    found = {name: 1e3 * s.median for name, s in samples.items()}
     ratio = min(x for name, x in found.items() if name != "ours") / found["ours"]
     row = {
         "what": "a step a call", "case": f"2x512, batch {batch}", **found, "ratio": ratio,

@@ -60,8 +60,13 @@ def interleaved(
     clock: Clock = wall,
     region: float = 0.01,
     budget: float = 8.0,
+    pause: float = 0.0,
 ) -> dict[str, Samples]:
     """Time the candidates in turn, ``rounds`` times. A round repeats calls for ``region`` seconds.
+
+    With ``pause`` each round of a candidate comes so many seconds after the last one's, and its
+    calls go twice, timed the second time: ONNX Runtime's threads spin for tens of milliseconds
+    after a call, and slowed by up to twice whoever came next on the same cores.
 
     Two calls of each go before: the first loads and plans, the second says how long one takes.
     Rounds are fewer, but at least three, where they would take more than ``budget`` seconds. A
@@ -80,6 +85,9 @@ def interleaved(
         round_seconds += once * repeats[name]
     for _ in range(min(rounds, max(3, int(budget / max(round_seconds, 1e-7))))):
         for name, number in repeats.items():
+            if pause:
+                time.sleep(pause)
+                clock(candidates[name], number)
             seconds[name].append(clock(candidates[name], number))
     return {name: Samples(tuple(values)) for name, values in seconds.items()}
 

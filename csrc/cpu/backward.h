@@ -1,11 +1,12 @@
 // Backward pass of the stack on the CPU, layer by layer from the last.
 //
 // A layer goes back through time in chunks of steps whose dgates (the gradients of the four
-// pre-activations) stay in cache. Per chunk: (1) a task owns some sequences in one direction; each
-// step turns the gradients of h and c into dgates and multiplies them by W_hh for the step before.
-// (2) The input's gradient, dgates W_ih, over blocks of rows. (3) The weights' gradients,
-// dgates^T [x, h_{t-1}], added to running sums (weight_grads.h). Workspace is one chunk and the
-// sums, whatever T is; all sums have an order that does not depend on threads.
+// pre-activations) stay in cache. Per chunk: (1) a task owns some sequences in one direction, as
+// forward, and a team may work on it; each step turns the gradients of h and c into dgates and
+// multiplies them by W_hh for the step before. (2) The input's gradient, dgates W_ih, over blocks
+// of rows. (3) The weights' gradients, dgates^T [x, h_{t-1}], added to running sums
+// (weight_grads.h). Workspace is one chunk and the sums, whatever T is; all sums have an order that
+// does not depend on threads.
 #pragma once
 
 #include "weight_grads.h"
@@ -51,35 +52,15 @@ class BackwardTask {
     fill(c0_, c_wide_, cell_part<S>(p_.c0, index, c_state), units_);
   }
 
-  // Steps [first_step, last_step) of this direction, the last first.
-  void run(int64_t first_step, int64_t last_step) {
-    for (int64_t s = last_step - 1; s >= first_step; --s) {
-      const int64_t t = direction_ == 0 ? s : p_.steps - 1 - s;
-      const int64_t active = max_of(0, min_of(end_, rows_.active(t)) - begin_);
-      if (active == 0) continue;
-      const int64_t first = rows_.at(t, begin_);
-      if (grad_y_) add_grad_y(first, active);
-      const T* dh = dh_.get();
-      if (p_.projected) {
-        for (int64_t b = 0; b < active; ++b)
-          memcpy(chunk_.dh.get() + (first - chunk_.first + b) * chunk_.dh_wide,
-                 dh_.get() + b * h_wide_, size_t(p_.out_size) * sizeof(T));
-        gemm_rows(raw_dh_.get(), c_wide_, dh_.get(), h_wide_, hr_.data.get(), active, p_.out_size,
-                  units_, false);
-        dh = raw_dh_.get();
-      }
-      const int64_t before = direction_ == 0 ? t - 1 : t + 1;
-      for (int64_t b = 0; b < active; ++b) {
-        const bool has_before = begin_ + b < rows_.active(before);
-        const T* c_prev =
-            has_before ? cells_ + rows_.at(before, begin_ + b) * units_ : c0_.get() + b * c_wide_;
-        run_cell(first + b, c_prev, dh + b * (p_.projected ? c_wide_ : h_wide_),
-                 dc_.get() + b * c_wide_);
-      }
-      if (s > 0 || grad_h0_)
-        gemm_rows(dh_.get(), h_wide_, dgates(first), chunk_.gates_wide, hh_.data.get(), active,
-                  4 * units_, p_.out_size, false);
-    }
+  // Steps [first, last) of this direction come next, the last one first.
+  void begin(int64_t first, int64_t last) {
+    last_step_ = last;
+    team_.begin(last - first);
+  }
+
+  // Any number of threads may call this: they form a team.
+  void run() {
+    team_.work([&](int64_t j, int member) { go_back(last_step_ - 1 - j, member); }, [](int64_t) {});
   }
 
   void write_states() const {
@@ -106,21 +87,67 @@ class BackwardTask {
       for (int64_t j = 0; j < n; ++j) from_acc(from[b * wide + j], to[(begin_ + b) * n + j]);
   }
 
-  void add_grad_y(int64_t first, int64_t active) {
+  // One member's part of step s.
+  void go_back(int64_t s, int member) {
+    const int64_t t = direction_ == 0 ? s : p_.steps - 1 - s;
+    const int64_t active = max_of(0, min_of(end_, rows_.active(t)) - begin_);
+    if (active == 0) return;
+    const int64_t first = rows_.at(t, begin_);
+    auto share = [&](int64_t columns, auto&& f) {
+      team_.share_ranges(member, panels_of<T>(columns), [&](int64_t begin, int64_t end) {
+        f(begin, begin * kPanel<T>, min_of(columns, end * kPanel<T>) - begin * kPanel<T>);
+      });
+    };
+    if (p_.projected) {
+      share(p_.out_size, [&](int64_t, int64_t begin, int64_t n) {
+        add_grad_y(first, active, begin, n);
+        for (int64_t b = 0; b < active; ++b)
+          memcpy(chunk_.dh.get() + (first - chunk_.first + b) * chunk_.dh_wide + begin,
+                 dh_.get() + b * h_wide_ + begin, size_t(n) * sizeof(T));
+      });
+      team_.meet();
+    }
+    share(units_, [&](int64_t panel, int64_t begin, int64_t n) {
+      if (p_.projected)
+        gemm_rows(raw_dh_.get() + begin, c_wide_, dh_.get(), h_wide_, hr_.panel(panel), active,
+                  p_.out_size, n, false);
+      else
+        add_grad_y(first, active, begin, n);
+      const int64_t before = direction_ == 0 ? t - 1 : t + 1;
+      for (int64_t b = 0; b < active; ++b) {
+        const bool has_before = begin_ + b < rows_.active(before);
+        const T* c_prev =
+            has_before ? cells_ + rows_.at(before, begin_ + b) * units_ : c0_.get() + b * c_wide_;
+        const T* dh = p_.projected ? raw_dh_.get() + b * c_wide_ : dh_.get() + b * h_wide_;
+        run_cell(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
+      }
+    });
+    if (s == 0 && !grad_h0_) return;
+    team_.meet();
+    share(p_.out_size, [&](int64_t panel, int64_t begin, int64_t n) {
+      gemm_rows(dh_.get() + begin, h_wide_, dgates(first), chunk_.gates_wide, hh_.panel(panel),
+                active, 4 * units_, n, false);
+    });
+  }
+
+  void add_grad_y(int64_t first, int64_t active, int64_t begin, int64_t n) {
+    if (grad_y_ == nullptr) return;
     const int64_t y_wide = p_.directions * p_.out_size;
     for (int64_t b = 0; b < active; ++b) {
-      const S* from = grad_y_ + (first + b) * y_wide;
-      T* to = dh_.get() + b * h_wide_;
-      for (int64_t j = 0; j < p_.out_size; ++j) to[j] += to_acc(from[j]);
+      const S* from = grad_y_ + (first + b) * y_wide + begin;
+      T* to = dh_.get() + b * h_wide_ + begin;
+      for (int64_t j = 0; j < n; ++j) to[j] += to_acc(from[j]);
     }
   }
 
-  void run_cell(int64_t row, const T* c_prev, const T* dh, T* dc) const {
+  // Units [begin, end) of a row.
+  void run_cell(int64_t row, const T* c_prev, const T* dh, T* dc, int64_t begin,
+                int64_t end) const {
     const S* gates = gates_ + row * 4 * units_;
     const T* c = cells_ + row * units_;
     T* out = dgates(row);
-    for (int64_t unit = 0; unit < units_; unit += kWidth<T>) {
-      const int n = int(min_of(kWidth<T>, units_ - unit));
+    for (int64_t unit = begin; unit < end; unit += kWidth<T>) {
+      const int n = int(min_of(kWidth<T>, end - unit));
       const CellBackward<Vec<T>> d = cell_backward<Math<T>>(
           load_part(gates + unit, n), load_part(gates + units_ + unit, n),
           load_part(gates + 2 * units_ + unit, n), load_part(gates + 3 * units_ + unit, n),
@@ -134,6 +161,8 @@ class BackwardTask {
   }
 
   const Problem& p_;
+  Team team_{0};
+  int64_t last_step_ = 0;
   const Rows& rows_;
   const Panels<T>&hh_, &hr_;
   const Chunk<T>& chunk_;
@@ -231,8 +260,8 @@ constexpr int64_t kChunkBytes = 8 << 20, kChunkLeastRows = 256;
 
 // One layer. grad_y and grad_x may be the same: a row of grad_x is written after grad_y's is read.
 template <class S>
-void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
-                    const BatchSplit& split, int layer, const S* grad_y, S* grad_x) {
+void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows, int layer,
+                    const S* grad_y, S* grad_x) {
   typedef Acc<S> T;
   const Problem& p = f.problem;
   const LayerInput<S> input(p, f.saved, rows, layer);
@@ -240,54 +269,47 @@ void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
   Chunk<T> chunk[2];
   const int64_t row_bytes = spread<T>(4 * p.hidden_size) * int64_t(sizeof(T));
   const int64_t most = max_of(kChunkLeastRows, kChunkBytes / row_bytes);
-  WeightGrads<S>* weights[2] = {nullptr, nullptr};
+  List<WeightGrads<S>> weights(p.directions);
   for (int d = 0; d < p.directions; ++d) {
     const CellWeights& w = p.weights[layer * p.directions + d];
     hh[d].pack_plain(runtime, static_cast<const S*>(w.w_hh), 4 * p.hidden_size, p.out_size);
     if (p.projected)
       hr[d].pack_plain(runtime, static_cast<const S*>(w.w_hr), p.out_size, p.hidden_size);
     chunk[d].reset(p, min_of(p.rows, max_of(most, p.batch)));
-    weights[d] = new WeightGrads<S>(f, runtime, rows, input, layer, d);
+    weights.add(f, runtime, rows, input, layer, d);
   }
   InputGrad<S> input_grad(p, runtime, rows, layer, grad_x);
-  const int64_t count = p.directions * split.count;
-  Buffer<BackwardTask<S>*> tasks(count);
-  for (int64_t j = 0; j < count; ++j) {
-    const int d = int(j % p.directions);
-    const int64_t part = j / p.directions;
-    tasks[j] = new BackwardTask<S>(f, rows, grad_y, hh[d], hr[d], chunk[d], layer, d,
-                                   split.begin(part), split.end(part));
-  }
+  const int64_t work = p.directions * p.rows * 4 * p.hidden_size * p.out_size;
+  const Division division(p, runtime.threads, work);
+  const BatchSplit split(rows, p.rows, division.parts);
+  List<BackwardTask<S>> tasks(p.directions * split.count);
+  for (int64_t j = 0; j < split.count; ++j)
+    for (int d = 0; d < p.directions; ++d)
+      tasks.add(f, rows, grad_y, hh[d], hr[d], chunk[d], layer, d, split.begin(j), split.end(j));
   for (int64_t last = p.steps, first; last > 0; last = first) {
     first = last - 1;
     while (first > 0 && set_chunk(rows, chunk, p, first - 1, last) <= most) --first;
     set_chunk(rows, chunk, p, first, last);
-    parallel(runtime, count, [&](int64_t j) { tasks[j]->run(first, last); });
+    for (int64_t j = 0; j < tasks.count(); ++j) tasks[j].begin(first, last);
+    run_teams(runtime, division, tasks.count(), [&](int64_t j) { tasks[j].run(); });
     for (int d = 0; d < p.directions; ++d) {
       input_grad.add(chunk[d], d);
-      weights[d]->add(chunk[d]);
+      weights[d].add(chunk[d]);
     }
   }
   input_grad.write();
-  for (int64_t j = 0; j < count; ++j) {
-    tasks[j]->write_states();
-    delete tasks[j];
-  }
-  for (int d = 0; d < p.directions; ++d) {
-    weights[d]->write();
-    delete weights[d];
-  }
+  for (int64_t j = 0; j < tasks.count(); ++j) tasks[j].write_states();
+  for (int d = 0; d < p.directions; ++d) weights[d].write();
 }
 
 template <class S>
 void backward(const Backward& f, const Runtime& runtime) {
   const Problem& p = f.problem;
   const Rows rows(p);
-  const BatchSplit split(rows, p.rows, runtime.threads);
   Buffer<S> between(p.layers > 1 ? p.rows * p.directions * p.out_size : 0);
   for (int layer = p.layers - 1; layer >= 0; --layer) {
     const bool top = layer == p.layers - 1;
-    backward_layer<S>(f, runtime, rows, split, layer,
+    backward_layer<S>(f, runtime, rows, layer,
                       top ? static_cast<const S*>(f.grad_output) : between.get(),
                       layer > 0 ? between.get() : static_cast<S*>(f.grad_input));
   }

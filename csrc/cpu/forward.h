@@ -3,9 +3,11 @@
 // Per layer: weights are packed once into panels whose columns go unit block by unit block, and
 // within a block gate by gate (i, f, g, o), so that the four pre-activations of a unit come from
 // neighbouring panels. A task owns some sequences of the batch in one direction for all steps and
-// never meets another task. It projects the input of a few steps at once (up to kAheadRows rows,
-// so that W_ih is read once for them and the result stays in cache); then, step by step, each tile
-// starts from that projection, adds h_{t-1} W_hh^T and runs the cell on the finished tile.
+// never meets another task; where there are more threads than tasks, a team works on each and
+// divides the units (Division in layer.h). A task projects the input of a few steps at once (up to
+// kAheadRows rows, so that W_ih is read once for them and the result stays in cache); then, step by
+// step, each tile starts from that projection, adds h_{t-1} W_hh^T and runs the cell on the
+// finished tile.
 //
 // Few rows (a step of a stream) would not pay for packing: there the weights are read as they
 // stand, a product of rows at a time, and the units of a step are divided among the threads.
@@ -102,6 +104,7 @@ class ForwardTask {
               int64_t begin, int64_t end)
       : p_(f.problem),
         runtime_(runtime),
+        team_(f.problem.steps),
         rows_(rows),
         input_(input),
         cell_(cell),
@@ -136,93 +139,102 @@ class ForwardTask {
     if (p_.projected) raw_h_.reset(batch * h_wide_);
     const int64_t most = max_of(kAheadRows, batch);
     start_.reset(most);
+    ahead_row_.reset(most);
     if (input.kind == InputKind::dense) x_.reset(most * x_wide_);
     if (!cell.table.get()) ahead_.reset(most * gates_wide_);
+    enter(0);
   }
 
+  // Any number of threads may call this: they form a team.
   void run() {
-    int64_t entered = 0, ahead = 0, row = 0;  // rows entered; projected rows left, and the first
-    for (int64_t s = 0; s < p_.steps; ++s) {
-      const int64_t t = step(s), active = count(t);
-      if (active == 0) {
-        if (direction_ == 0) break;
-        continue;
-      }
-      for (; entered < active; ++entered) enter(entered);
-      if (ahead == 0) {
-        ahead = project(s);
-        row = 0;
-      }
-      advance(t, active, row);
-      row += active;
-      ahead -= active;
-      const int64_t next = s + 1 < p_.steps ? count(step(s + 1)) : 0;
-      for (int64_t b = next; b < active; ++b) leave(b);
-    }
+    team_.work([&](int64_t s, int member) { advance(s, member); }, [&](int64_t s) { leave(s); });
   }
 
  private:
-  int64_t step(int64_t s) const { return direction_ == 0 ? s : p_.steps - 1 - s; }
-  // How many of this task's sequences reach step t.
-  int64_t count(int64_t t) const { return max_of(0, min_of(end_, rows_.active(t)) - begin_); }
-
-  void enter(int64_t b) {
-    T* h = h_[0].get() + b * h_wide_;
-    for (int64_t j = 0; j < h_wide_; ++j) h[j] = 0;
-    if (h0_) convert(h, h0_ + (begin_ + b) * p_.out_size, p_.out_size);
+  int64_t time(int64_t s) const { return direction_ == 0 ? s : p_.steps - 1 - s; }
+  // How many of this task's sequences take part in step s.
+  int64_t count(int64_t s) const {
+    return s < p_.steps ? max_of(0, min_of(end_, rows_.active(time(s))) - begin_) : 0;
   }
 
-  void leave(int64_t b) {
-    const T *h = h_[0].get() + b * h_wide_, *c = c_.get() + b * padded<T>(units_);
-    S *h_n = h_n_ + (begin_ + b) * p_.out_size, *c_n = c_n_ + (begin_ + b) * units_;
-    for (int64_t j = 0; j < p_.out_size; ++j) from_acc(h[j], h_n[j]);
-    for (int64_t j = 0; j < units_; ++j) from_acc(c[j], c_n[j]);
-  }
-
-  // Pre-activations from the input for as many steps from s on as fit; start_[r] points at row
-  // r's. Returns the number of rows.
-  int64_t project(int64_t s) {
-    int64_t n = 0;
+  // Before step s: the states of the sequences that begin with it, and the rows to project.
+  void enter(int64_t s) {
+    for (; entered_ < count(s); ++entered_) {
+      T* h = h_[0].get() + entered_ * h_wide_;
+      for (int64_t j = 0; j < h_wide_; ++j) h[j] = 0;
+      if (h0_) convert(h, h0_ + (begin_ + entered_) * p_.out_size, p_.out_size);
+    }
+    projects_ = count(s) > 0 && row_ == ahead_rows_;
+    if (!projects_) return;
+    row_ = ahead_rows_ = 0;
     for (; s < p_.steps; ++s) {
-      const int64_t t = step(s), active = count(t);
-      if (n > 0 && n + active > kAheadRows) break;
-      for (int64_t b = 0; b < active; ++b, ++n) {
-        const int64_t row = rows_.at(t, begin_ + b);
+      const int64_t active = count(s);
+      if (ahead_rows_ > 0 && ahead_rows_ + active > kAheadRows) break;
+      for (int64_t b = 0; b < active; ++b)
+        ahead_row_[ahead_rows_++] = rows_.at(time(s), begin_ + b);
+    }
+  }
+
+  // After step s: its h is the next step's, and the states of the sequences that end with it.
+  void leave(int64_t s) {
+    const int64_t active = count(s);
+    Buffer<T>::swap(h_[0], h_[1]);
+    for (int64_t b = count(s + 1); b < active; ++b) {
+      const T *h = h_[0].get() + b * h_wide_, *c = c_.get() + b * padded<T>(units_);
+      S *h_n = h_n_ + (begin_ + b) * p_.out_size, *c_n = c_n_ + (begin_ + b) * units_;
+      for (int64_t j = 0; j < p_.out_size; ++j) from_acc(h[j], h_n[j]);
+      for (int64_t j = 0; j < units_; ++j) from_acc(c[j], c_n[j]);
+    }
+    row_ += active;
+    enter(s + 1);
+  }
+
+  // Pre-activations from the input for the rows ahead; start_[r] points at row r's.
+  void project(int member) {
+    const bool dense = input_.kind == InputKind::dense;
+    team_.share_ranges(member, ahead_rows_, [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) {
         T* own = ahead_.get() ? ahead_.get() + n * gates_wide_ : nullptr;
-        if (input_.kind == InputKind::dense) {
-          input_.load(x_.get() + n * x_wide_, row, 0, input_.width);
+        if (dense) {
+          input_.load(x_.get() + n * x_wide_, ahead_row_[n], 0, input_.width);
           memcpy(own, cell_.bias.get(), size_t(gates_wide_) * sizeof(T));
         } else if (own) {
-          cell_.gather(own, input_.index(row), units_);
+          cell_.gather(own, input_.index(ahead_row_[n]), units_);
         }
-        start_[n] = own ? own : cell_.table.get() + input_.index(row) * gates_wide_;
+        start_[n] = own ? own : cell_.table.get() + input_.index(ahead_row_[n]) * gates_wide_;
       }
-    }
-    if (input_.kind == InputKind::dense && !cell_.direct)
-      gemm_rows(ahead_.get(), gates_wide_, x_.get(), x_wide_, cell_.ih.data.get(), n, input_.width,
-                gates_wide_, true);
-    return n;
+    });
+    team_.meet();
+    if (!dense || cell_.direct) return;
+    team_.share_ranges(member, gates_wide_ / kPanel<T>, [&](int64_t first, int64_t last) {
+      gemm_rows(ahead_.get() + first * kPanel<T>, gates_wide_, x_.get(), x_wide_,
+                cell_.ih.panel(first), ahead_rows_, input_.width, (last - first) * kPanel<T>, true);
+    });
+    team_.meet();
   }
 
-  // One time step of `active` sequences.
-  void advance(int64_t t, int64_t active, int64_t first) {
+  // One member's part of step s.
+  void advance(int64_t s, int member) {
+    const int64_t t = time(s), active = count(s);
+    if (active == 0) return;
+    if (projects_) project(member);
     const int64_t blocks = panels_of<T>(units_);
     if (cell_.direct) {
+      // So few steps that a team would hardly have met: threads for each of them.
       const int64_t work = 4 * active * units_ * (units_ + input_.width);
       parallel_if_worth(runtime_, work, blocks, [&](int64_t block) {
         for_row_blocks<kDirectTile>(active, [&](auto size, int64_t b) {
-          run_direct<decltype(size)::value>(t, b, block, first + b);
+          run_direct<decltype(size)::value>(t, b, block, row_ + b);
         });
       });
     } else {
-      for (int64_t block = 0; block < blocks; ++block)
+      team_.share(member, blocks, [&](int64_t block) {
         for_row_blocks(active, [&](auto size, int64_t b) {
-          run_tile<decltype(size)::value>(t, b, block, start_.get() + first + b);
+          run_tile<decltype(size)::value>(t, b, block, start_.get() + row_ + b);
         });
+      });
     }
-    if (p_.projected) project_h(t, active);
-    Buffer<T>::swap(h_[0], h_[1]);
-    // A sequence that has ended by the next step keeps its state for leave(), called right after.
+    if (p_.projected) project_h(t, active, member);
   }
 
   template <int M>
@@ -311,21 +323,26 @@ class ForwardTask {
   }
 
   // h = W_hr (o * tanh(c))
-  void project_h(int64_t t, int64_t active) {
-    gemm_rows(h_[1].get(), h_wide_, raw_h_.get(), h_wide_, cell_.hr.data.get(), active, units_,
-              p_.out_size, false);
-    for (int64_t b = 0; b < active; ++b) {
-      T* h = h_[1].get() + b * h_wide_;
-      S* y = y_ + rows_.at(t, begin_ + b) * y_wide_;
-      for (int64_t j = 0; j < p_.out_size; ++j) {
-        from_acc(h[j], y[j]);
-        h[j] = to_acc(y[j]);
+  void project_h(int64_t t, int64_t active, int member) {
+    team_.meet();
+    team_.share_ranges(member, panels_of<T>(p_.out_size), [&](int64_t first, int64_t last) {
+      const int64_t begin = first * kPanel<T>, n = min_of(p_.out_size, last * kPanel<T>) - begin;
+      gemm_rows(h_[1].get() + begin, h_wide_, raw_h_.get(), h_wide_, cell_.hr.panel(first), active,
+                units_, n, false);
+      for (int64_t b = 0; b < active; ++b) {
+        T* h = h_[1].get() + b * h_wide_ + begin;
+        S* y = y_ + rows_.at(t, begin_ + b) * y_wide_ + begin;
+        for (int64_t j = 0; j < n; ++j) {
+          from_acc(h[j], y[j]);
+          h[j] = to_acc(y[j]);
+        }
       }
-    }
+    });
   }
 
   const Problem& p_;
   const Runtime& runtime_;
+  Team team_;
   const Rows& rows_;
   const LayerInput<S>& input_;
   const ForwardCell<S>& cell_;
@@ -338,37 +355,30 @@ class ForwardTask {
   Buffer<T> h_[2];  // h before and after the step
   Buffer<T> c_, raw_h_, x_, ahead_;
   Buffer<const T*> start_;
+  Buffer<int64_t> ahead_row_;
+  // Sequences that have begun; rows ahead, the first of them that the step reads, and whether it
+  // projects them before.
+  int64_t entered_ = 0, ahead_rows_ = 0, row_ = 0;
+  bool projects_ = false;
 };
 
 template <class S>
 void forward(const Forward& f, const Runtime& runtime) {
   const Problem& p = f.problem;
   const Rows rows(p);
-  const bool direct = runs_direct(p);
-  const BatchSplit split(rows, p.rows, direct ? 1 : runtime.threads);
-  // A direct task is parallel within.
-  auto run_tasks = [&](int64_t work, int64_t count, auto&& run) {
-    parallel_if_worth(direct ? Runtime{1, nullptr} : runtime, work, count, run);
-  };
   for (int layer = 0; layer < p.layers; ++layer) {
     const LayerInput<S> input(p, f.saved, rows, layer);
-    const CellWeights* w = p.weights + layer * p.directions;
     const int64_t work = p.directions * p.rows * 4 * p.hidden_size * (p.hidden_size + input.width);
-    const ForwardCell<S> first(p, runtime, w[0], input.width, input.kind);
-    if (p.directions == 1) {
-      run_tasks(work, split.count, [&](int64_t j) {
-        ForwardTask<S>(f, runtime, rows, input, first, layer, 0, split.begin(j), split.end(j))
-            .run();
-      });
-    } else {
-      const ForwardCell<S> second(p, runtime, w[1], input.width, input.kind);
-      run_tasks(work, 2 * split.count, [&](int64_t j) {
-        const int d = int(j % 2);
-        ForwardTask<S>(f, runtime, rows, input, d ? second : first, layer, d, split.begin(j / 2),
-                       split.end(j / 2))
-            .run();
-      });
-    }
+    const Division division(p, runs_direct(p) ? 1 : runtime.threads, work);
+    const BatchSplit split(rows, p.rows, division.parts);
+    List<ForwardCell<S>> cells(p.directions);
+    for (int d = 0; d < p.directions; ++d)
+      cells.add(p, runtime, p.weights[layer * p.directions + d], input.width, input.kind);
+    List<ForwardTask<S>> tasks(split.count * p.directions);
+    for (int64_t j = 0; j < split.count; ++j)
+      for (int d = 0; d < p.directions; ++d)
+        tasks.add(f, runtime, rows, input, cells[d], layer, d, split.begin(j), split.end(j));
+    run_teams(runtime, division, tasks.count(), [&](int64_t j) { tasks[j].run(); });
   }
 }
 

@@ -252,8 +252,9 @@ void generate(const Generate& g, const Runtime& runtime) {
       4 * g.hidden_size * g.out_size + (g.projected ? g.hidden_size : 0) * g.out_size;
   const int64_t work = g.batch * (g.layers * cell * 2 + g.vocabulary * g.out_size);
   const int64_t workers = min_of(min_of(runtime.threads, Team::kMost), 1 + work / kWorthAThread);
-  parallel(runtime, workers,
-           [&](int64_t) { team.work([&](int64_t s, int member) { generator.step(s, member); }); });
+  parallel(runtime, workers, [&](int64_t) {
+    team.work([&](int64_t s, int member) { generator.step(s, member); }, [](int64_t) {});
+  });
   generator.leave(steps);
 }
 

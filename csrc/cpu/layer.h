@@ -4,6 +4,7 @@
 
 #include "gemm.h"
 #include "runtime.h"
+#include "team.h"
 
 namespace fastlstm {
 namespace {
@@ -149,6 +150,41 @@ class BatchSplit {
   Buffer<int64_t> split_;
 };
 
+// How the steps of a layer are divided among threads: the batch into parts, which never meet, and
+// the units of a part among a team, whose members meet in every step. Sequences that share a part
+// share every read of the weights. Results do not depend on any of it.
+struct Division {
+  Division(const Problem& p, int64_t threads, int64_t work) {
+    if (work < 2 * kWorthAThread) return;
+    // In multiplications of one thread, per step.
+    constexpr int64_t kReadWeight = 2, kMeeting = 24000;
+    const int64_t blocks = ceil_div(p.hidden_size, 16), block = 64 * p.out_size;
+    const int64_t batch = ceil_div(p.rows, p.steps);
+    int64_t least = 0;
+    for (int64_t n = min_of(batch, threads); n > 0; --n) {
+      const int64_t teams = n * p.directions;
+      const int64_t size = max_of(1, min_of(min_of(threads / teams, Team::kMost), blocks));
+      const int64_t cost = ceil_div(teams, threads) * ceil_div(blocks, size) * block *
+                               max_of(kReadWeight, ceil_div(batch, n)) +
+                           (size > 1 ? size * kMeeting : 0);
+      if (least > 0 && cost >= least) continue;
+      least = cost;
+      parts = n;
+      members = size;
+    }
+  }
+
+  int64_t parts = 1, members = 1;
+};
+
+// Calls run(task) in `members` threads for each of `count` tasks: first once for all of them.
+template <class F>
+void run_teams(const Runtime& runtime, const Division& division, int64_t count, F&& run) {
+  const bool alone = division.parts * division.members == 1;
+  parallel(alone ? Runtime{1, nullptr} : runtime, count * division.members,
+           [&](int64_t j) { run(j % count); });
+}
+
 // A matrix packed into panels.
 template <class T>
 struct Panels {
@@ -195,6 +231,8 @@ struct Panels {
       return column < columns ? b + column * rows : nullptr;
     });
   }
+
+  const T* panel(int64_t p) const { return data.get() + p * depth * kPanel<T>; }
 
   Buffer<T> data;
   int64_t depth = 0;

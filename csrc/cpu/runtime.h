@@ -85,5 +85,29 @@ class Buffer {
   T* data_ = nullptr;
 };
 
+// Objects that are made one after the other and stay where they are. (Templates of the standard
+// library would leave code of this instruction set for the linker to choose.)
+template <class T>
+class List {
+ public:
+  explicit List(int64_t most) : items_(most) {}
+  List(const List&) = delete;
+  List& operator=(const List&) = delete;
+  ~List() {
+    while (count_ > 0) delete items_[--count_];
+  }
+  template <class... Args>
+  void add(Args&&... args) {
+    items_[count_] = new T(static_cast<Args&&>(args)...);
+    ++count_;
+  }
+  T& operator[](int64_t j) const { return *items_[j]; }
+  int64_t count() const { return count_; }
+
+ private:
+  Buffer<T*> items_;
+  int64_t count_ = 0;
+};
+
 }  // namespace
 }  // namespace fastlstm

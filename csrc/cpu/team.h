@@ -17,17 +17,27 @@ class Team {
  public:
   static constexpr int kMost = 64;  // members
 
-  explicit Team(int64_t steps) : steps_(steps) {}
+  explicit Team(int64_t steps) { begin(steps); }
+
+  // A new sequence of steps, once everybody has gone home from the last.
+  void begin(int64_t steps) {
+    steps_ = steps;
+    step_ = 0;
+    size_ = admitted_ = 1;
+    arrived_ = 0;
+  }
 
   // Calls body(step, member) in every member for every step that the member takes part in. Each
-  // must come to the same calls of share() and meet(), with one meet() between two share().
-  template <class F>
-  void work(F&& body) {
+  // must come to the same calls of share() and meet(), with one meet() between two share(). Once
+  // all have come to the step's end, one calls between(step) while the others wait.
+  template <class F, class Between>
+  void work(F&& body, Between&& between) {
     const int member = __atomic_fetch_add(&arrived_, 1, __ATOMIC_ACQ_REL);
     wait([&] { return member < __atomic_load_n(&admitted_, __ATOMIC_ACQUIRE); });
     while (step_ < steps_) {
       body(step_, member);
       meet([&] {
+        between(step_);
         ++step_;
         size_ = step_ < steps_ ? __atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) : kOver;
       });
@@ -44,6 +54,10 @@ class Team {
   // f(j) for every j in [0, n), divided among the members.
   template <class F>
   void share(int member, int64_t n, F&& f) {
+    if (size_ == 1) {
+      for (int64_t j = 0; j < n; ++j) f(j);
+      return;
+    }
     for (int other = 0; other < size_; ++other) {
       const int owner = (member + other) % size_;
       const int64_t begin = n * owner / size_, count = n * (owner + 1) / size_ - begin;
@@ -55,6 +69,14 @@ class Team {
     }
   }
 
+  // f(begin, end) for ranges that make up [0, n): the whole for one member alone, a few for each
+  // of several.
+  template <class F>
+  void share_ranges(int member, int64_t n, F&& f) {
+    const int64_t ranges = size_ == 1 || n == 0 ? 1 : n < 4 * size_ ? n : 4 * size_;
+    share(member, ranges, [&](int64_t j) { f(n * j / ranges, n * (j + 1) / ranges); });
+  }
+
  private:
   static constexpr int kOver = INT32_MAX;
   static constexpr int kSpins = 2000;
@@ -63,6 +85,7 @@ class Team {
   // lets anyone go on, so a member who is already at the next meeting cannot be miscounted.
   template <class F>
   void meet(F&& between) {
+    if (size_ == 1) return between();
     const uint32_t round = __atomic_load_n(&round_, __ATOMIC_ACQUIRE);
     const int size = size_;
     if (__atomic_add_fetch(&waiting_, 1, __ATOMIC_ACQ_REL) == size) {
@@ -92,8 +115,7 @@ class Team {
     int64_t taken;
   };
 
-  const int64_t steps_;
-  int64_t step_ = 0;
+  int64_t steps_ = 0, step_ = 0;
   int size_ = 1;
   alignas(64) int arrived_ = 0;
   alignas(64) int admitted_ = 1;

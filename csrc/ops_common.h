@@ -19,12 +19,15 @@ namespace fastlstm {
 namespace ops {
 
 using torch::headeronly::ScalarType;
-using torch::stable::contiguous;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+// Asks first: torch's own goes through the dispatcher, microseconds for every tensor of a call.
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
 inline MaybeTensor maybe_contiguous(const MaybeTensor& x) {
-  return x ? MaybeTensor(contiguous(*x)) : std::nullopt;
+  return x ? MaybeTensor(as_contiguous(*x)) : std::nullopt;
 }
 
 inline Tensor empty(std::vector<int64_t> sizes, const Tensor& like,
@@ -77,7 +80,7 @@ struct Inputs {
     STD_TORCH_CHECK(int64_t(weights_.size()) == options.cells() * options.per_cell(),
                     "fastlstm: expected ", options.cells() * options.per_cell(), " weights, got ",
                     weights_.size());
-    for (const Tensor& w : weights_) weights.push_back(contiguous(w));
+    for (const Tensor& w : weights_) weights.push_back(as_contiguous(w));
     Problem& p = problem;
     p.dtype = dtype_of(weights[0]);
     const ScalarType type = input.scalar_type();
@@ -85,7 +88,8 @@ struct Inputs {
                    : type == ScalarType::Int ? InputKind::index32
                                              : InputKind::dense;
     const bool dense = p.input_kind == InputKind::dense;
-    if (dense && input.numel() > 0 && input.stride(input.dim() - 1) != 1) input = contiguous(input);
+    if (dense && input.numel() > 0 && input.stride(input.dim() - 1) != 1)
+      input = as_contiguous(input);
     const bool packed = batch_sizes.has_value();
     STD_TORCH_CHECK(input.dim() == (dense ? 1 : 0) + (packed ? 1 : 2),
                     "fastlstm: input has the wrong number of dimensions");
@@ -190,7 +194,7 @@ ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&&
                       mutable_data(states)};
     run(Forward{p, saved, mutable_data(h_n), mutable_data(c_n)});
   }
-  if (!save) hidden = empty({0, p.rows, wide}, like);
+  if (!save && p.layers > 1) hidden = empty({0, p.rows, wide}, like);
   return {output, h_n, c_n, hidden, gates, states};
 }
 
@@ -223,8 +227,8 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
   check_gradient("grad_c_n", given.grad_c_n, options.cells() * p.batch * p.hidden_size);
   const MaybeTensor dy = maybe_contiguous(given.grad_output), dh = maybe_contiguous(given.grad_h_n),
                     dc = maybe_contiguous(given.grad_c_n);
-  const Tensor y = contiguous(given.output), inner = contiguous(given.hidden),
-               act = contiguous(given.gates), states = contiguous(given.cells);
+  const Tensor y = as_contiguous(given.output), inner = as_contiguous(given.hidden),
+               act = as_contiguous(given.gates), states = as_contiguous(given.cells);
 
   const bool dense = p.input_kind == InputKind::dense;
   auto gradient = [&](bool needed, std::vector<int64_t> sizes) {

@@ -1,6 +1,7 @@
 // The operators' schemas and their CPU side.
 #include "cpu/kernels.h"
 #include "ops_common.h"
+#include "ops_threads.h"
 
 namespace fastlstm {
 
@@ -12,14 +13,6 @@ void throw_out_of_memory(int64_t bytes) {
 namespace {
 
 using namespace ops;
-
-void run_parallel(int64_t n, void* context, void (*fn)(void*, int64_t)) {
-  torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) fn(context, j);
-  });
-}
-
-Runtime runtime() { return {int(torch::stable::get_num_threads()), run_parallel}; }
 
 // Compiled code comes here without the checks in Python.
 void check_indices(const Problem& p) {
@@ -66,7 +59,7 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
 
 // sigmoid and tanh as the kernels compute them, for the tests of their error bounds.
 std::tuple<Tensor, Tensor> activations(Tensor x) {
-  const Tensor from = contiguous(x);
+  const Tensor from = as_contiguous(x);
   Tensor sigmoid = torch::stable::empty_like(from), tanh = torch::stable::empty_like(from);
   instruction_set().kernels[int(dtype_of(from))]->activations(
       from.const_data_ptr(), sigmoid.mutable_data_ptr(), tanh.mutable_data_ptr(), from.numel());

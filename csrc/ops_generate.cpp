@@ -1,30 +1,14 @@
 // The operator that draws text: its schema, its checks and one plain struct for the kernels.
 // Values were checked in Python (fastlstm/generate.py); what is checked again here only keeps a
 // direct call of the operator from reading foreign memory.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <tuple>
-#include <vector>
-
 #include "cpu/kernels.h"
+#include "ops_common.h"
+#include "ops_threads.h"
 
 namespace fastlstm {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::contiguous;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-void run_generate(int64_t n, void* context, void (*fn)(void*, int64_t)) {
-  torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) fn(context, j);
-  });
-}
+using namespace ops;
 
 // Hands out pointers into tensors that it keeps alive, once their sizes are right.
 class Reader {
@@ -34,7 +18,7 @@ class Reader {
   const void* read(const char* name, const Tensor& x, ScalarType type, int64_t elements) {
     STD_TORCH_CHECK(x.scalar_type() == type && x.numel() == elements, "fastlstm: ", name,
                     " must have ", elements, " elements of the right dtype, got ", x.numel());
-    kept_.push_back(contiguous(x));
+    kept_.push_back(as_contiguous(x));
     return kept_.back().const_data_ptr();
   }
   const void* read(const char* name, const MaybeTensor& x, int64_t elements) {
@@ -135,17 +119,13 @@ std::tuple<Tensor, Tensor, Tensor> generate(Tensor prime, MaybeTensor h0, MaybeT
   STD_TORCH_CHECK(temperature == 0 || seed, "fastlstm: drawing needs a seed");
   if (seed) g.seed = static_cast<const int64_t*>(reader.read("seed", *seed, ScalarType::Long, 1));
 
-  auto empty = [&](std::vector<int64_t> sizes, ScalarType type) {
-    return torch::stable::new_empty(table, std::move(sizes), type);
-  };
-  Tensor tokens = empty({length, g.batch}, ScalarType::Long);
-  Tensor h_n = empty({num_layers, g.batch, g.out_size}, computed);
-  Tensor c_n = empty({num_layers, g.batch, hidden_size}, computed);
+  Tensor tokens = empty({length, g.batch}, table, ScalarType::Long);
+  Tensor h_n = empty({num_layers, g.batch, g.out_size}, table, computed);
+  Tensor c_n = empty({num_layers, g.batch, hidden_size}, table, computed);
   g.tokens = static_cast<int64_t*>(tokens.mutable_data_ptr());
   g.h_n = h_n.mutable_data_ptr();
   g.c_n = c_n.mutable_data_ptr();
-  instruction_set().generate->storage[int(g.storage)](
-      g, {int(torch::stable::get_num_threads()), run_generate});
+  instruction_set().generate->storage[int(g.storage)](g, runtime());
   return {tokens, h_n, c_n};
 }
 

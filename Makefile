@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
-CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
+CPP := $(shell find csrc tests/simt tests/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 
 .PHONY: help train test test-floor test-newest shim compile-gate bench-cpu gpu-check lint format build clean
 .DEFAULT_GOAL := help

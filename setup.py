@@ -35,12 +35,12 @@ CUDA_ARCHITECTURES = "7.5;8.0;9.0a;10.0+PTX"
 
 # Flags of the files whose name holds the instruction set's name; other processors build only the
 # baseline, which the compiler vectorises for whatever they have.
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+AVX512.append("-mprefer-vector-width=512")
 INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mfma"],
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
-        "-mprefer-vector-width=512",
-    ],
+    "avx512": AVX512,
+    "avx512dot": [*AVX512, "-mavx512bf16"],
 }
 
 

@@ -7,6 +7,7 @@ our own times, with the ratios beside them in its JSON. The table comes last.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ import torch
 import fastlstm
 from fastlstm.text.model import CharModel, loss_nats
 
+from . import timing
 from .grid import CPU_CASES, KARPATHY, Case
 from .onnx_lstm import runner
-from .timing import interleaved
 
-ROUNDS, QUIET = 7, {"pause": 0.1, "region": 0.03}
+ROUNDS = 7
+interleaved = partial(timing.interleaved, pause=0.1, region=0.03)
 RATES: dict[str, float] = {}  # characters a second of each kind of weights
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 cases = pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
@@ -61,7 +63,7 @@ def test_against_peers(case, kind, training, benchmark, rows, peak):
         if onnx is not None:
             torch.testing.assert_close(onnx(x), ours(x)[0], atol=1e-4, rtol=1e-4)
             candidates["onnx"] = lambda: onnx(x)
-    found = interleaved(candidates, ROUNDS, **QUIET)
+    found = interleaved(candidates, ROUNDS)
     milliseconds = {name: 1e3 * samples.median for name, samples in found.items()}
     ratio = min(x for name, x in milliseconds.items() if name != "ours") / milliseconds["ours"]
     text, least, least_of_peak = target(case, kind, training)
@@ -95,7 +97,7 @@ def test_streaming(batch, benchmark, rows):
     onnx = runner(theirs, torch.get_num_threads())
     if onnx is not None:
         candidates["onnx"] = lambda: onnx(x)
-    samples = interleaved(candidates, ROUNDS, **QUIET)
+    samples = interleaved(candidates, ROUNDS)
     found = {name: 1e3 * s.median for name, s in samples.items()}
     ratio = min(x for name, x in found.items() if name != "ours") / found["ours"]
     row = {

@@ -18,10 +18,11 @@ template <class S>
 class BackwardTask {
  public:
   typedef Acc<S> T;
+  typedef Operand<S> E;
 
   // grad_y: gradient of the layer's (undropped) output, (rows, directions * P), or null.
-  BackwardTask(const Backward& f, const Rows& rows, const S* grad_y, const Panels<T>& hh,
-               const Panels<T>& hr, const Chunk<T>& chunk, int layer, int direction, int64_t begin,
+  BackwardTask(const Backward& f, const Rows& rows, const S* grad_y, const Panels<E>& hh,
+               const Panels<E>& hr, const Chunk<E>& chunk, int layer, int direction, int64_t begin,
                int64_t end)
       : p_(f.problem),
         rows_(rows),
@@ -69,8 +70,11 @@ class BackwardTask {
   }
 
  private:
-  T* dgates(int64_t row) const {
+  E* dgates(int64_t row) const {
     return chunk_.dgates.get() + (row - chunk_.first) * chunk_.gates_wide;
+  }
+  E* projected_dh(int64_t row) const {
+    return chunk_.dh.get() + (row - chunk_.first) * chunk_.dh_wide;
   }
 
   void fill(Buffer<T>& to, int64_t wide, const S* from, int64_t n) const {
@@ -101,16 +105,18 @@ class BackwardTask {
     if (p_.projected) {
       share(p_.out_size, [&](int64_t, int64_t begin, int64_t n) {
         add_grad_y(first, active, begin, n);
-        for (int64_t b = 0; b < active; ++b)
-          memcpy(chunk_.dh.get() + (first - chunk_.first + b) * chunk_.dh_wide + begin,
-                 dh_.get() + b * h_wide_ + begin, size_t(n) * sizeof(T));
+        for (int64_t b = 0; b < active; ++b) {
+          E* to = projected_dh(first + b) + begin;
+          convert(to, dh_.get() + b * h_wide_ + begin, n);
+          for (int64_t j = n; j < packed_depth<E>(n); ++j) to[j] = E{};
+        }
       });
       team_.meet();
     }
     share(units_, [&](int64_t panel, int64_t begin, int64_t n) {
       if (p_.projected)
-        gemm_rows(raw_dh_.get() + begin, c_wide_, dh_.get(), h_wide_, hr_.panel(panel), active,
-                  p_.out_size, n, false);
+        gemm_rows(raw_dh_.get() + begin, c_wide_, projected_dh(first), chunk_.dh_wide,
+                  hr_.panel(panel), active, p_.out_size, n, false);
       else
         add_grad_y(first, active, begin, n);
       const int64_t before = direction_ == 0 ? t - 1 : t + 1;
@@ -145,17 +151,17 @@ class BackwardTask {
                 int64_t end) const {
     const S* gates = gates_ + row * 4 * units_;
     const T* c = cells_ + row * units_;
-    T* out = dgates(row);
+    E* out = dgates(row);
     for (int64_t unit = begin; unit < end; unit += kWidth<T>) {
       const int n = int(min_of(kWidth<T>, end - unit));
       const CellBackward<Vec<T>> d = cell_backward<Math<T>>(
           load_part(gates + unit, n), load_part(gates + units_ + unit, n),
           load_part(gates + 2 * units_ + unit, n), load_part(gates + 3 * units_ + unit, n),
           load_part(c_prev + unit, n), load_part(c + unit, n), load(dh + unit), load(dc + unit));
-      store_part<T>(out + unit, d.a_i, n);
-      store_part<T>(out + units_ + unit, d.a_f, n);
-      store_part<T>(out + 2 * units_ + unit, d.a_g, n);
-      store_part<T>(out + 3 * units_ + unit, d.a_o, n);
+      store_part<E>(out + unit, d.a_i, n);
+      store_part<E>(out + units_ + unit, d.a_f, n);
+      store_part<E>(out + 2 * units_ + unit, d.a_g, n);
+      store_part<E>(out + 3 * units_ + unit, d.a_o, n);
       store(dc + unit, d.c_prev);
     }
   }
@@ -164,8 +170,8 @@ class BackwardTask {
   Team team_{0};
   int64_t last_step_ = 0;
   const Rows& rows_;
-  const Panels<T>&hh_, &hr_;
-  const Chunk<T>& chunk_;
+  const Panels<E>&hh_, &hr_;
+  const Chunk<E>& chunk_;
   const int direction_;
   const int64_t begin_, end_, units_, h_wide_, c_wide_;
   const S *gates_, *grad_y_;
@@ -179,6 +185,7 @@ template <class S>
 class InputGrad {
  public:
   typedef Acc<S> T;
+  typedef Operand<S> E;
 
   InputGrad(const Problem& p, const Runtime& runtime, const Rows& rows, int layer, S* to)
       : p_(p),
@@ -198,7 +205,7 @@ class InputGrad {
     }
   }
 
-  void add(const Chunk<T>& chunk, int direction) {
+  void add(const Chunk<E>& chunk, int direction) {
     if (to_ == nullptr) return;
     for_blocks(chunk.rows, [&](int64_t first, int64_t count) {
       Buffer<T> own(both_.get() ? 0 : count * wide_);
@@ -238,13 +245,13 @@ class InputGrad {
   const Dropout<T> dropout_;
   const int64_t width_, wide_;
   S* to_;
-  Panels<T> ih_[2];
+  Panels<E> ih_[2];
   Buffer<T> both_;
 };
 
 // Sets the chunk of each direction to its rows of steps [first, last); returns the larger number.
-template <class T>
-int64_t set_chunk(const Rows& rows, Chunk<T>* chunk, const Problem& p, int64_t first,
+template <class E>
+int64_t set_chunk(const Rows& rows, Chunk<E>* chunk, const Problem& p, int64_t first,
                   int64_t last) {
   int64_t largest = 0;
   for (int d = 0; d < p.directions; ++d) {
@@ -262,12 +269,12 @@ constexpr int64_t kChunkBytes = 8 << 20, kChunkLeastRows = 256;
 template <class S>
 void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows, int layer,
                     const S* grad_y, S* grad_x) {
-  typedef Acc<S> T;
+  typedef Operand<S> E;
   const Problem& p = f.problem;
   const LayerInput<S> input(p, f.saved, rows, layer);
-  Panels<T> hh[2], hr[2];
-  Chunk<T> chunk[2];
-  const int64_t row_bytes = spread<T>(4 * p.hidden_size) * int64_t(sizeof(T));
+  Panels<E> hh[2], hr[2];
+  Chunk<E> chunk[2];
+  const int64_t row_bytes = spread<E>(4 * p.hidden_size) * int64_t(sizeof(E));
   const int64_t most = max_of(kChunkLeastRows, kChunkBytes / row_bytes);
   List<WeightGrads<S>> weights(p.directions);
   for (int d = 0; d < p.directions; ++d) {

@@ -16,15 +16,24 @@ FASTLSTM_DECLARE(baseline)
 #if defined(__x86_64__)
 FASTLSTM_DECLARE(avx2)
 FASTLSTM_DECLARE(avx512)
+extern const Kernels k_avx512dot_bf16;
+#endif
+
+#if defined(__x86_64__)
+static bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
 #endif
 
 const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-    {"avx512", FASTLSTM_TABLES(avx512),
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     }},
+    // As avx512, but bfloat16 is multiplied as it stands, two at a time.
+    {"avx512_bf16",
+     {&k_avx512_f32, &k_avx512_f64, &k_avx512dot_bf16, &k_avx512_f16},
+     &k_avx512_generate,
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {"avx512", FASTLSTM_TABLES(avx512), has_avx512},
     {"avx2", FASTLSTM_TABLES(avx2),
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif

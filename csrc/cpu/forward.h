@@ -31,6 +31,7 @@ FASTLSTM_INLINE bool runs_direct(const Problem& p) { return !p.projected && p.ro
 template <class S>
 struct ForwardCell {
   typedef Acc<S> T;
+  typedef Operand<S> E;
 
   ForwardCell(const Problem& p, const Runtime& runtime, const CellWeights& w, int64_t input_width,
               InputKind kind) {
@@ -49,7 +50,7 @@ struct ForwardCell {
         bias[panel * kPanel<T> + j] =
             row < 0 || b_ih == nullptr ? T(0) : to_acc(b_ih[row]) + to_acc(b_hh[row]);
       }
-    auto pack = [&](Panels<T>& to, const void* from, int64_t depth) {
+    auto pack = [&](Panels<E>& to, const void* from, int64_t depth) {
       to.pack_columns(runtime, panels, depth, [=](int64_t panel, int j) {
         const int64_t row = gate_row(panel, j);
         return row < 0 ? nullptr : static_cast<const S*>(from) + row * depth;
@@ -87,7 +88,7 @@ struct ForwardCell {
         }
   }
 
-  Panels<T> ih, hh, hr;
+  Panels<E> ih, hh, hr;
   Buffer<T> bias, table;
   bool direct = false;
   const S *w_ih = nullptr, *w_hh = nullptr;
@@ -98,6 +99,7 @@ template <class S>
 class ForwardTask {
  public:
   typedef Acc<S> T;
+  typedef Operand<S> E;
 
   ForwardTask(const Forward& f, const Runtime& runtime, const Rows& rows,
               const LayerInput<S>& input, const ForwardCell<S>& cell, int layer, int direction,
@@ -114,8 +116,8 @@ class ForwardTask {
         end_(end),
         units_(p_.hidden_size),
         gates_wide_(4 * padded<T>(units_)),
-        x_wide_(spread<T>(input.width)),
-        h_wide_(spread<T>(max_of(units_, p_.out_size))) {
+        x_wide_(spread<E>(input.width)),
+        h_wide_(spread<E>(max_of(units_, p_.out_size))) {
     const int64_t index = int64_t(layer) * p_.directions + direction;
     const int64_t batch = end - begin;
     h0_ = cell_part<S>(p_.h0, index, p_.batch * p_.out_size);
@@ -129,14 +131,17 @@ class ForwardTask {
                                 : static_cast<S*>(f.saved.hidden) + layer * p_.rows * y_wide_;
     y_ += direction * p_.out_size;
 
-    for (Buffer<T>& h : h_) h.reset(batch * h_wide_);
+    for (Buffer<E>& h : h_) h.reset(batch * h_wide_);
     c_.reset(batch * padded<T>(units_));
     for (int64_t b = 0; b < batch; ++b) {
       T* c = c_.get() + b * padded<T>(units_);
       for (int64_t j = 0; j < padded<T>(units_); ++j) c[j] = 0;
       if (c0) convert(c, c0 + (begin + b) * units_, units_);
     }
-    if (p_.projected) raw_h_.reset(batch * h_wide_);
+    if (p_.projected) {
+      raw_h_.reset(batch * h_wide_);
+      projected_.reset(batch * h_wide_);
+    }
     const int64_t most = max_of(kAheadRows, batch);
     start_.reset(most);
     ahead_row_.reset(most);
@@ -160,8 +165,8 @@ class ForwardTask {
   // Before step s: the states of the sequences that begin with it, and the rows to project.
   void enter(int64_t s) {
     for (; entered_ < count(s); ++entered_) {
-      T* h = h_[0].get() + entered_ * h_wide_;
-      for (int64_t j = 0; j < h_wide_; ++j) h[j] = 0;
+      E* h = h_[0].get() + entered_ * h_wide_;
+      memset(h, 0, size_t(h_wide_) * sizeof(E));
       if (h0_) convert(h, h0_ + (begin_ + entered_) * p_.out_size, p_.out_size);
     }
     projects_ = count(s) > 0 && row_ == ahead_rows_;
@@ -178,12 +183,10 @@ class ForwardTask {
   // After step s: its h is the next step's, and the states of the sequences that end with it.
   void leave(int64_t s) {
     const int64_t active = count(s);
-    Buffer<T>::swap(h_[0], h_[1]);
+    Buffer<E>::swap(h_[0], h_[1]);
     for (int64_t b = count(s + 1); b < active; ++b) {
-      const T *h = h_[0].get() + b * h_wide_, *c = c_.get() + b * padded<T>(units_);
-      S *h_n = h_n_ + (begin_ + b) * p_.out_size, *c_n = c_n_ + (begin_ + b) * units_;
-      for (int64_t j = 0; j < p_.out_size; ++j) from_acc(h[j], h_n[j]);
-      for (int64_t j = 0; j < units_; ++j) from_acc(c[j], c_n[j]);
+      convert(h_n_ + (begin_ + b) * p_.out_size, h_[0].get() + b * h_wide_, p_.out_size);
+      convert(c_n_ + (begin_ + b) * units_, c_.get() + b * padded<T>(units_), units_);
     }
     row_ += active;
     enter(s + 1);
@@ -196,7 +199,9 @@ class ForwardTask {
       for (int64_t n = first; n < last; ++n) {
         T* own = ahead_.get() ? ahead_.get() + n * gates_wide_ : nullptr;
         if (dense) {
-          input_.load(x_.get() + n * x_wide_, ahead_row_[n], 0, input_.width);
+          E* x = x_.get() + n * x_wide_;
+          input_.load(x, ahead_row_[n], 0, input_.width);
+          for (int64_t k = input_.width; k < packed_depth<E>(input_.width); ++k) x[k] = E{};
           memcpy(own, cell_.bias.get(), size_t(gates_wide_) * sizeof(T));
         } else if (own) {
           cell_.gather(own, input_.index(ahead_row_[n]), units_);
@@ -242,15 +247,15 @@ class ForwardTask {
     // Few rows: several gates at once, for enough independent sums to fill the FMA pipeline.
     constexpr int G = M * 4 <= kTileRows ? 4 : M * 2 <= kTileRows ? 2 : 1;
     alignas(64) T pre[4][M][kPanel<T>];
-    const int64_t depth = cell_.hh.depth, panel = depth * kPanel<T>;
+    const int64_t panel = cell_.hh.stored * kPanel<T>;
     for (int g = 0; g < 4; g += G) {
       Tile<T, G, M> acc;
       for (int j = 0; j < G; ++j)
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < kPanelVecs; ++v)
             acc[j][m][v] = load(start[m] + (block * 4 + g + j) * kPanel<T> + v * kWidth<T>);
-      tile_fma<T, G, M, false>(h_[0].get() + b * h_wide_, h_wide_,
-                               cell_.hh.data.get() + (block * 4 + g) * panel, panel, depth, acc);
+      tile_fma<E, G, M, false>(h_[0].get() + b * h_wide_, h_wide_, cell_.hh.panel(block * 4 + g),
+                               panel, cell_.hh.depth, acc);
       for (int j = 0; j < G; ++j)
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < kPanelVecs; ++v) store(&pre[g + j][m][v * kWidth<T>], acc[j][m][v]);
@@ -304,10 +309,10 @@ class ForwardTask {
                                   load(&pre[3][m][at]), load(c));
         store(c, out.c);
         if (p_.projected) {
-          store(raw_h_.get() + (b + m) * h_wide_ + unit, out.h);
+          store_as<E>(raw_h_.get() + (b + m) * h_wide_ + unit, out.h);
         } else {
           // The recurrence sees h as the output holds it: rounded to the storage type.
-          store(h_[1].get() + (b + m) * h_wide_ + unit, round_to<S>(out.h));
+          store_as<E>(h_[1].get() + (b + m) * h_wide_ + unit, round_to<S>(out.h));
           store_part<S>(y_ + row * y_wide_ + unit, out.h, n);
         }
         if (gates_) {
@@ -327,15 +332,15 @@ class ForwardTask {
     team_.meet();
     team_.share_ranges(member, panels_of<T>(p_.out_size), [&](int64_t first, int64_t last) {
       const int64_t begin = first * kPanel<T>, n = min_of(p_.out_size, last * kPanel<T>) - begin;
-      gemm_rows(h_[1].get() + begin, h_wide_, raw_h_.get(), h_wide_, cell_.hr.panel(first), active,
-                units_, n, false);
+      gemm_rows(projected_.get() + begin, h_wide_, raw_h_.get(), h_wide_, cell_.hr.panel(first),
+                active, units_, n, false);
       for (int64_t b = 0; b < active; ++b) {
-        T* h = h_[1].get() + b * h_wide_ + begin;
+        E* h = h_[1].get() + b * h_wide_ + begin;
         S* y = y_ + rows_.at(t, begin_ + b) * y_wide_ + begin;
-        for (int64_t j = 0; j < n; ++j) {
-          from_acc(h[j], y[j]);
-          h[j] = to_acc(y[j]);
-        }
+        convert(y, projected_.get() + b * h_wide_ + begin, n);
+        convert(h, y, n);
+        if (last == panels_of<T>(p_.out_size))
+          for (int64_t j = n; j < packed_depth<E>(n); ++j) h[j] = E{};
       }
     });
   }
@@ -352,8 +357,9 @@ class ForwardTask {
   const S* h0_;
   S *h_n_, *c_n_, *gates_, *y_;
   T* cells_;
-  Buffer<T> h_[2];  // h before and after the step
-  Buffer<T> c_, raw_h_, x_, ahead_;
+  Buffer<E> h_[2];  // h before and after the step
+  Buffer<E> raw_h_, x_;
+  Buffer<T> c_, projected_, ahead_;
   Buffer<const T*> start_;
   Buffer<int64_t> ahead_row_;
   // Sequences that have begun; rows ahead, the first of them that the step reads, and whether it

@@ -1,6 +1,7 @@
 // The matrix products of the CPU kernels: one register tile over packed weights.
 //
-// B (K x N) is packed once into panels of kPanel columns, [panel][k][kPanel], zero-padded. A tile
+// B (K x N) is packed once into panels of kPanel columns, [panel][k][kPanel], zero-padded; with
+// operands in pairs (vec.h) [panel][k / 2][kPanel][2], and every depth rounded up to even. A tile
 // of up to kTileRows rows times one panel stays in registers for the whole K loop: per k it loads
 // kPanelVecs vectors of B and broadcasts one element of A a row. Rows are split evenly (50 rows
 // are not eight sixes and a two), for a thin tile cannot hide the latency of the FMAs.
@@ -39,23 +40,34 @@ FASTLSTM_INLINE int64_t padded(int64_t n) {
 template <class T, int G, int M>
 using Tile = Vec<T>[G][M][kPanelVecs];
 
+// Where element k of column (or, in a sliver, row) j of `wide` stands in what was packed.
+template <class E>
+FASTLSTM_INLINE int64_t packed_at(int64_t k, int64_t j, int64_t wide) {
+  return (k / kPair<E> * wide + j) * kPair<E> + k % kPair<E>;
+}
+template <class E>
+FASTLSTM_INLINE int64_t packed_depth(int64_t depth) {
+  return ceil_div(depth, kPair<E>) * kPair<E>;
+}
+
 // acc[g][m] += sum over k of a[m, k] * b_g[k], for G neighbouring panels of B. A element (m, k)
-// is at m * lda + k, or, in a sliver packed for the purpose, at k * kTileRows + m.
-template <class T, int G, int M, bool kSliver>
-FASTLSTM_INLINE void tile_fma(const T* a, int64_t lda, const T* b, int64_t panel_stride,
-                              int64_t depth, Tile<T, G, M>& acc) {
-  for (int64_t k = 0; k < depth; ++k) {
+// is at m * lda + k, or, in a sliver packed for the purpose, at packed_at(k, m, kTileRows).
+template <class E, int G, int M, bool kSliver>
+FASTLSTM_INLINE void tile_fma(const E* a, int64_t lda, const E* b, int64_t panel_stride,
+                              int64_t depth, Tile<Acc<E>, G, M>& acc) {
+  typedef Acc<E> T;
+  for (int64_t k = 0; k < depth; k += kPair<E>) {
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      Vec<T> cols[kPanelVecs];
+      Vec<Word<E>> cols[kPanelVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVecs; ++v)
-        cols[v] = load(b + g * panel_stride + k * kPanel<T> + v * kWidth<T>);
+        cols[v] = load_words(b + g * panel_stride + k * kPanel<T> + v * kPair<E> * kWidth<T>);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        const T x = kSliver ? a[k * kTileRows + m] : a[m * lda + k];
+        const Word<E> x = load_word(a + (kSliver ? k * kTileRows + m * kPair<E> : m * lda + k));
 #pragma GCC unroll 4
-        for (int v = 0; v < kPanelVecs; ++v) acc[g][m][v] += cols[v] * x;
+        for (int v = 0; v < kPanelVecs; ++v) acc[g][m][v] = multiply_add(acc[g][m][v], cols[v], x);
       }
     }
   }
@@ -87,8 +99,8 @@ FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
 
 // out[r][m] += the product of row r of W (R rows in memory, w_stride apart) with x[m], M rows.
 template <class S, int R, int M>
-FASTLSTM_INLINE void row_products(Acc<S> (*out)[M], const S* w, int64_t w_stride, const Acc<S>* x,
-                                  int64_t ldx, int64_t depth) {
+FASTLSTM_INLINE void row_products(Acc<S> (*out)[M], const S* w, int64_t w_stride,
+                                  const Operand<S>* x, int64_t ldx, int64_t depth) {
   typedef Acc<S> T;
   Vec<T> acc[R][M] = {};
   auto add = [&](auto&& load_w, auto&& load_x) {
@@ -104,11 +116,12 @@ FASTLSTM_INLINE void row_products(Acc<S> (*out)[M], const S* w, int64_t w_stride
   };
   int64_t k = 0;
   for (; k + kWidth<T> <= depth; k += kWidth<T>)
-    add([=](const S* p) { return load_as(p + k); }, [=](const T* p) { return load(p + k); });
+    add([=](const S* p) { return load_as(p + k); },
+        [=](const Operand<S>* p) { return load_as(p + k); });
   const int rest = int(depth - k);
   if (rest)
     add([=](const S* p) { return load_part(p + k, rest); },
-        [=](const T* p) { return load_part(p + k, rest); });
+        [=](const Operand<S>* p) { return load_part(p + k, rest); });
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) {
       T sum = 0;
@@ -119,19 +132,21 @@ FASTLSTM_INLINE void row_products(Acc<S> (*out)[M], const S* w, int64_t w_stride
 
 // C (rows x n, ldc) = A (rows x depth, lda) * panels, for panels [0, ceil(n / kPanel)). C is
 // padded to whole panels: its row holds padded(n) elements. With `add` the product is added.
-template <class T>
-void gemm_rows(T* c, int64_t ldc, const T* a, int64_t lda, const T* panels, int64_t rows,
+template <class E>
+void gemm_rows(Acc<E>* c, int64_t ldc, const E* a, int64_t lda, const E* panels, int64_t rows,
                int64_t depth, int64_t n, bool add) {
+  typedef Acc<E> T;
+  const int64_t panel_depth = packed_depth<E>(depth);
   // A's rows of one chunk of K stay in the second-level cache while the panels pass.
   for (int64_t k0 = 0; k0 < depth; k0 += kChunkK) {
     const int64_t chunk = min_of(kChunkK, depth - k0);
     const bool accumulate = add || k0 > 0;
     for (int64_t p = 0; p < panels_of<T>(n); ++p) {
-      const T* panel = panels + (p * depth + k0) * kPanel<T>;
+      const E* panel = panels + (p * panel_depth + k0) * kPanel<T>;
       for_row_blocks(rows, [&](auto block, int64_t row) {
         constexpr int M = decltype(block)::value;
         Tile<T, 1, M> acc = {};
-        tile_fma<T, 1, M, false>(a + row * lda + k0, lda, panel, 0, chunk, acc);
+        tile_fma<E, 1, M, false>(a + row * lda + k0, lda, panel, 0, chunk, acc);
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < kPanelVecs; ++v) {
             T* to = c + (row + m) * ldc + p * kPanel<T> + v * kWidth<T>;
@@ -145,14 +160,16 @@ void gemm_rows(T* c, int64_t ldc, const T* a, int64_t lda, const T* panels, int6
 // C (m x n, ldc, padded to whole tiles) += A^T B over `depth` rows: A packed in slivers
 // [sliver][k][kTileRows], B in panels [panel][k][kPanel]. The sum over this depth is made in
 // registers from zero, so a long sum is one of partial sums.
-template <class T>
-void gemm_slivers(T* c, int64_t ldc, const T* slivers, const T* panels, int64_t m, int64_t n,
+template <class E>
+void gemm_slivers(Acc<E>* c, int64_t ldc, const E* slivers, const E* panels, int64_t m, int64_t n,
                   int64_t depth) {
+  typedef Acc<E> T;
+  const int64_t deep = packed_depth<E>(depth);
   for (int64_t s = 0; s < ceil_div(m, kTileRows); ++s)
     for (int64_t p = 0; p < panels_of<T>(n); ++p) {
       Tile<T, 1, kTileRows> acc = {};
-      tile_fma<T, 1, kTileRows, true>(slivers + s * depth * kTileRows, 0,
-                                      panels + p * depth * kPanel<T>, 0, depth, acc);
+      tile_fma<E, 1, kTileRows, true>(slivers + s * deep * kTileRows, 0,
+                                      panels + p * deep * kPanel<T>, 0, depth, acc);
       for (int i = 0; i < kTileRows; ++i)
         for (int v = 0; v < kPanelVecs; ++v) {
           T* to = c + (s * kTileRows + i) * ldc + p * kPanel<T> + v * kWidth<T>;

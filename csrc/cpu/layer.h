@@ -56,12 +56,13 @@ struct Dropout {
 
   bool active() const { return threshold > 0; }
   // Columns [first, first + n) of row (t, b) of the layer's output (directions side by side).
-  void apply(T* values, int64_t t, int64_t b, int64_t first, int64_t n) const {
+  template <class E>
+  void apply(E* values, int64_t t, int64_t b, int64_t first, int64_t n) const {
     const uint32_t rows[2] = {dropout_row(key[0], t, b), dropout_row(key[1], t, b)};
     for (int64_t j = 0; j < n; ++j) {
       const int d = first + j >= width;
       const bool keep = dropout_keeps(rows[d], first + j - d * width, threshold);
-      values[j] = keep ? values[j] * scale : T(0);
+      from_acc(keep ? to_acc(values[j]) * scale : T(0), values[j]);
     }
   }
 
@@ -71,7 +72,7 @@ struct Dropout {
   uint32_t key[2] = {0, 0};
 };
 
-// The input of one layer, converted to the accumulation type, with the lower layer's dropout.
+// The input of one layer, converted to what is multiplied, with the lower layer's dropout.
 template <class S>
 class LayerInput {
  public:
@@ -96,7 +97,7 @@ class LayerInput {
   }
 
   // Columns [first, first + n) of a row.
-  void load(T* to, int64_t row, int64_t first, int64_t n) const {
+  void load(Operand<S>* to, int64_t row, int64_t first, int64_t n) const {
     convert(to, static_cast<const S*>(base_) + offset(row) + first, n);
     if (dropout_.active()) dropout_.apply(to, rows_.t(row), rows_.b(row), first, n);
   }
@@ -185,26 +186,30 @@ void run_teams(const Runtime& runtime, const Division& division, int64_t count, 
            [&](int64_t j) { run(j % count); });
 }
 
-// A matrix packed into panels.
-template <class T>
+// A matrix packed into panels of operands E.
+template <class E>
 struct Panels {
+  typedef Acc<E> T;
+
   // B's columns are rows in memory: `column(panel, j)` is where the panel's column j begins, or
   // null in the padding.
   template <class Column>
   void pack_columns(const Runtime& runtime, int64_t count, int64_t rows, Column&& column) {
     // So many k at a time: a cache line of each column, and the lines that they go to, stay near.
     constexpr int64_t kBlock = 16;
-    for_panels(runtime, count, rows, [&](T* panel, int64_t p) {
-      for (int64_t first = 0; first < depth; first += kBlock) {
-        const int64_t n = min_of(kBlock, depth - first);
+    for_panels(runtime, count, rows, [&](E* panel, int64_t p) {
+      for (int64_t first = 0; first < stored; first += kBlock) {
+        const int64_t n = min_of(kBlock, depth - first), last = min_of(kBlock, stored - first);
         for (int j = 0; j < kPanel<T>; ++j) {
-          T* to = panel + first * kPanel<T> + j;
+          E* to = panel + first * kPanel<T>;
           const auto* from = column(p, j);
           if (from && n == kBlock)
-            for (int64_t k = 0; k < kBlock; ++k) to[k * kPanel<T>] = to_acc(from[first + k]);
+            for (int64_t k = 0; k < kBlock; ++k)
+              from_acc(to_acc(from[first + k]), to[packed_at<E>(k, j, kPanel<T>)]);
           else
-            for (int64_t k = 0; k < n; ++k)
-              to[k * kPanel<T>] = from ? to_acc(from[first + k]) : T(0);
+            for (int64_t k = 0; k < last; ++k)
+              from_acc(from && k < n ? to_acc(from[first + k]) : T(0),
+                       to[packed_at<E>(k, j, kPanel<T>)]);
         }
       }
     });
@@ -212,15 +217,18 @@ struct Panels {
   // B (rows x columns, row-major), as it stands.
   template <class S>
   void pack_plain(const Runtime& runtime, const S* b, int64_t rows, int64_t columns) {
-    for_panels(runtime, panels_of<T>(columns), rows, [&](T* panel, int64_t p) {
-      const int n = int(min_of(kPanel<T>, columns - p * kPanel<T>));
-      for (int64_t k = 0; k < depth; ++k)
-        for (int v = 0; v < kPanelVecs; ++v) {
-          const int first = v * kWidth<T>;
-          store(
-              panel + k * kPanel<T> + first,
-              n > first ? load_part(b + k * columns + p * kPanel<T> + first, n - first) : Vec<T>{});
-        }
+    for_panels(runtime, panels_of<T>(columns), rows, [&](E* panel, int64_t p) {
+      const int64_t first = p * kPanel<T>, n = min_of(kPanel<T>, columns - first);
+      for (int64_t k = 0; k < stored; ++k) {
+        const S* row = b + k * columns + first;
+        if (n == kPanel<T> && k < depth)
+          for (int64_t j = 0; j < kPanel<T>; ++j)
+            from_acc(to_acc(row[j]), panel[packed_at<E>(k, j, kPanel<T>)]);
+        else
+          for (int64_t j = 0; j < kPanel<T>; ++j)
+            from_acc(j < n && k < depth ? to_acc(row[j]) : T(0),
+                     panel[packed_at<E>(k, j, kPanel<T>)]);
+      }
     });
   }
   // The transpose of B (columns x rows, row-major).
@@ -232,20 +240,21 @@ struct Panels {
     });
   }
 
-  const T* panel(int64_t p) const { return data.get() + p * depth * kPanel<T>; }
+  const E* panel(int64_t p) const { return data.get() + p * stored * kPanel<T>; }
 
-  Buffer<T> data;
-  int64_t depth = 0;
+  Buffer<E> data;
+  int64_t depth = 0, stored = 0;  // stored: rounded up to whole words
 
  private:
   template <class F>
   void for_panels(const Runtime& runtime, int64_t count, int64_t rows, F&& f) {
     depth = rows;
-    data.reset(count * depth * kPanel<T>);
+    stored = packed_depth<E>(depth);
+    data.reset(count * stored * kPanel<T>);
     const int64_t tasks = min_of(count, 4 * runtime.threads);
     parallel_if_worth(runtime, 4 * count * depth * kPanel<T>, tasks, [&](int64_t task) {
       for (int64_t p = count * task / tasks; p < count * (task + 1) / tasks; ++p)
-        f(data.get() + p * depth * kPanel<T>, p);
+        f(data.get() + p * stored * kPanel<T>, p);
     });
   }
 };

@@ -10,6 +10,9 @@
 
 #include "../cell.h"
 #include "../dropout.h"
+#ifdef __AVX512BF16__
+#include "dot_pairs.h"
+#endif
 
 #ifndef FASTLSTM_VEC_BYTES
 #error "FASTLSTM_VEC_BYTES is set by the file that includes this one"
@@ -177,10 +180,66 @@ FASTLSTM_INLINE Vec<Acc<S>> round_to(Vec<Acc<S>> v) {
   return load_as(lanes);
 }
 
-// n elements converted from S to the accumulation type.
+// n elements converted from one type to another.
+template <class To, class From>
+FASTLSTM_INLINE void convert(To* to, const From* from, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) from_acc(to_acc(from[j]), to[j]);
+}
+
+// What the matrix products multiply: elements of the accumulation type, or, where the processor
+// has an instruction for it, pairs of bfloat16 that are neighbours in K.
 template <class S>
-FASTLSTM_INLINE void convert(Acc<S>* to, const S* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) to[j] = to_acc(from[j]);
+struct OperandOf {
+  typedef Acc<S> E;
+};
+#if FASTLSTM_BF16_PAIRS
+template <>
+struct OperandOf<BFloat16> {
+  typedef BFloat16 E;
+};
+#endif
+template <class S>
+using Operand = typename OperandOf<S>::E;
+
+// A lane's operand: a Word holds kPair<E> neighbours of K.
+template <class E>
+struct WordOf {
+  typedef E W;
+};
+template <>
+struct WordOf<BFloat16> {
+  typedef int32_t W;
+};
+template <class E>
+using Word = typename WordOf<E>::W;
+template <class E>
+constexpr int kPair = int(sizeof(Word<E>) / sizeof(E));
+
+template <class E>
+FASTLSTM_INLINE Word<E> load_word(const E* p) {
+  Word<E> w;
+  __builtin_memcpy(&w, p, sizeof w);
+  return w;
+}
+
+template <class E>
+FASTLSTM_INLINE Vec<Word<E>> load_words(const E* p) {
+  Vec<Word<E>> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// sum + a * b, b the same in every lane.
+FASTLSTM_INLINE VecF multiply_add(VecF sum, VecF a, float b) { return sum + a * b; }
+FASTLSTM_INLINE VecD multiply_add(VecD sum, VecD a, double b) { return sum + a * b; }
+FASTLSTM_INLINE VecF multiply_add(VecF sum, VecFi a, int32_t b) {
+#ifdef __AVX512BF16__
+  return bit_cast<VecF>(dot_pairs(bit_cast<__m512>(sum), bit_cast<__m512i>(a), b));
+#else  // the same sums from other instructions
+  const VecFi x = VecFi{} + b, high = VecFi{} + int32_t(0xffff0000U);
+  sum += bit_cast<VecF>(a << 16) * bit_cast<VecF>(x << 16);
+  return sum + bit_cast<VecF>(a & high) * bit_cast<VecF>(x & high);
+#endif
 }
 
 // exp, sigmoid and tanh on vectors. Coefficients and range reduction are those of Cephes

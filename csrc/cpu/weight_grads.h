@@ -17,24 +17,37 @@ constexpr int64_t kTileColumns = 64;  // of dgates, in a task that sums rows
 
 // What the pass back through time leaves of a chunk of rows: gradients of the pre-activations and,
 // with a projection, of h. Rows are padded so that they spread over cache sets.
-template <class T>
+template <class E>
 struct Chunk {
   void reset(const Problem& p, int64_t most_rows) {
-    gates_wide = spread<T>(4 * p.hidden_size);
+    gates_wide = spread<E>(4 * p.hidden_size);
     dgates.reset(most_rows * gates_wide);
     if (p.projected) {
-      dh_wide = spread<T>(p.out_size);
+      dh_wide = spread<E>(p.out_size);
       dh.reset(most_rows * dh_wide);
     }
   }
-  Buffer<T> dgates, dh;
+  Buffer<E> dgates, dh;
   int64_t gates_wide = 0, dh_wide = 0;
   int64_t first = 0, rows = 0;  // which rows of the problem
 };
 
+// Puts n elements of kPair<E> rows into words.
+template <class E>
+FASTLSTM_INLINE void interleave(E* to, const E* const* rows, int64_t n) {
+  if constexpr (kPair<E> == 1) {
+    memcpy(to, rows[0], size_t(n) * sizeof(E));
+  } else {
+    for (int64_t j = 0; j < n; ++j)
+      for (int q = 0; q < kPair<E>; ++q) to[j * kPair<E> + q] = rows[q][j];
+  }
+}
+
 // A sum of products A^T B over rows: m x n, padded to whole tiles of registers.
-template <class T>
+template <class E>
 struct Sum {
+  typedef Acc<E> T;
+
   void reset(int64_t rows, int64_t columns) {
     m = rows;
     n = columns;
@@ -48,27 +61,40 @@ struct Sum {
 
   // Adds the rows of A (row r at a + r * a_wide) times those of B: load_b(to, r, column, count).
   template <class LoadB>
-  void add(int64_t tile, const T* a, int64_t a_wide, int64_t rows, LoadB&& load_b) const {
+  void add(int64_t tile, const E* a, int64_t a_wide, int64_t rows, LoadB&& load_b) const {
     const int64_t m0 = tile / across() * kTileM, n0 = tile % across() * kTileN;
     const int64_t own_m = min_of(kTileM, m - m0), own_n = min_of(kTileN, n - n0);
-    const int64_t full = own_m / kTileRows, part = own_m % kTileRows;
-    const int64_t panels = panels_of<T>(own_n);
-    Buffer<T> slivers(ceil_div(own_m, kTileRows) * kTileRows * kSliceRows);
-    Buffer<T> b(panels * kPanel<T> * kSliceRows), row(panels * kPanel<T>);
-    for (int64_t j = 0; j < panels * kPanel<T>; ++j) row[j] = 0;
+    const int64_t all_slivers = ceil_div(own_m, kTileRows), wide_b = padded<T>(own_n);
+    Buffer<E> slivers(all_slivers * kTileRows * kSliceRows), b(wide_b * kSliceRows);
+    // Rows of both as they stand, with zeros behind them; a pair's second may be all zeros.
+    Buffer<E> row_b(kPair<E> * wide_b), row_a(kPair<E> * all_slivers * kTileRows);
+    memset(row_b.get(), 0, size_t(kPair<E> * wide_b) * sizeof(E));
+    memset(row_a.get(), 0, size_t(kPair<E> * all_slivers * kTileRows) * sizeof(E));
     for (int64_t first = 0; first < rows; first += kSliceRows) {
-      const int64_t depth = min_of(kSliceRows, rows - first);
-      for (int64_t k = 0; k < depth; ++k) {
-        const T* from = a + (first + k) * a_wide + m0;
-        T* to = slivers.get() + k * kTileRows;
-        for (int64_t s = 0; s < full; ++s)
-          memcpy(to + s * depth * kTileRows, from + s * kTileRows, kTileRows * sizeof(T));
-        for (int64_t i = 0; part && i < kTileRows; ++i)
-          to[full * depth * kTileRows + i] = i < part ? from[full * kTileRows + i] : T(0);
-        load_b(row.get(), first + k, n0, own_n);
-        for (int64_t p = 0; p < panels; ++p)
-          memcpy(b.get() + (p * depth + k) * kPanel<T>, row.get() + p * kPanel<T>,
-                 kPanel<T> * sizeof(T));
+      const int64_t depth = min_of(kSliceRows, rows - first), deep = packed_depth<E>(depth);
+      for (int64_t k = 0; k < deep; k += kPair<E>) {
+        const E *from_a[kPair<E>], *from_b[kPair<E>];
+        for (int q = 0; q < kPair<E>; ++q) {
+          E *own_a = row_a.get() + q * all_slivers * kTileRows, *own_b = row_b.get() + q * wide_b;
+          from_a[q] = own_a;
+          from_b[q] = own_b;
+          if (k + q < depth) {
+            memcpy(own_a, a + (first + k + q) * a_wide + m0, size_t(own_m) * sizeof(E));
+            load_b(own_b, first + k + q, n0, own_n);
+          } else {
+            memset(own_a, 0, size_t(own_m) * sizeof(E));
+            memset(own_b, 0, size_t(own_n) * sizeof(E));
+          }
+        }
+        auto spread_out = [&](E* to, const E* const* from, int64_t wide_from, int64_t each) {
+          const E* rows_at[kPair<E>];
+          for (int64_t j = 0; j < wide_from; j += each) {
+            for (int q = 0; q < kPair<E>; ++q) rows_at[q] = from[q] + j;
+            interleave(to + j * deep + k * each, rows_at, each);
+          }
+        };
+        spread_out(slivers.get(), from_a, all_slivers * kTileRows, kTileRows);
+        spread_out(b.get(), from_b, wide_b, kPanel<T>);
       }
       gemm_slivers(values.get() + m0 * wide + n0, wide, slivers.get(), b.get(), own_m, own_n,
                    depth);
@@ -91,6 +117,7 @@ template <class S>
 class WeightGrads {
  public:
   typedef Acc<S> T;
+  typedef Operand<S> E;
 
   WeightGrads(const Backward& f, const Runtime& runtime, const Rows& rows,
               const LayerInput<S>& input, int layer, int direction)
@@ -113,23 +140,23 @@ class WeightGrads {
     if (grads_.w_ih && input.kind != InputKind::dense) by_index_.reset(input.width, 4 * units);
   }
 
-  void add(const Chunk<T>& chunk) {
+  void add(const Chunk<E>& chunk) {
     const int64_t columns = bias_.n || by_index_.n ? ceil_div(4 * p_.hidden_size, kTileColumns) : 0;
     const int64_t ih = ih_.tiles(), hh = ih + hh_.tiles(), hr = hh + hr_.tiles();
     parallel(runtime_, hr + columns, [&](int64_t task) {
       if (task < ih)
         ih_.add(task, chunk.dgates.get(), chunk.gates_wide, chunk.rows,
-                [&](T* to, int64_t r, int64_t first, int64_t n) {
+                [&](E* to, int64_t r, int64_t first, int64_t n) {
                   input_.load(to, chunk.first + r, first, n);
                 });
       else if (task < hh)
         hh_.add(task - ih, chunk.dgates.get(), chunk.gates_wide, chunk.rows,
-                [&](T* to, int64_t r, int64_t first, int64_t n) {
+                [&](E* to, int64_t r, int64_t first, int64_t n) {
                   load_h_prev(to, chunk.first + r, first, n);
                 });
       else if (task < hr)
         hr_.add(task - hh, chunk.dh.get(), chunk.dh_wide, chunk.rows,
-                [&](T* to, int64_t r, int64_t first, int64_t n) {
+                [&](E* to, int64_t r, int64_t first, int64_t n) {
                   load_raw_h(to, chunk.first + r, first, n);
                 });
       else
@@ -153,36 +180,36 @@ class WeightGrads {
   }
 
  private:
-  void load_h_prev(T* to, int64_t row, int64_t first, int64_t n) const {
+  void load_h_prev(E* to, int64_t row, int64_t first, int64_t n) const {
     const int64_t t = rows_.t(row), b = rows_.b(row), before = direction_ == 0 ? t - 1 : t + 1;
     if (b < rows_.active(before))
       convert(to, y_ + rows_.at(before, b) * y_wide_ + first, n);
     else if (h0_)
       convert(to, h0_ + b * p_.out_size + first, n);
     else
-      for (int64_t j = 0; j < n; ++j) to[j] = 0;
+      memset(to, 0, size_t(n) * sizeof(E));
   }
 
   // h before projection, o * tanh(c), is not saved.
-  void load_raw_h(T* to, int64_t row, int64_t first, int64_t n) const {
+  void load_raw_h(E* to, int64_t row, int64_t first, int64_t n) const {
     const S* o = gates_o_ + row * 4 * p_.hidden_size + first;
     const T* c = cells_ + row * p_.hidden_size + first;
     for (int64_t j = 0; j < n; j += kWidth<T>) {
       const int count = int(min_of(kWidth<T>, n - j));
-      store_part<T>(to + j, load_part(o + j, count) * Math<T>::tanh(load_part(c + j, count)),
+      store_part<E>(to + j, load_part(o + j, count) * Math<T>::tanh(load_part(c + j, count)),
                     count);
     }
   }
 
-  void sum_columns(const Chunk<T>& chunk, int64_t first) const {
+  void sum_columns(const Chunk<E>& chunk, int64_t first) const {
     const int64_t n = min_of(kTileColumns, 4 * p_.hidden_size - first);
     T sum[kTileColumns] = {};
     for (int64_t r = 0; r < chunk.rows; ++r) {
-      const T* from = chunk.dgates.get() + r * chunk.gates_wide + first;
-      for (int64_t j = 0; j < n; ++j) sum[j] += from[j];
+      const E* from = chunk.dgates.get() + r * chunk.gates_wide + first;
+      for (int64_t j = 0; j < n; ++j) sum[j] += to_acc(from[j]);
       if (by_index_.n == 0) continue;
       T* to = by_index_.values.get() + input_.index(chunk.first + r) * by_index_.wide + first;
-      for (int64_t j = 0; j < n; ++j) to[j] += from[j];
+      for (int64_t j = 0; j < n; ++j) to[j] += to_acc(from[j]);
     }
     for (int64_t j = 0; bias_.n && j < n; ++j) bias_.values[first + j] += sum[j];
   }
@@ -196,7 +223,7 @@ class WeightGrads {
   int64_t y_wide_;
   const S *y_, *h0_, *gates_o_;
   const T* cells_;
-  Sum<T> ih_, hh_, hr_, bias_, by_index_;
+  Sum<E> ih_, hh_, hr_, bias_, by_index_;
 };
 
 }  // namespace

@@ -1,0 +1,110 @@
+"""The kernels of AVX-512 on processors without it.
+
+They are compiled with 64-byte vectors for the instructions that are there, and the product of
+bfloat16 pairs from its definition, so that everything but the compiler's choice of instructions is
+what runs on AVX-512 and AVX-512-BF16.
+"""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+
+import pytest
+import torch
+from simt_library import ROOT, Emulated
+
+from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make, outputs_and_gradients
+from fastlstm import reference
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [("threads", ctypes.c_int32)]
+
+
+class _Report(ctypes.Structure):
+    _fields_ = [("error", ctypes.c_char * 512)]
+
+
+class Wide(Emulated):
+    """The library's functions in the place of the CUDA emulator's."""
+
+    def __init__(self, library, threads):
+        super().__init__(library)
+        self.threads = threads
+
+    def call(self, name, args, tensors):
+        report = _Report()
+        run = getattr(self.library, name.replace("simt_", "wide_"))
+        run(ctypes.byref(args), ctypes.byref(_Options(self.threads)), ctypes.byref(report))
+        assert not report.error, report.error.decode()
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """Built side by side: one of each type."""
+    folder, flags = tmp_path_factory.mktemp("wide"), []
+    if platform.machine().lower() in ("x86_64", "amd64") and _has_avx2():
+        flags = ["-mavx2", "-mfma"]
+    running = {}
+    for dtype, storage in TYPES.items():
+        command = [
+            "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-psabi", *flags,
+            f"-I{ROOT / 'csrc'}", f"-DSTORAGE={storage}", "-DFASTLSTM_BF16_PAIRS=1",
+            str(ROOT / "tests/wide/kernels.cpp"), "-o", str(folder / f"{storage}.so"),
+        ]  # fmt: skip
+        running[dtype] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    found = {}
+    for dtype, process in running.items():
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        found[dtype] = ctypes.CDLL(str(folder / f"{TYPES[dtype]}.so"))
+    return found
+
+
+def _has_avx2():
+    from fastlstm import _C
+
+    return "avx2" in _C.cpu_supported()
+
+
+def check(library, p, threads):
+    x = make(p)
+    found = outputs_and_gradients(Wide(library, threads).lstm, x)
+    expected = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+    for ours, theirs in zip(found, expected, strict=True):
+        floor = 1e-2 * max(b.norm() for b in theirs)  # see TOLERANCE
+        for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            error = (a.double() - b).norm() / torch.maximum(b.norm(), floor).clamp_min(1e-6)
+            assert error < TOLERANCE[p.dtype], f"{j} of {p}: relative error {error:.2e}"
+    return [*found[0], *found[1]]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_wide_kernels_match_the_reference(name, dtype, libraries):
+    check(libraries[dtype], Problem(dtype=dtype, **OPTIONS[name]), threads=2)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 7, 13, 50])
+@pytest.mark.parametrize("hidden", [1, 3, 31, 33, 129])
+def test_wide_kernels_at_odd_sizes(hidden, batch, dtype, libraries):
+    p = Problem(hidden_size=hidden, input_size=hidden + 2, batch=batch, steps=11, dtype=dtype)
+    check(libraries[dtype], p, threads=2)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_wide_kernels_do_not_depend_on_the_threads(dtype, libraries):
+    """Teams of one to five, and parts of the batch, in both directions."""
+    p = Problem(
+        hidden_size=150, input_size=40, batch=5, steps=12, num_layers=2, bidirectional=True,
+        proj_size=35, packed=True, dtype=dtype,
+    )  # fmt: skip
+    first, *others = (check(libraries[dtype], p, threads) for threads in (1, 2, 3, 6))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

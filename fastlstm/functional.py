@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import ops
 
@@ -77,6 +78,7 @@ def lstm(
     dropout: float = 0.0,
     training: bool = False,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Run a whole LSTM stack in one call. The hidden size ``H`` is inferred from the weights.
@@ -96,6 +98,10 @@ def lstm(
             to the next layer; only with ``training``.
         batch_sizes: int64 ``(T,)`` on the CPU, the number of sequences that reach each step, as
             in a ``PackedSequence``. hx is in the order of the packed sequences.
+        lengths: instead of ``batch_sizes``, ``(B,)`` whole numbers from 1 to T in any order, for
+            padded input: what lies beyond a sequence's length is neither read nor written (output
+            is zero there), states are those after its own last step, and the reverse direction
+            begins there. On a GPU, lengths that are there too are read once by the host.
         seed: one int64 element on input's device that decides what is dropped. By default it is
             drawn from the device's default generator (``torch.manual_seed`` reproduces it).
 
@@ -127,9 +133,13 @@ def lstm(
     sizes = Sizes(input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size)
     if proj_size >= sizes.hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
-    return lstm_of_sizes(
-        input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed
-    )
+    if lengths is None:
+        return lstm_of_sizes(
+            input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed
+        )
+    if batch_sizes is not None:
+        raise ValueError("expected batch_sizes or lengths, got both")
+    return lstm_of_lengths(input, hx, weights, sizes, lengths, batch_first, dropout, training, seed)
 
 
 def lstm_of_sizes(
@@ -193,6 +203,43 @@ def lstm_of_sizes(
     if batch_first and not packed:
         output = output.transpose(0, 1)
     return output, (h_n, c_n)
+
+
+def lstm_of_lengths(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    lengths: Tensor | Sequence[int],
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """:func:`lstm` for padded input of given lengths: packed, run, and padded again."""
+    index = input.dtype in _INDEX_TYPES
+    if input.dim() + index != 3:
+        raise ValueError(f"lengths need a batch: expected {3 - index}-D input, got {input.dim()}-D")
+    steps, batch = (input.shape[1], input.shape[0]) if batch_first else input.shape[:2]
+    lengths = _check_lengths(lengths, steps, batch)
+    # What the state's batch must be is checked before it is sorted.
+    if hx is not None:
+        _check_pair(hx, "lstm")
+        hx = _check_state_dims(hx, 3)
+        for i, width in enumerate((sizes.out_size, sizes.hidden_size)):
+            shape = (sizes.cells, batch, width)
+            if hx[i].shape != shape:
+                raise RuntimeError(f"Expected hidden[{i}] size {shape}, got {list(hx[i].shape)}")
+    packed = pack_padded_sequence(input, lengths, batch_first, enforce_sorted=False)
+    order, back = cast(Tensor, packed.sorted_indices), cast(Tensor, packed.unsorted_indices)
+    if hx is not None:
+        hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+    output, (h_n, c_n) = lstm_of_sizes(
+        packed.data, hx, weights, sizes, False, dropout, training, packed.batch_sizes, seed
+    )
+    packed = PackedSequence(output, packed.batch_sizes, order, back)
+    padded, _ = pad_packed_sequence(packed, batch_first, total_length=steps)
+    return padded, (h_n.index_select(1, back), c_n.index_select(1, back))
 
 
 def lstm_cell(
@@ -372,7 +419,12 @@ def _check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> No
 
 def _readable(x: Tensor) -> bool:
     """Whether x's values may be looked at: not those of a tracer, nor through a device's queue."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
@@ -394,6 +446,27 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
     if sum(values) != rows:
         raise RuntimeError(f"batch_sizes add up to {sum(values)}, but input has {rows} rows")
     return values[0]
+
+
+def _check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
+    lengths = torch.as_tensor(lengths)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be whole numbers, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lengths must have one element for each of {batch} sequences, "
+            f"got shape {tuple(lengths.shape)}"
+        )
+    lengths = lengths.to("cpu", torch.int64)
+    if batch == 0 or torch.compiler.is_compiling():
+        return lengths
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 1 or high > steps:
+        raise ValueError(
+            f"lengths must lie between 1 and {steps} (input's steps), got "
+            f"{low if low < 1 else high}"
+        )
+    return lengths
 
 
 def _check_indices(input: Tensor, input_size: int) -> None:

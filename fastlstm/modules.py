@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 from torch import Tensor
@@ -45,13 +46,16 @@ class LSTM(RNNBase):
           without building them; or a ``PackedSequence`` of either.
         * **hx**: ``(h_0, c_0)`` of shapes ``(L*D, B, P)`` and ``(L*D, B, H)``, without B where
           input has none. Default: zeros.
+        * **lengths** (by keyword): ``(B,)`` whole numbers from 1 to T, in any order, where padded
+          sequences end. Results are those of packing and padding again: output is zero beyond a
+          sequence's end, states are those after its last step. Default: all are T.
 
     Outputs: ``output, (h_n, c_n)``
         * **output**: ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or a ``PackedSequence``.
         * **h_n, c_n**: shaped like h_0 and c_0.
 
     Raises (forward):
-        ValueError: an input of the wrong number of dimensions or dtype.
+        ValueError: an input of the wrong number of dimensions or dtype; wrong lengths.
         RuntimeError: wrong sizes, states of another dtype or device, an empty sequence.
         IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
 
@@ -91,7 +95,11 @@ class LSTM(RNNBase):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, State]: ...
 
     @overload
@@ -99,9 +107,22 @@ class LSTM(RNNBase):
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[PackedSequence, State]: ...
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, *, lengths=None):
         if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: a PackedSequence has its own, expected None")
             return self._forward_packed(input, hx)
+        if lengths is not None:
+            return functional.lstm_of_lengths(
+                input,
+                hx,
+                self._current_weights(),
+                self._sizes(),
+                lengths,
+                self.batch_first,
+                self.dropout,
+                self.training,
+            )
         return functional.lstm_of_sizes(
             input,
             hx,

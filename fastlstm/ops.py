@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 
@@ -25,7 +26,7 @@ except ImportError as error:
         f"({error}); build it with `pip install .` in the source folder"
     ) from error
 
-from . import algorithms
+from . import algorithms, transforms
 
 __all__ = ["LSTMFunction", "has_cuda", "lstm"]
 
@@ -101,7 +102,13 @@ def lstm(
     if weights[0].is_cuda:
         allow_tf32, algorithm = algorithms.settings()
         options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
-    if torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
+    if _in_forward_mode():
+        # A function's jvp is not itself differentiated forward: what it saved has lost the tangents
+        # of other levels.
+        if _transforms().count(torch._C._functorch.TransformType.Jvp) > 1:
+            return _reference((input, h0, c0, *weights), batch_sizes, seed, options)
+        result = _DualLSTMFunction.apply(input, h0, c0, batch_sizes, seed, options, *weights)
+    elif torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
         result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, options, *weights)
     else:
         result = torch.ops.fastlstm.forward(
@@ -144,12 +151,82 @@ class LSTMFunction(torch.autograd.Function):
         if all(grad is None for grad in grads[:3]):
             return (None,) * (len(needs) + 3)
         # create_graph=True leaves grad mode on here; compiled graphs have no double backward.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = _LSTMBackward.apply(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
+        if (torch.is_grad_enabled() or _in_forward_mode()) and not torch.compiler.is_compiling():
+            backward = _DualLSTMBackward if _in_forward_mode() else _LSTMBackward
+            found = backward.apply(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
         else:
             found = _LSTMBackward.forward(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
         found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
         return (*found[:3], None, None, None, *found[3:])
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> transforms.Rule:
+        def call(*flat: Any) -> tuple[Tensor, ...]:
+            input, h0, c0, weights, batch_sizes, seed, options = flat
+            return cls.apply(input, h0, c0, batch_sizes, seed, options, *weights)
+
+        def ordered(x: tuple) -> tuple:
+            return (*x[:3], list(x[6:]), *x[3:5], x[5])
+
+        size = info.batch_size
+        return transforms.forward_rule(call, size, ordered(in_dims), ordered(args))
+
+
+def _transforms() -> list[Any]:
+    """torch.func's transforms that are in force, the outermost first."""
+    return [x.key() for x in torch._C._functorch.get_interpreter_stack() or []]
+
+
+def _in_forward_mode() -> bool:
+    if torch.compiler.is_compiling():  # Dynamo refuses a function that has a jvp
+        return False
+    return forward_ad._current_level >= 0 or bool(_transforms())
+
+
+class _DualLSTMFunction(LSTMFunction):
+    """With forward-mode derivatives: those of the reference, by differentiating its vjp."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        LSTMFunction.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*_operands(inputs))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        batch_sizes, seed, *operands = ctx.saved_tensors
+        given = _operands(tangents)[2:]
+        places = [j for j, x in enumerate(given) if x is not None]
+
+        def stack(*own: Tensor) -> tuple[Tensor, ...]:
+            return _reference(_put(operands, places, own), batch_sizes, seed, ctx.options)
+
+        outputs, pull, *_ = torch.func.vjp(stack, *(operands[j] for j in places))
+        push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in outputs))[1]
+        (found,) = push(tuple(given[j] for j in places))
+        return (*found, None, None, None)
+
+
+def _operands(arguments: Sequence[Any]) -> list[Any]:
+    """LSTMFunction's arguments without the options: lengths and seed, input, states, weights."""
+    input, h0, c0, batch_sizes, seed, _, *weights = arguments
+    return [batch_sizes, seed, input, h0, c0, *weights]
+
+
+def _reference(
+    operands: Sequence[Any], batch_sizes: Tensor | None, seed: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The stack by its equations in PyTorch: operands are input, states and weights."""
+    input, h0, c0, *weights = operands
+    given = options._asdict()
+    del given["allow_tf32"], given["algorithm"]
+    return reference.lstm(input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, **given)
+
+
+def _put(into: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    found = list(into)
+    for j, value in zip(places, values, strict=True):
+        found[j] = value
+    return found
 
 
 def _split(tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
@@ -177,46 +254,85 @@ class _LSTMBackward(torch.autograd.Function):
         ctx.save_for_backward(batch_sizes, seed, *grads, *operands)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        batch_sizes, seed, *tensors = ctx.saved_tensors
-        if all(grad is None for grad in grad_grads):
-            return (None,) * (8 + len(tensors))
-        with torch.enable_grad():
-            # Leaves of our own: the graph that led to them is not this function's.
-            tensors = [
-                x.detach().requires_grad_(x.is_floating_point()) if x is not None else None
-                for x in tensors
-            ]
-            grads, operands = tensors[:3], tensors[3:]
-            input, h0, c0, *weights = operands
-            options = ctx.options._asdict()
-            del options["allow_tf32"], options["algorithm"]
-            outputs = reference.lstm(
-                input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, **options
-            )
-            used = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if grad is not None]
-            wanted = [
-                (x, grad)
-                for x, need, grad in zip(operands, ctx.needs, grad_grads, strict=True)
-                if need and grad is not None and x.requires_grad
-            ]
-            first = torch.autograd.grad(
-                [y for y, _ in used],
-                [x for x, _ in wanted],
-                [grad for _, grad in used],
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        leaves = [x for x in tensors if x is not None and x.requires_grad]
-        pairs = [(x, grad) for x, (_, grad) in zip(first, wanted, strict=True) if x.requires_grad]
-        second = torch.autograd.grad(
-            [x for x, _ in pairs], leaves, [grad for _, grad in pairs], allow_unused=True
+        wanted = [grad is not None for grad in grad_grads]
+        if not any(wanted):
+            return (None,) * (6 + len(ctx.saved_tensors))
+        to_grads, to_operands = _Derivatives(ctx, wanted).pull(grad_grads)
+        return (None, None, *to_grads, *(None,) * 6, *to_operands)
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> transforms.Rule:
+        return transforms.one_by_one(cls.apply, info.batch_size, in_dims, args)
+
+
+class _Derivatives:
+    """The first derivatives as a function, and its own: what _LSTMBackward's context saved."""
+
+    def __init__(self, ctx: Any, wanted: Sequence[bool]) -> None:
+        self.batch_sizes, self.seed, *tensors = ctx.saved_tensors
+        self.options, self.grads, self.operands = ctx.options, tensors[:3], tensors[3:]
+        self.used = [j for j, grad in enumerate(self.grads) if grad is not None]
+        self.floats = [
+            j for j, x in enumerate(self.operands) if x is not None and x.is_floating_point()
+        ]
+        self.chosen = [j for j in self.floats if ctx.needs[j] and wanted[j]]
+        self.at = (
+            tuple(self.grads[j] for j in self.used),
+            tuple(self.operands[j] for j in self.floats),
         )
-        by_leaf = {id(x): grad for x, grad in zip(leaves, second, strict=True)}
-        found = [by_leaf.get(id(x)) for x in tensors]
-        return (None, None, *found[:3], *(None,) * 6, *found[3:])
+
+    def first(self, grads: tuple, operands: tuple) -> tuple[Tensor, ...]:
+        """Of the chosen operands, from the gradients that arrive and the operands."""
+
+        def stack(*own: Tensor) -> tuple[Tensor, ...]:
+            every = _put(self.operands, self.floats, own)
+            found = _reference(every, self.batch_sizes, self.seed, self.options)
+            return tuple(found[j] for j in self.used)
+
+        pull = torch.func.vjp(stack, *operands)[1]
+        by_place = dict(zip(self.floats, pull(grads), strict=True))
+        return tuple(by_place[j] for j in self.chosen)
+
+    def pull(self, cotangents: Sequence[Tensor | None]) -> tuple[list, list]:
+        pull = torch.func.vjp(self.first, *self.at)[1]
+        to_grads, to_operands = pull(tuple(cotangents[j] for j in self.chosen))
+        return (
+            _put([None] * 3, self.used, to_grads),
+            _put([None] * len(self.operands), self.floats, to_operands),
+        )
+
+    def push(self, grads: Sequence[Any], operands: Sequence[Any]) -> list[Tensor]:
+        """Tangents of all operands' derivatives: pull is linear, and its own pull is push."""
+        tangents = tuple(
+            tuple(
+                torch.zeros_like(x) if given[j] is None else given[j]
+                for j, x in zip(places, at, strict=True)
+            )
+            for given, places, at in zip(
+                (grads, operands), (self.used, self.floats), self.at, strict=True
+            )
+        )
+        outputs, pull, *_ = torch.func.vjp(self.first, *self.at)
+        push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in outputs))[1]
+        (found,) = push(tangents)
+        like = self.operands[-1]
+        return _put([like.new_zeros(0)] * len(self.operands), self.chosen, found)
+
+
+class _DualLSTMBackward(_LSTMBackward):
+    """With forward-mode derivatives, as torch.func.hessian asks for."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        _LSTMBackward.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        grads, _, _, operands = _split(tangents[2:])
+        derivatives = _Derivatives(ctx, [True] * len(operands))
+        return tuple(derivatives.push(grads, operands))
 
 
 # The raw operators under autograd: through the functions above, so that a direct call has its

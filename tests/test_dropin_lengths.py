@@ -1,0 +1,107 @@
+"""``lengths=``: padded input whose sequences end early equals packing and padding again."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fastlstm
+
+
+def by_packing(module, x, lengths, hx=None):
+    packed = pack_padded_sequence(x, lengths, module.batch_first, enforce_sorted=False)
+    output, state = module(packed, hx)
+    steps = x.shape[1 if module.batch_first else 0]
+    return pad_packed_sequence(output, module.batch_first, total_length=steps)[0], state
+
+
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_first": True},
+        {"bidirectional": True, "num_layers": 2},
+        {"proj_size": 3, "bidirectional": True, "batch_first": True},
+    ],
+    ids=str,
+)
+def test_lengths_equal_nn_lstm_on_packed_input(options, states, twins, assert_close):
+    theirs, ours = twins(5, 7, **options)
+    lengths = torch.tensor([3, 6, 1, 6, 2])
+    x = torch.randn(5, 6, 5) if ours.batch_first else torch.randn(6, 5, 5)
+    cells = ours.num_layers * (1 + ours.bidirectional)
+    hx = (torch.randn(cells, 5, ours.proj_size or 7), torch.randn(cells, 5, 7)) if states else None
+
+    def outcome(run):
+        leaf = x.clone().requires_grad_()
+        output, (h_n, c_n) = run(leaf)
+        (output.square().sum() + h_n.sum() + c_n.square().sum()).backward()
+        return {"output": output, "h_n": h_n, "c_n": c_n, "grad": leaf.grad}
+
+    found = outcome(lambda x: ours(x, hx, lengths=lengths))
+    assert_close(found, outcome(lambda x: by_packing(theirs, x, lengths, hx)), 1e-5)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.booleans())
+def test_drawn_lengths_of_indices(lengths, bidirectional):
+    lstm = fastlstm.LSTM(9, 4, bidirectional=bidirectional)
+    x = torch.randint(9, (7, len(lengths)))
+    output, (h_n, c_n) = lstm(x, lengths=lengths)
+    for b, n in enumerate(lengths):
+        alone, (h, c) = lstm(x[:n, b])
+        torch.testing.assert_close(output[:n, b], alone)
+        assert not output[n:, b].any()
+        torch.testing.assert_close((h_n[:, b], c_n[:, b]), (h, c))
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, lambda x: torch.tensor(x, dtype=torch.int32)])
+def test_forms_of_lengths(kind):
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    expected = by_packing(lstm, x, torch.tensor([5, 2]))[0]
+    assert torch.equal(lstm(x, lengths=kind([5, 2]))[0], expected)
+
+
+def test_what_lies_beyond_the_end_is_not_read():
+    lstm, x = fastlstm.LSTM(3, 4, bidirectional=True), torch.randn(5, 2, 3)
+    expected = lstm(x, lengths=[2, 3])
+    x[2:, 0], x[3:, 1] = torch.nan, torch.inf
+    found = lstm(x, lengths=[2, 3])
+    assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "says"),
+    [
+        ([5, 6], ValueError, "lengths must lie between 1 and 5 .*got 6"),
+        ([0, 5], ValueError, "lengths must lie between 1 and 5 .*got 0"),
+        ([5], ValueError, "one element for each of 2 sequences"),
+        ([5.0, 2.0], TypeError, "lengths must be whole numbers, got torch.float32"),
+        ([True, True], TypeError, "lengths must be whole numbers, got torch.bool"),
+    ],
+    ids=str,
+)
+def test_wrong_lengths(lengths, error, says):
+    lstm = fastlstm.LSTM(3, 4)
+    with pytest.raises(error, match=says):
+        lstm(torch.randn(5, 2, 3), lengths=lengths)
+
+
+def test_lengths_where_they_have_no_meaning():
+    lstm = fastlstm.LSTM(3, 4)
+    with pytest.raises(ValueError, match="lengths need a batch"):
+        lstm(torch.randn(5, 3), lengths=[5])
+    packed = pack_padded_sequence(torch.randn(5, 2, 3), [5, 2])
+    with pytest.raises(ValueError, match="a PackedSequence has its own"):
+        lstm(packed, lengths=[5, 2])
+    with pytest.raises(ValueError, match="got both"):
+        fastlstm.functional.lstm(
+            torch.randn(5, 2, 3), None, list(lstm.parameters()),
+            lengths=[5, 2], batch_sizes=torch.tensor([2, 1]),
+        )  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 2, 4\)"):
+        lstm(torch.randn(5, 2, 3), (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)), lengths=[5, 2])

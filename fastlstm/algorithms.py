@@ -82,7 +82,8 @@ settings = torch.compiler.assume_constant_result(_settings)
 class Explanation:
     """What runs a problem's forward and backward pass, and why.
 
-    On GPUs, with the planner's own estimate of a time step of all layers, from data sheets.
+    On GPUs, with the planner's own estimate of a time step of all layers, from data sheets, and
+    how many layers a launch runs at once, as a wavefront.
     """
 
     device: str
@@ -92,15 +93,21 @@ class Explanation:
     backward_reason: str
     step_microseconds: float | None = None
     backward_step_microseconds: float | None = None
+    layers_at_once: int = 1
+    backward_layers_at_once: int = 1
 
     def __str__(self) -> str:
-        def part(algorithm: str, reason: str, step: float | None) -> str:
+        def part(algorithm: str, reason: str, step: float | None, layers: int) -> str:
+            wave = f", {layers} layers at once" if layers > 1 else ""
             time = f", about {step:.1f} us a step" if step is not None else ""
-            return f"{algorithm} ({reason}{time})"
+            return f"{algorithm} ({reason}{wave}{time})"
 
-        forward = part(self.algorithm, self.reason, self.step_microseconds)
+        forward = part(self.algorithm, self.reason, self.step_microseconds, self.layers_at_once)
         backward = part(
-            self.backward_algorithm, self.backward_reason, self.backward_step_microseconds
+            self.backward_algorithm,
+            self.backward_reason,
+            self.backward_step_microseconds,
+            self.backward_layers_at_once,
         )
         return f"{self.device}: forward {forward}; backward {backward}"
 
@@ -169,4 +176,6 @@ def explain(
         backward["reason"],
         forward["microseconds"],
         backward["microseconds"],
+        forward.get("wave", 1),
+        backward.get("wave", 1),
     )

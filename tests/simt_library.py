@@ -54,7 +54,7 @@ _Options = _struct(
 )
 _Report = _struct(
     "Report",
-    **{"races": _i64, "launches": _i64, "largest_grid": _i64},
+    **{"races": _i64, "launches": _i64, "largest_grid": _i64, "products": _i64},
     **{"error": c.c_char * 512, "first_race": c.c_char * 512},
 )
 
@@ -73,16 +73,18 @@ def plan(
     batch: int,
     capability: int = 90,
     backward: bool = False,
+    layers: int = 1,
+    directions: int = 1,
 ) -> Any:
-    """The planner's choice for one unprojected layer on a device of 132 SMs."""
+    """The planner's choice for an unprojected stack on a device of 132 SMs."""
     problem = _Problem(
         dtype=_DTYPES.index(dtype),
         steps=100,
         batch=batch,
         hidden_size=hidden,
         out_size=hidden,
-        layers=1,
-        directions=1,
+        layers=layers,
+        directions=directions,
     )
     found = _Plan()
     library.simt_plan(c.byref(problem), backward, capability, 132, c.byref(found))
@@ -133,6 +135,7 @@ class Emulated:
     schedule: Schedule = field(default_factory=Schedule)
     races: int = 0
     launches: int = 0
+    products: int = 0  # large ones, which torch would run
     first_race: str = ""
 
     def lstm(
@@ -168,6 +171,7 @@ class Emulated:
             raise KernelError(report.error.decode())
         self.races += report.races
         self.launches += report.launches
+        self.products += report.products
         self.first_race = self.first_race or report.first_race.decode()
 
     @contextmanager

@@ -43,6 +43,16 @@ def test_weights_that_fit_stay_on_chip(gpu):
     assert "us a step" in str(found)
 
 
+def test_a_wavefront_is_explained():
+    found = fastlstm.explain(fastlstm.LSTM(65, 256, 2, dtype=torch.bfloat16), 16, 100, gpu="H200")
+    assert found.layers_at_once == found.backward_layers_at_once == 2
+    assert str(found).count("2 layers at once") == 2
+    with fastlstm.algorithm("stepwise"):
+        found = fastlstm.explain(fastlstm.LSTM(65, 256, 2), 16, 100, gpu="H200")
+    assert found.layers_at_once == found.backward_layers_at_once == 1
+    assert "at once" not in str(found)
+
+
 def test_forced_algorithm_is_explained_or_refused():
     lstm = fastlstm.LSTM(5, 7)
     with fastlstm.algorithm("stepwise"):

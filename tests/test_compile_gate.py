@@ -179,6 +179,7 @@ def test_persistent_kernels_hold_what_they_are_made_of(source, instruction, comp
         (0, 512, 2, 1, 100),
         (2, 512, 3, 2, 32),
         (2, 40, 8, 1, 7),
+        (2, 256, 2, 1, 16),
         (2, 257, 3, 1, 129),
         (2, 1024, 1, 1, 512),
     ],
@@ -205,7 +206,7 @@ def test_persistent_grids_fit_the_gpu(dtype, hidden, layers, directions, batch, 
     quarter = math.ceil(math.ceil(hidden / 4) / units) * units
     depth = math.ceil((4 * quarter if backward else hidden) * size / 512) * 512
     slots = 4 * quarter // units if backward else math.ceil(hidden / units)
-    assert plan["wave"] == 1 or not backward
+    assert plan["wave"] == 1 or directions == 1
     assert slots * plan["active"] * plan["wave"] * directions <= sms
     assert plan["groups"] * 8 * tiles >= batch
     partial = 8 * min(8, units // 8 * tiles) * 1024

@@ -232,10 +232,45 @@ def test_batch_larger_than_a_launch_holds(active, directions):
 
 
 @pytest.mark.parametrize("wave", [1, 2, 3])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_wavefront_of_layers(wave, dropout):
     p = Problem(hidden_size=40, num_layers=3, batch=19, steps=4, dropout=dropout)
     assert_matches(replace(p, dtype=torch.bfloat16), persistent(shape=0, wave=wave, groups=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "hidden", "batch", "steps", "dtype"),
+    [
+        (0, 1, 1, 1, torch.bfloat16),  # a wavefront of one step
+        (1, 7, 18, 2, torch.float16),
+        (2, 33, 61, 3, torch.bfloat16),
+        (3, 100, 3, 5, torch.float16),
+        (4, 266, 9, 2, torch.bfloat16),  # K in more than one slab a warp
+        (6, 65, 9, 4, torch.float32),
+    ],
+)
+def test_wavefront_of_every_shape_at_odd_sizes(shape, hidden, batch, steps, dtype):
+    p = Problem(hidden_size=hidden, num_layers=2, batch=batch, steps=steps, dropout=0.5)
+    tolerance = 2e-3 if dtype == torch.float32 else 0
+    assert_matches(replace(p, dtype=dtype), persistent(shape=shape, wave=2), tolerance=tolerance)
+
+
+def test_wavefront_whose_last_launch_is_not_full():
+    """Five layers, two at a time: what a launch hands to the next is the large product's."""
+    p = Problem(hidden_size=20, num_layers=5, batch=3, dropout=0.5, dtype=torch.bfloat16)
+    assert_matches(p, persistent(shape=0, wave=2))
+
+
+def test_wavefront_needs_no_product_between_its_layers():
+    """Two layers backward: 4 weight gradients and the input's, but none for the upper's input."""
+    p = Problem(hidden_size=20, num_layers=2, dtype=torch.bfloat16, states=False)
+    products = []
+    for wave in (1, 2):
+        x = make(p)
+        emulated = Emulated(load("plain"), persistent(shape=0, wave=wave))
+        outputs_and_gradients(emulated.lstm, x)
+        products.append(emulated.products)
+    assert products == [2 + 6, 1 + 5]
 
 
 def test_wavefront_equals_layers_in_turn():
@@ -270,6 +305,21 @@ def test_drawn_problems_run_persistently(p, order, wave):
 def test_persistent_kernels_refuse_what_they_have_not(name):
     with pytest.raises(KernelError, match='"persistent" cannot run: persistent kernels have no'):
         assert_matches(Problem(dtype=torch.bfloat16, **OPTIONS[name]), persistent())
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_planner_runs_small_layers_as_a_wavefront(backward):
+    def wave(hidden, layers=2, directions=1):
+        found = plan(
+            load("plain"), torch.bfloat16, hidden, 16, backward=backward, layers=layers,
+            directions=directions,
+        )  # fmt: skip
+        assert ALGORITHMS[found.algorithm] == "persistent"
+        return found.wave
+
+    assert (wave(256), wave(256, 1), wave(256, 2, 2)) == (2, 1, 1)
+    assert wave(128, 3) == 3
+    assert wave(1024) == 1  # two layers need more SMs than there are
 
 
 @pytest.mark.parametrize(
@@ -314,6 +364,14 @@ def test_no_races_in_persistent_kernels(name, preempt):
         assert_matches(p, persistent(order, races=True, preempt=preempt, shape=0), "race")
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_races_in_a_wavefront(order):
+    p = Problem(hidden_size=33, num_layers=3, batch=11, steps=4, dropout=0.5, dtype=torch.bfloat16)
+    preempt = 50 * (order == "random")
+    schedule = persistent(order, races=True, preempt=preempt, shape=0, wave=3, groups=2)
+    assert_matches(p, schedule, "race")
+
+
 def test_no_races_between_many_blocks():
     p = Problem(hidden_size=70, batch=35, steps=2, bidirectional=True, dtype=torch.bfloat16)
     assert_matches(p, Schedule("random", races=True, tile=1), "race")
@@ -335,6 +393,10 @@ def test_address_sanitizer_finds_nothing():
         "    assert_matches(Problem(dtype=dtype, **OPTIONS[name]), Schedule('random', tile=tile),\n"
         "                   'asan')\n"
         "    print('right:', name, dtype)\n"
+        "p = Problem(hidden_size=33, num_layers=3, batch=18, dropout=0.5, dtype=torch.bfloat16)\n"
+        "for wave in (1, 2, 3):\n"
+        "  assert_matches(p, persistent(shape=0, wave=wave), 'asan')\n"
+        "  print('right: wavefront', wave)\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", code],
@@ -348,7 +410,7 @@ def test_address_sanitizer_finds_nothing():
         },
     )
     assert found.returncode == 0, found.stdout + found.stderr[-4000:]
-    assert found.stdout.count("right:") == 6
+    assert found.stdout.count("right:") == 9
 
 
 # ---- planted bugs ----
@@ -473,12 +535,20 @@ PERSISTENT_MUTANTS = {
     ),
     "partners not waited for": (
         "persistent_backward.cuh",
-        "wait_for_partners(sent + column, args.columns, part, s, args.limit);",
+        "wait_for_partners(sent + column, args.columns, part, s + 1, args.limit);",
         "",
     ),
     "one buffer of partial sums": (
         "persistent_backward.cuh", "(int64_t(s % 2) * args.groups", "(int64_t(0) * args.groups",
     ),
+    "layer above not waited for": (
+        "persistent_backward.cuh", "slice,\n                 s + 1, args.limit);",
+        "slice,\n                 s, args.limit);",
+    ),
+    "two places for what a lower layer reads": (
+        "persistent_backward.cuh", "(int64_t(s % places) * 4", "(int64_t(s % 2) * 4",
+    ),
+    "no dropout between the layers": ("persistent_backward.cuh", "if (drops)", "if (false)"),
     "signals not reset": ("persistent_host.cuh", "this->zero(flags_,", "this->zero(flags_, 0 *"),
     "padding not zeroed": ("persistent_host.cuh", "if (!whole) this->", "if (false) this->"),
 }  # fmt: skip
@@ -518,7 +588,7 @@ def test_bug_planted_in_the_kernels_is_seen(name, mutants):
 @pytest.mark.parametrize("name", PERSISTENT_MUTANTS)
 def test_bug_planted_in_the_persistent_kernels_is_seen(name, mutants):
     library = ctypes.CDLL(str(mutants[name]))
-    p = Problem(hidden_size=33, num_layers=2, batch=18, steps=6, dtype=torch.bfloat16)
+    p = Problem(hidden_size=33, num_layers=2, batch=18, steps=6, dropout=0.4, dtype=torch.bfloat16)
     assert seen(Emulated(library, persistent(races=True, preempt=50, shape=0, wave=2)), p)
 
 

@@ -13,7 +13,7 @@ template <class S, bool kTensor>
 class BackwardPass : GradientPart<S, kTensor> {
   typedef GradientPart<S, kTensor> Base;
   typedef Acc<S> T;
-  using Base::active, Base::arena, Base::before_of, Base::depth_, Base::dgates_, Base::dh_;
+  using Base::active, Base::arena, Base::before_of, Base::depth_, Base::dgates, Base::dh_;
   using Base::f_, Base::first, Base::gates_wide_, Base::out_, Base::p, Base::padded, Base::plan;
   using Base::saved, Base::units_, Base::upper_input_, Base::wide;
 
@@ -33,7 +33,7 @@ class BackwardPass : GradientPart<S, kTensor> {
     for (int d = 0; d < p.directions; ++d)
       if (p.projected && padded(out_) != out_)
         this->zero(dh_[d], p.rows * padded(out_) * int64_t(sizeof(S)));
-    this->run_layers([&](int layer) {
+    this->run_layers([&](int layer, int) {
       for (int d = 0; d < p.directions; ++d) {
         const CellWeights& w = p.weights[layer * p.directions + d];
         this->pack_operand(hh_[d], w.w_hh, out_, 4 * units_, 1, out_, false);
@@ -63,10 +63,10 @@ class BackwardPass : GradientPart<S, kTensor> {
   }
 
   // dgates of the step after, times W_hh.
-  Operands<S> recurrent(int64_t t, int d) const {
+  Operands<S> recurrent(int layer, int64_t t, int d) const {
     const int64_t after = after_of(t, d);
     const int count = active(after);
-    const S* a = dgates_[d] + (count ? first[after] * gates_wide_ : 0);
+    const S* a = dgates(layer, d) + (count ? first[after] * gates_wide_ : 0);
     return {a, hh_[d], gates_wide_, depth_, count, int(depth_ * sizeof(S))};
   }
 
@@ -75,7 +75,7 @@ class BackwardPass : GradientPart<S, kTensor> {
     for (int d = 0; d < p.directions; ++d) {
       const int64_t t = step_of(s, d);
       args.active[d] = active(t);
-      args.operands[d] = recurrent(t, d);
+      args.operands[d] = recurrent(layer, t, d);
       args.step[d] = {int(out_), from_above(layer, t, d), dh_[d] + first[t] * padded(out_),
                       padded(out_)};
     }
@@ -92,7 +92,7 @@ class BackwardPass : GradientPart<S, kTensor> {
             dh_[d] + first[t] * padded(out_), hr_[d], padded(out_), padded(out_), count,
             int(padded(out_) * sizeof(S))};
       else
-        args.operands[d] = recurrent(t, d);
+        args.operands[d] = recurrent(layer, t, d);
       CellStep<S>& step = args.step[d];
       step.width = int(units_);
       step.projected = p.projected;
@@ -106,7 +106,7 @@ class BackwardPass : GradientPart<S, kTensor> {
       step.c0 = part<S>(p.c0, cell, p.batch * units_);
       step.grad_c_n = part<S>(f_.grad_c_n, cell, p.batch * units_);
       step.dc = dc_[d];
-      step.dgates = dgates_[d];
+      step.dgates = dgates(layer, d);
       step.dgates_wide = gates_wide_;
       step.grad_c0 = part<S>(f_.grad_c0, cell, p.batch * units_);
     }

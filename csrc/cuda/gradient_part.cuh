@@ -33,40 +33,44 @@ class GradientPart : protected Stack<S, kTensor> {
     copy_ = arena.template take<S>(p.rows * this->widest_copied_input());
     previous_ = arena.template take<S>(p.rows * out_);
     raw_ = arena.template take<S>(p.projected ? p.rows * units_ : 0);
-    upper_input_ = arena.template take<T>(p.layers > 1 ? p.rows * wide : 0);
+    upper_input_ = arena.template take<T>(p.layers > plan.wave ? p.rows * wide : 0);
     if (p.directions == 2) {
       int64_t widest = p.layers > 1 ? wide : 0;
       if (f_.grad_input && p.input_size > widest) widest = p.input_size;
       stacked_ = arena.template take<S>(gates_wide_ * widest);
     }
     partial_ = arena.template take<T>(parts() * 4 * units_);
-    S* dgates = arena.template take<S>(p.rows * gates_wide_);
-    for (int d = 0; d < p.directions; ++d) {
-      dgates_[d] = dgates ? dgates + d * depth_ : nullptr;
+    dgates_ = arena.template take<S>(plan.wave * p.rows * gates_wide_);
+    for (int d = 0; d < p.directions; ++d)
       dh_[d] = arena.template take<S>(p.projected ? p.rows * padded(out_) : 0);
-    }
   }
 
-  // `steps(layer)` turns the gradients of a layer's output and last states into dgates_ (and, with
-  // a projection, dh_).
+  // `steps(top, layers)` turns the gradients of the outputs and last states of `layers` layers,
+  // from `top` down, into their dgates (and, with a projection, dh_).
   template <class Steps>
   void run_layers(Steps&& steps) {
     this->fill_map();
     if (index_) this->fill_index(index_);
     // The padding of K.
-    if (depth_ != 4 * units_) this->zero(dgates_[0], p.rows * gates_wide_ * int64_t(sizeof(S)));
-    for (int layer = p.layers - 1; layer >= 0; --layer) {
-      steps(layer);
-      weight_gradients(layer);
-      if (layer > 0 || f_.grad_input) input_gradient(layer);
+    if (depth_ != 4 * units_)
+      this->zero(dgates_, plan.wave * p.rows * gates_wide_ * int64_t(sizeof(S)));
+    for (int top = p.layers - 1; top >= 0; top -= plan.wave) {
+      const int layers = min_of(plan.wave, top + 1), lowest = top - layers + 1;
+      steps(top, layers);
+      for (int layer = top; layer >= lowest; --layer) weight_gradients(layer);
+      if (lowest > 0 || f_.grad_input) input_gradient(lowest);
     }
   }
 
+  // The layers of a wavefront each have their own.
+  S* dgates(int layer, int d) const {
+    return dgates_ + (p.layers - 1 - layer) % plan.wave * p.rows * gates_wide_ + d * depth_;
+  }
   int64_t before_of(int64_t t, int d) const { return d == 0 ? t - 1 : t + 1; }
 
   const Backward& f_;
   const int64_t units_, out_, depth_, gates_wide_;  // a direction's dgates, and both together
-  S *dgates_[2], *dh_[2];
+  S* dh_[2];
   T* upper_input_;
 
  private:
@@ -94,12 +98,13 @@ class GradientPart : protected Stack<S, kTensor> {
     for (int d = 0; d < p.directions; ++d) {
       const CellGrads& g = grads[d];
       if (g.w_ih && x)
-        sum_product(g.w_ih, dgates_[d], gates_wide_, 4 * units_, x, x_wide,
+        sum_product(g.w_ih, dgates(layer, d), gates_wide_, 4 * units_, x, x_wide,
                     this->input_width(layer));
       else if (g.w_ih)
         index_gradient(static_cast<S*>(g.w_ih), d);
       if (g.w_hh) recurrent_gradient(layer, d, g.w_hh);
-      if (g.b_ih || g.b_hh) bias_gradient(d, static_cast<S*>(g.b_ih), static_cast<S*>(g.b_hh));
+      if (g.b_ih || g.b_hh)
+        bias_gradient(layer, d, static_cast<S*>(g.b_ih), static_cast<S*>(g.b_hh));
       if (g.w_hr) projection_gradient(layer, d, g.w_hr);
       if (f_.grad_h0) first_hidden_gradient(layer, d);
     }
@@ -115,12 +120,12 @@ class GradientPart : protected Stack<S, kTensor> {
       args.width = int(p.input_size);
       args.index = index_;
       this->rows(args);
-      return sum_product(to, dgates_[d], gates_wide_, 4 * units_, one_hot_, p.input_size,
+      return sum_product(to, dgates(0, d), gates_wide_, 4 * units_, one_hot_, p.input_size,
                          p.input_size);
     }
     const dim3 grid(blocks_of(4 * units_, kSumColumns), blocks_of(p.input_size, kSumIndices));
     this->run_kernel(index_sum_kernel<S>, grid, kSumColumns, sizeof(IndexSumShared<S>),
-                     IndexSumArgs<S>{dgates_[d], index_, to, p.rows, gates_wide_, p.input_size,
+                     IndexSumArgs<S>{dgates(0, d), index_, to, p.rows, gates_wide_, p.input_size,
                                      int(4 * units_)});
   }
 
@@ -136,15 +141,15 @@ class GradientPart : protected Stack<S, kTensor> {
     args.h0 = part<S>(p.h0, layer * p.directions + d, p.batch * out_);
     args.direction = d;
     this->rows(args);
-    sum_product(to, dgates_[d], gates_wide_, 4 * units_, previous_, out_, out_);
+    sum_product(to, dgates(layer, d), gates_wide_, 4 * units_, previous_, out_, out_);
   }
 
-  void bias_gradient(int d, S* to, S* also_to) const {
+  void bias_gradient(int layer, int d, S* to, S* also_to) const {
     const int columns = int(4 * units_);
     const dim3 grid(blocks_of(columns, 32), unsigned(parts()));
-    this->run_kernel(
-        column_kernel<S, T>, grid, 32 * kSumWarps, kColumnShared<T>,
-        ColumnArgs<S, T>{dgates_[d], partial_, nullptr, p.rows, gates_wide_, kSumRows, columns});
+    this->run_kernel(column_kernel<S, T>, grid, 32 * kSumWarps, kColumnShared<T>,
+                     ColumnArgs<S, T>{dgates(layer, d), partial_, nullptr, p.rows, gates_wide_,
+                                      kSumRows, columns});
     this->run_kernel(column_kernel<T, S>, dim3(grid.x), 32 * kSumWarps, kColumnShared<T>,
                      ColumnArgs<T, S>{partial_, to, also_to, parts(), columns, parts(), columns});
   }
@@ -175,7 +180,7 @@ class GradientPart : protected Stack<S, kTensor> {
                   end - begin,
                   out_,
                   4 * units_,
-                  {dgates_[d] + (first[t] + begin) * gates_wide_, gates_wide_, 1},
+                  {dgates(layer, d) + (first[t] + begin) * gates_wide_, gates_wide_, 1},
                   {p.weights[cell].w_hh, out_, 1},
                   to + begin * out_});
     }
@@ -202,7 +207,7 @@ class GradientPart : protected Stack<S, kTensor> {
                 p.rows,
                 width,
                 depth,
-                {dgates_[0], gates_wide_, 1},
+                {dgates(layer, 0), gates_wide_, 1},
                 {weights, width, 1},
                 to});
     if (!this->dropped(layer)) return;
@@ -215,7 +220,7 @@ class GradientPart : protected Stack<S, kTensor> {
   }
 
   int* index_ = nullptr;
-  S *one_hot_ = nullptr, *stacked_ = nullptr, *copy_, *previous_, *raw_;
+  S *one_hot_ = nullptr, *stacked_ = nullptr, *dgates_, *copy_, *previous_, *raw_;
   T* partial_;
 };
 

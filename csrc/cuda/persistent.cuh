@@ -99,6 +99,19 @@ class SlicedProduct {
     }
   }
 
+  // use(q, unit, row, value) for each of this thread's sums, unit and row as unit_of and row_of.
+  template <class Use>
+  __device__ __forceinline__ static void each(Sums& sums, Use&& use) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          use(m % 2 * 2 + e / 2, m / 2 * 8 + lane() / 4, n * 8 + lane() % 4 * 2 + e % 2,
+              sums[m][n][e]);
+  }
+
   // Blocks of round r that this warp finishes. `use(block, values)` gets values[q][e] for the four
   // q, unit lane / 4 and sequences 2 * (lane % 4) + e of the block.
   template <class Use>

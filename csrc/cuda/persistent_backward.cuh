@@ -1,31 +1,44 @@
-// Persistent backward pass: one cooperative launch for all steps of a layer, both directions.
+// Persistent backward pass: one cooperative launch for all steps of one or several layers.
 //
 // What it computes: what the step kernel's CellStep computes (stepwise.cuh), for every step.
 // Who owns what: as forward, but gathering dgates would move four times the bytes of h. So the
 // units are divided into four quarters and the CTAs of a group into four rows of `columns` CTAs.
 // CTA (k, j) owns `units` units of quarter k, and multiplies the dgates of quarter k (K) by the
 // columns of W_hh that the four CTAs (0..3, j) own: a quarter of each one's sum. They exchange
-// these quarters. The gradient of c stays in registers.
-// What moves per step: dgates of one quarter (as many bytes as h) and three partial sums, each
-// followed by a signal. Two buffers that take turns suffice for both exchanges:
-// - dgates: a CTA that stores those of step s has seen `ready` >= s of its whole row, and every CTA
-//   of the row raised it after it had multiplied the dgates of step s - 2.
-// - partial sums: a CTA that sends those of step s has received its partners' of step s - 1, and
-//   each partner sent them after it had read those of step s - 2.
+// these quarters. The gradient of c stays in registers. Where several layers run at once (a
+// wavefront), a lower layer's CTA (k, j) also multiplies quarter k of the upper layer's dgates of
+// the same time by those columns of the upper layer's W_ih that the CTAs (0..3, j) own: the same
+// exchange carries both. What moves per step: dgates of one quarter (as many bytes as h; in a
+// wavefront, also those of the layer above) and three partial sums, each followed by a signal. How
+// many places they need:
+// - dgates that a lower layer reads: a fresh place for every step, for that layer may be any number
+//   of steps behind and signals nothing upwards.
+// - other dgates: two that take turns. A CTA that stores those of step s has seen `ready` >= s of
+//   its whole row, and every CTA of the row raised it after it had multiplied those of step s - 2.
+// - partial sums: two that take turns. A CTA that sends those of step s has received its partners'
+//   of step s - 1, and each partner sent them after it had read those of step s - 2. (In step 0 a
+//   layer without one above sends nothing, and step 2 has nothing to overwrite.)
 // Floor: docs/kernels.md. No figure measured yet.
 #pragma once
 
+#include "dropout.h"
 #include "persistent.cuh"
+#include "rows.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
-// One direction of a layer.
+// One layer and direction of a launch.
 template <class S>
 struct PersistentGradient {
   typedef Acc<S> T;
-  const S* weights;        // fragments
-  S* exchange;             // dgates: (2, 4, B, wide)
+  const S* weights[kMaxSources];  // fragments: W_hh, and W_ih of the layer above
+  S* exchange;                    // dgates: (places, 4, B, wide)
+  int places;
+  // A wavefront's layer above, whose exchange has a place for every step; or null.
+  const S* above;
+  const unsigned* above_ready;
+  DropoutArgs dropout;     // between the two
   float2* partial;         // (2, groups, slots, 4, blocks, 32)
   unsigned *ready, *sent;  // (groups, slots): steps whose dgates, and whose partial sums, are there
   const S* grad_output;    // this direction's columns, or null
@@ -39,9 +52,9 @@ struct PersistentGradient {
 
 template <class S>
 struct PersistentGradientArgs {
-  PersistentGradient<S> cell[2];
-  // CTAs: directions * active * 4 * columns, for the groups of sequences from first_group on.
-  int groups, active, first_group, columns;
+  PersistentGradient<S> cell[kMaxCells];  // of a wavefront: the uppermost layer first
+  // CTAs: cells * active * 4 * columns, for the groups of sequences from first_group on.
+  int cells, groups, active, first_group, columns;
   int steps, batch, units, quarter;  // units: H
   int64_t wide, output_wide, dgates_wide;
   uint64_t limit;
@@ -81,7 +94,9 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
   const int weights = int(weight_bytes(kShape, args.wide * int(sizeof(S))));
 
   const Product product(shared + partial_bytes(kShape), shared);
-  product.load(cell.weights + int64_t(slot) * (weights / int(sizeof(S))), weights, 0);
+  for (int j = 0; j < (cell.above ? 2 : 1); ++j)
+    product.load(cell.weights[j] + int64_t(slot) * (weights / int(sizeof(S))), weights,
+                 j * weights);
   unsigned* const ready = cell.ready + group * slots;
   unsigned* const sent = cell.sent + group * slots;
   // The partial sums for CTA (q, column) from CTA (k, column).
@@ -89,11 +104,17 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
     const int64_t to = (int64_t(s % 2) * args.groups + group) * slots + q * args.columns + column;
     return cell.partial + (to * 4 + k) * Product::kBlocks * 32 + Product::lane();
   };
+  // Where this part's dgates of step s begin, in an exchange of so many places.
+  auto place = [&](int s, int places) {
+    return ((int64_t(s % places) * 4 + part) * args.batch + first) * args.wide;
+  };
   T dc[kRounds][2];
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) dc[r][0] = dc[r][1] = 0;
   Product::barrier();
 
+  const bool drops = cell.dropout.threshold != 0;
+  const uint32_t key = drops ? dropout_key(*cell.dropout.seed, cell.dropout.layer, 0) : 0;
   for (int s = 0; s < args.steps; ++s) {
     const int t = cell.direction == 0 ? args.steps - 1 - s : s;
     const int before = cell.direction == 0 ? t - 1 : t + 1;
@@ -126,13 +147,28 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
         }
       }
 
-    if (s > 0) {
+    if (s > 0 || cell.above) {
       typename Product::Sums sums = {};
-      wait_for({ready + part * args.columns, args.columns, 4 * kUnits}, begin, begin + slice, s,
-               args.limit);
-      const int64_t buffer = (s - 1) % 2 * 4 + part;
-      product.add(sums, 0, cell.exchange + (buffer * args.batch + first) * args.wide, args.wide,
-                  rows, slabs);
+      // The layer above is ahead: its product comes before the wait for this layer's own dgates.
+      if (cell.above) {
+        const int row_of_group = group * slots + part * args.columns;
+        wait_for({cell.above_ready + row_of_group, args.columns, 4 * kUnits}, begin, begin + slice,
+                 s + 1, args.limit);
+        product.add(sums, weights, cell.above + place(s, args.steps), args.wide, rows, slabs);
+        // Dropout acts on each element, and the sum is linear: on this part of it as on the whole.
+        if (drops)
+          Product::each(sums, [&](int q, int unit, int row, float& value) {
+            const bool keep =
+                dropout_keeps(dropout_row(key, t, first + row),
+                              q * args.quarter + column * kUnits + unit, cell.dropout.threshold);
+            value = keep ? value * float(cell.dropout.scale) : 0.0f;
+          });
+      }
+      if (s > 0) {
+        wait_for({ready + part * args.columns, args.columns, 4 * kUnits}, begin, begin + slice, s,
+                 args.limit);
+        product.add(sums, 0, cell.exchange + place(s - 1, cell.places), args.wide, rows, slabs);
+      }
       float mine[kRounds][2];
       product.finish(sums, [&](int r, int block, const float (&values)[4][2]) {
 #pragma unroll
@@ -144,8 +180,8 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
           }
         }
       });
-      publish(sent + slot, s);
-      wait_for_partners(sent + column, args.columns, part, s, args.limit);
+      publish(sent + slot, s + 1);
+      wait_for_partners(sent + column, args.columns, part, s + 1, args.limit);
 #pragma unroll
       for (int r = 0; r < kRounds; ++r) {
         const int block = r * kPersistentWarps + Product::warp();
@@ -178,8 +214,8 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
         from_acc(d[r][e].a_f, four.value[1]);
         from_acc(d[r][e].a_g, four.value[2]);
         from_acc(d[r][e].a_o, four.value[3]);
-        const int64_t at = (int64_t(s % 2 * 4 + part) * args.batch + first + row) * args.wide;
-        *reinterpret_cast<FourGates<S>*>(cell.exchange + at + 4 * local) = four;
+        S* to = cell.exchange + place(s, cell.places) + row * args.wide + 4 * local;
+        *reinterpret_cast<FourGates<S>*>(to) = four;
       }
     publish(ready + slot, s + 1);
 

@@ -70,6 +70,7 @@ Choice best_tile(const Product& x, DType type, bool tensor_cores, const Device& 
 Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings& settings) {
   Plan found{};
   found.algorithm = Algorithm::stepwise;
+  found.wave = 1;
   const bool half = p.dtype == DType::bf16 || p.dtype == DType::f16;
   found.tensor_cores =
       device.capability >= 80 && (half || (p.dtype == DType::f32 && settings.allow_tf32));
@@ -109,7 +110,7 @@ Plan persistent(const Problem& p, Pass pass, const Device& device, const Plan& s
   found.groups = 0;
   const bool forward = pass == Pass::forward;
   const int64_t size = bytes_of(p.dtype);
-  const int wave = forward && p.directions == 1 ? std::min(p.layers, kMaxCells) : 1;
+  const int wave = p.directions == 1 ? std::min(p.layers, kMaxCells) : 1;
   for (int layers = 1; layers <= wave; ++layers) {
     const int cells = layers * p.directions, sources = layers > 1 ? 2 : 1;
     for (int j = 0; j < kPersistentShapeCount; ++j) {
@@ -123,8 +124,8 @@ Plan persistent(const Problem& p, Pass pass, const Device& device, const Plan& s
       const int64_t launches = (groups + most - 1) / most;
       const int64_t active = (groups + launches - 1) / launches;
       const double rows = double(p.batch) / groups;
-      // Both directions or the upper layers of a wavefront share the L2 cache; the slowest CTA has
-      // all sources.
+      // Both directions or the layers of a wavefront share the L2 cache; the slowest CTA has all
+      // sources.
       const double moved = rows * x.depth * size, ctas = double(cells) * active * x.slots;
       const double l2 = std::max(sources * moved / kBytesPerCycle,
                                  ctas * moved * (2 * layers - 1) / layers / kL2BytesPerCycle);

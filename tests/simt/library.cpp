@@ -50,7 +50,8 @@ void set(DType type, void* to, int64_t at, double value) {
 }
 
 // The caller's part of the launcher's contract, as plainly as can be.
-void gemm(void*, const Gemm& g) {
+void gemm(void* count, const Gemm& g) {
+  ++*static_cast<int64_t*>(count);
   for (int64_t i = 0; i < g.m; ++i)
     for (int64_t j = 0; j < g.n; ++j) {
       double sum = 0;
@@ -70,7 +71,7 @@ struct Options {
   uint64_t seed;
 };
 struct Report {
-  int64_t races, launches, largest_grid;
+  int64_t races, launches, largest_grid, products;
   char error[512], first_race[512];
 };
 
@@ -95,13 +96,13 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
       chosen.groups = std::max(options.groups, int((p.batch + most - 1) / most));
       chosen.active = options.active > 0 ? options.active : chosen.groups;
     }
-    if (options.wave > 0 && pass == Pass::forward) chosen.wave = options.wave;
+    if (options.wave > 0) chosen.wave = options.wave;
     simt::Stream stream;
     stream.config.order = simt::Order(options.order);
     stream.config.seed = options.seed;
     stream.config.races = options.races != 0;
     stream.config.preempt = unsigned(options.preempt);
-    Context context{&stream, nullptr, gemm, nullptr};
+    Context context{&stream, nullptr, gemm, &report->products};
     call(chosen, context);
     report->races = stream.races;
     report->launches = stream.launches;

@@ -322,6 +322,20 @@ def test_planner_runs_small_layers_as_a_wavefront(backward):
     assert wave(1024) == 1  # two layers need more SMs than there are
 
 
+@pytest.mark.parametrize("seconds", ["0", "0.5", "1e9", ""])
+def test_limit_of_a_wait_is_read_from_the_environment(seconds, monkeypatch):
+    monkeypatch.setenv("FASTLSTM_WAIT_SECONDS", seconds)
+    assert_matches(Problem(dtype=torch.bfloat16), persistent())
+
+
+@pytest.mark.parametrize("seconds", ["ten", "5s", "-1", "nan", "inf", " ", "1e99"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(seconds, monkeypatch):
+    monkeypatch.setenv("FASTLSTM_WAIT_SECONDS", seconds)
+    expected = f"FASTLSTM_WAIT_SECONDS: expected a number of seconds .* got {seconds!r}"
+    with pytest.raises(KernelError, match=expected.replace("'", '"')):
+        assert_matches(Problem(dtype=torch.bfloat16), persistent())
+
+
 @pytest.mark.parametrize(
     ("hidden", "batch", "dtype", "capability", "algorithm"),
     [

@@ -1,4 +1,4 @@
-// The CUDA launcher as a library for tests/test_simt.py, its kernels run by the emulator.
+// The CUDA launcher as a library for tests/test_simt*.py, its kernels run by the emulator.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

@@ -495,7 +495,9 @@ def _kernels_missing(like: Tensor) -> str | None:
     if kind in ("cpu", "meta"):
         return None
     if kind == "cuda":
-        return None if ops.has_cuda() else "the CUDA kernels were not built"
+        if not ops.has_cuda():
+            return "the CUDA kernels were not built"
+        return ops.image_missing(like.device.index)
     return f"there are no kernels for device type {kind!r}"
 
 

@@ -6,8 +6,10 @@ oracle. Nothing here checks user input; that is ``functional.lstm``'s part.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ except ImportError as error:
 
 from . import algorithms, transforms
 
-__all__ = ["LSTMFunction", "has_cuda", "lstm"]
+__all__ = ["LSTMFunction", "has_cuda", "image_missing", "lstm"]
 
 _INDEX_TYPES = (torch.int32, torch.int64)
 
@@ -54,6 +56,42 @@ if torch.version.cuda is not None:
 def has_cuda() -> bool:
     """Whether the CUDA kernels were built and can be loaded."""
     return _C_cuda is not None
+
+
+def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether kernels built for these (as TORCH_CUDA_ARCH_LIST names them) run on such a GPU.
+
+    An image runs on its own major version from its minor version on, one of ``9.0a`` on 9.0 alone,
+    PTX on everything newer.
+    """
+    for name in re.split(r"[;,\s]+", architectures):
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
+        if found is None:
+            continue
+        built = (int(found[1]), int(found[2]))
+        if found[3] == "a":
+            if capability == built:
+                return True
+        elif capability >= built and (capability[0] == built[0] or (found[4] and not found[3])):
+            return True
+    return False
+
+
+@functools.cache
+def _image_missing(device: int) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if _C_cuda is None or _runs_on(capability, _C_cuda.architectures):
+        return None
+    return (
+        f"the CUDA kernels were built for {_C_cuda.architectures}, "
+        f"not for a GPU of compute capability {capability[0]}.{capability[1]}"
+    )
+
+
+@torch.compiler.assume_constant_result  # of what torch.compile traces
+def image_missing(device: int) -> str | None:
+    """Why the CUDA kernels cannot run on the GPU of this number; None where they can."""
+    return _image_missing(device)
 
 
 class Options(NamedTuple):

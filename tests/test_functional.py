@@ -1,6 +1,7 @@
 """functional.lstm: one call for the stack, its checks, its seed, and devices without kernels."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import functional
+from fastlstm import functional, ops
 
 X = torch.linspace(-1, 1, 24).view(4, 2, 3)
 
@@ -225,6 +226,44 @@ def test_which_tensors_have_kernels():
     assert missing(torch.zeros(1, dtype=torch.complex64)) == (
         "there are no kernels for torch.complex64"
     )
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((7, 0), "7.5;8.0;9.0a;10.0+PTX", False),
+        ((7, 5), "7.5;8.0;9.0a;10.0+PTX", True),
+        ((8, 9), "7.5;8.0;9.0a;10.0+PTX", True),
+        ((12, 0), "7.5;8.0;9.0a;10.0+PTX", True),  # by its PTX
+        ((9, 0), "7.5;8.0;9.0a", True),
+        ((9, 1), "9.0a", False),
+        ((8, 0), "8.6, 9.0", False),
+        ((11, 0), "9.0a+PTX", False),
+        ((10, 3), "10.0f", True),
+    ],
+)
+def test_gpus_without_an_image_of_the_kernels_get_torchs_lstm(
+    capability, architectures, runs, monkeypatch
+):
+    monkeypatch.setattr(ops, "_C_cuda", SimpleNamespace(architectures=architectures))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    ops._image_missing.cache_clear()
+    like = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 3))
+    said = functional._kernels_missing(like)
+    torch.compiler.reset()  # another case's constant
+    compiled = torch.compile(
+        lambda x: x + (ops.image_missing(3) is None), backend="eager", fullgraph=True
+    )
+    found = compiled(torch.zeros(1)).item()
+    ops._image_missing.cache_clear()
+    assert (said is None) == runs
+    assert found == runs
+    if not runs:
+        number = f"{capability[0]}.{capability[1]}"
+        assert said == (
+            f"the CUDA kernels were built for {architectures}, "
+            f"not for a GPU of compute capability {number}"
+        )
 
 
 @pytest.mark.filterwarnings("ignore:fastlstm runs torch's own LSTM")

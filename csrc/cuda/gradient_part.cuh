@@ -123,7 +123,7 @@ class GradientPart : protected Stack<S, kTensor> {
       return sum_product(to, dgates(0, d), gates_wide_, 4 * units_, one_hot_, p.input_size,
                          p.input_size);
     }
-    const dim3 grid(blocks_of(4 * units_, kSumColumns), blocks_of(p.input_size, kSumIndices));
+    const dim3 grid(blocks_of(p.input_size, kSumIndices), blocks_of(4 * units_, kSumColumns));
     this->run_kernel(index_sum_kernel<S>, grid, kSumColumns, sizeof(IndexSumShared<S>),
                      IndexSumArgs<S>{dgates(0, d), index_, to, p.rows, gates_wide_, p.input_size,
                                      int(4 * units_)});
@@ -146,11 +146,11 @@ class GradientPart : protected Stack<S, kTensor> {
 
   void bias_gradient(int layer, int d, S* to, S* also_to) const {
     const int columns = int(4 * units_);
-    const dim3 grid(blocks_of(columns, 32), unsigned(parts()));
+    const dim3 grid(unsigned(parts()), blocks_of(columns, 32));
     this->run_kernel(column_kernel<S, T>, grid, 32 * kSumWarps, kColumnShared<T>,
                      ColumnArgs<S, T>{dgates(layer, d), partial_, nullptr, p.rows, gates_wide_,
                                       kSumRows, columns});
-    this->run_kernel(column_kernel<T, S>, dim3(grid.x), 32 * kSumWarps, kColumnShared<T>,
+    this->run_kernel(column_kernel<T, S>, dim3(1, grid.y), 32 * kSumWarps, kColumnShared<T>,
                      ColumnArgs<T, S>{partial_, to, also_to, parts(), columns, parts(), columns});
   }
 

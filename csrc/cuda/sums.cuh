@@ -7,7 +7,8 @@ namespace fastlstm {
 namespace cuda {
 
 // Sums of the columns of a matrix, in two launches: first each part of the rows (kSumRows of
-// them) by itself, then the parts. A CTA owns 32 columns; eight warps take every eighth row.
+// them) by itself, then the parts. A CTA owns 32 columns; eight warps take every eighth row. The
+// parts are along the grid's x: the other axes end at 65,535, and there may be more parts.
 constexpr int kSumRows = 512, kSumWarps = 8;
 
 template <class From, class To>
@@ -23,8 +24,8 @@ __global__ void __launch_bounds__(32 * kSumWarps)
   typedef Acc<From> T;
   FASTLSTM_SHARED_BUFFER(shared);
   T(*sums)[32] = reinterpret_cast<T(*)[32]>(shared);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-  const int64_t begin = blockIdx.y * args.part;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.y * 32 + lane;
+  const int64_t begin = blockIdx.x * args.part;
   const int64_t end = begin + args.part < args.rows ? begin + args.part : args.rows;
   T sum = 0;
   if (column < args.columns)
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(32 * kSumWarps)
   __syncthreads();
   if (warp > 0 || column >= args.columns) return;
   for (int w = 1; w < kSumWarps; ++w) sum += sums[w][lane];
-  const int64_t at = int64_t(blockIdx.y) * args.columns + column;
+  const int64_t at = int64_t(blockIdx.x) * args.columns + column;
   if (args.to) from_acc(sum, args.to[at]);
   if (args.also_to) from_acc(sum, args.also_to[at]);
 }
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kSumColumns, 8)
     index_sum_kernel(const __grid_constant__ IndexSumArgs<S> args) {
   FASTLSTM_SHARED_BUFFER(raw);
   IndexSumShared<S>& shared = *reinterpret_cast<IndexSumShared<S>*>(raw);
-  const int me = threadIdx.x, column = blockIdx.x * kSumColumns + me;
-  const int64_t first = int64_t(blockIdx.y) * kSumIndices;
+  const int me = threadIdx.x, column = blockIdx.y * kSumColumns + me;
+  const int64_t first = int64_t(blockIdx.x) * kSumIndices;
   for (int j = 0; j < kSumIndices; ++j) shared.sums[j][me] = 0;
   for (int64_t begin = 0; begin < args.rows; begin += kSumColumns) {
     __syncthreads();

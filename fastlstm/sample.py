@@ -16,7 +16,13 @@ from .text import UserError, cli
 def parser() -> argparse.ArgumentParser:
     p = cli.Parser(prog="python -m fastlstm.sample", description="Sample text from a trained run.")
     p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made")
-    p.add_argument("-n", "--length", type=int, default=500, help="characters (bytes) to draw (500)")
+    p.add_argument(
+        "-n",
+        "--length",
+        type=int,
+        default=500,
+        help="characters to draw, bytes unless the run has --unit char (500)",
+    )
     p.add_argument("-t", "--temperature", type=float, default=0.8,
                    help="below 1 safer, above 1 wilder, 0 always the likeliest (0.8)")  # fmt: skip
     p.add_argument("-p", "--primer", default="", help="text to go on from (none)")
@@ -54,25 +60,27 @@ def check(a: argparse.Namespace) -> None:
 
 def read_text(name: str) -> bytes:
     try:
-        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"--score: cannot read {name}: {error.strerror}") from error
-    if len(text) < 2:
-        raise UserError(f"--score: {name} holds less than two characters")
-    return text
 
 
 def sample(argv: Sequence[str] | None) -> int:
     """Run the command and return its exit status."""
     from .drawing import Draw
+    from .text.alphabet import Alphabet, Decoder
     from .text.run import load_model
-    from .text.sampling import Decoder, encode, rounded_model, score, start, stream
+    from .text.sampling import rounded_model, score, stream
 
     a = parser().parse_args(argv)
     check(a)
-    model, vocabulary, _ = load_model(Path(a.run), a.checkpoint)
+    model, vocabulary, meta = load_model(Path(a.run), a.checkpoint)
+    alphabet = Alphabet(meta["unit"], vocabulary)
     if a.score is not None:
-        nats = score(rounded_model(model, a.weights), encode(read_text(a.score), vocabulary))
+        text = alphabet.encode(read_text(a.score))
+        if len(text) < 2:
+            raise UserError(f"--score: {a.score} holds less than two characters")
+        nats = score(rounded_model(model, a.weights), text)
         print(
             f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
             f"perplexity {math.exp(min(nats, 700)):.3f}"
@@ -80,19 +88,19 @@ def sample(argv: Sequence[str] | None) -> int:
         return 0
     # Bytes that the shell passed on undecoded go back to what they were.
     primer = a.primer.encode("utf-8", errors="surrogateescape")
-    prime = (encode(primer, vocabulary) if primer else start(vocabulary)).expand(-1, a.batch)
+    prime = (alphabet.encode(primer) if primer else alphabet.start()).expand(-1, a.batch)
     how = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
     chunks = stream(model, prime, a.length, how, weights=a.weights)
     if a.batch > 1:
         for j, column in enumerate(torch.cat(list(chunks)).t().tolist()):
-            text = Decoder(a.stop).feed(bytes(vocabulary[t] for t in column), final=True)
-            print(f"--- {j + 1} ---\n{primer.decode(errors='replace')}{text}")
+            found = Decoder(a.stop).feed(alphabet.decode(column), final=True)
+            print(f"--- {j + 1} ---\n{primer.decode(errors='replace')}{found}")
         return 0
     print(primer.decode(errors="replace"), end="", flush=True)
     decoder = Decoder(a.stop)
     for tokens in chunks:
-        drawn = bytes(vocabulary[t] for t in tokens[:, 0].tolist())
-        print(decoder.feed(drawn), end="", flush=True)
+        drawn = decoder.feed(alphabet.decode(tokens[:, 0].tolist()))
+        print(drawn, end="", flush=True)
         if decoder.ended:
             break
     print(decoder.feed(b"", final=True))

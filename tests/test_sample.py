@@ -19,6 +19,7 @@ pytest.importorskip("safetensors")
 from fastlstm.drawing import Draw
 from fastlstm.sample import main
 from fastlstm.text import sampling
+from fastlstm.text.alphabet import Decoder
 from fastlstm.text.model import CharModel
 from fastlstm.text.run import load_model
 from fastlstm.train import main as train
@@ -169,7 +170,7 @@ def test_rounded_models_draw_what_packed_weights_draw():
 @given(text=st.text(max_size=30), stop=st.none() | st.text(min_size=1, max_size=3))
 def test_bytes_become_the_same_text_however_they_come(text, stop):
     data = text.encode("utf-8", errors="replace")
-    decoder = sampling.Decoder(stop)
+    decoder = Decoder(stop)
     out = "".join(decoder.feed(data[j : j + 1]) for j in range(len(data)))
     out += decoder.feed(b"", final=True)
     whole = data.decode()
@@ -177,7 +178,7 @@ def test_bytes_become_the_same_text_however_they_come(text, stop):
 
 
 def test_bytes_that_are_no_text_are_shown_as_such():
-    decoder = sampling.Decoder()
+    decoder = Decoder()
     assert decoder.feed(b"a\xff\xc3") + decoder.feed(b"", final=True) == "a\ufffd\ufffd"
 
 

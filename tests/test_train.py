@@ -77,7 +77,7 @@ def test_it_learns_and_leaves_the_files_that_it_promises(tmp_path, text, capsys)
     assert [m["step"] for m in metrics if m["val_loss"] is not None][:2] == [50, 100]
     assert metrics[-1]["epoch"] == 2
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "checkpoints", "loss.png",
+        "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "loss.png", "report.html",
     }  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
@@ -376,8 +376,6 @@ MISTAKES = {
     "device": (["--device", "abacus"], "--device: abacus is not available"),
     "missing device": (["--device", "cuda:99"], "--device: cuda:99 is not available"),
     "half precision on a CPU": (["--precision", "fp16"], "--precision fp16 needs a GPU"),
-    "unit": (["--unit", "char"], "--unit char is not available yet"),
-    "compile": (["--compile"], "--compile is not available yet"),
     "config": (["--config", "nowhere.json"], "cannot read nowhere.json"),
     "resume of nothing": (["--resume"], "holds no run"),
     "init": (["--init-from", "nowhere"], "nowhere is no run"),
@@ -437,11 +435,6 @@ def test_without_a_folder_a_new_one_is_made_and_named(tmp_path, text, capsys, mo
         main([*TINY, "--data", str(text), "--steps", "1"])
         assert f"runs/text-{number}: " in capsys.readouterr().out
         assert (tmp_path / "runs" / f"text-{number}" / "config.json").exists()
-
-
-def test_several_processes_are_refused_for_now(tmp_path, text, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "several processes" in refused(capsys, "--data", text, "--out", tmp_path / "run")
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tqdm", "matplotlib", "numpy"])

@@ -60,5 +60,7 @@ def run(name: str, command: Callable[[], int]) -> None:
 
 
 def _refuse(name: str, message: str) -> int:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of a machine's processes says it
+        return 2
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -1,17 +1,25 @@
-"""Text to train on: files, folders, globs, standard input, URLs and named corpora, as bytes."""
+"""Text to train on: files, folders, globs, standard input, URLs and named corpora.
+
+However large, a text is mapped from the disk and not held in memory.
+"""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
+import itertools
 import logging
 import os
 import re
 import sys
 import sysconfig
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +32,7 @@ SHAKESPEARE_URL = (
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NAMED = ("stdlib", "shakespeare")
+PIECE = 1 << 22  # bytes that are held at a time
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # Written when this Python was built, and different on every machine.
@@ -32,12 +41,12 @@ _GENERATED = re.compile(r"config-.*|_sysconfigdata.*\.py|sitecustomize\.py|_sysc
 
 @dataclass
 class Corpus:
-    """Bytes of text, the values that occur in them, and their checksum.
+    """The characters of a text, the values that occur in it, and its checksum.
 
     Attributes:
-        data: uint8 ``(N,)``, mapped from disk where the corpus is one file.
-        vocabulary: the byte values that occur, ascending; a byte's index is its place here.
-        sha256: of all the bytes.
+        data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
+        vocabulary: the values that occur, ascending; a character's index is its place here.
+        sha256: of the text's bytes.
     """
 
     data: np.ndarray
@@ -45,41 +54,59 @@ class Corpus:
     sha256: str
 
     def __post_init__(self) -> None:
-        self._index = np.zeros(256, dtype=np.int64)
+        self._index = np.zeros(self.vocabulary[-1] + 1, dtype=np.int64)
         self._index[self.vocabulary] = np.arange(len(self.vocabulary))
 
     def indices(self, places: np.ndarray) -> Tensor:
-        """int64 vocabulary indices of the bytes at these places, in their shape."""
+        """int64 vocabulary indices of the characters at these places, in their shape."""
         return torch.from_numpy(self._index[self.data[places]])
 
 
-def load(specs: Sequence[str]) -> Corpus:
+def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
     """Read a corpus: the concatenation of everything that ``specs`` name.
+
+    Args:
+        unit: "byte", or "char" for the characters of UTF-8; what is none becomes U+FFFD.
 
     Raises:
         UserError: something is missing, too short, or not what its checksum says.
     """
-    parts = [part for spec in specs for part in _parts(spec)]
-    data = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if data.size < 2:
-        why = "is one byte long: there is nothing to predict" if data.size else "is empty"
-        raise UserError(f"--data: the text of {' '.join(specs)} {why}")
+    sources = [source for spec in specs for source in _sources(spec)]
     digest = hashlib.sha256()
-    counts = np.zeros(256, dtype=np.int64)
-    for begin in range(0, data.size, 1 << 24):  # in pieces, for a mapped file may exceed memory
-        piece = np.ascontiguousarray(data[begin : begin + (1 << 24)])
-        digest.update(piece.data)
-        counts += np.bincount(piece, minlength=256)
-    return Corpus(data, np.flatnonzero(counts).tolist(), digest.hexdigest())
+    seen = np.zeros(256 if unit == "byte" else 0x110000, dtype=bool)
+
+    def characters() -> Iterator[np.ndarray]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in itertools.chain(_pieces(sources), [b""]):
+            digest.update(piece)
+            if unit == "byte":
+                found = np.frombuffer(piece, dtype=np.uint8)
+            else:
+                text = decoder.decode(piece, final=not piece)
+                found = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+            seen[found] = True
+            yield found
+
+    if unit == "byte" and len(sources) == 1 and sources[0] is not None and sources[0].is_file():
+        for _ in characters():
+            pass
+        data = _map(sources[0])
+    else:
+        data = _spooled(characters())
+    if data.size < 2:
+        why = f"is one {unit} long: there is nothing to predict" if data.size else "is empty"
+        raise UserError(f"--data: the text of {' '.join(specs)} {why}")
+    return Corpus(data, np.flatnonzero(seen).tolist(), digest.hexdigest())
 
 
-def _parts(spec: str) -> list[np.ndarray]:
+def _sources(spec: str) -> list[Path | None]:
+    """The files that a spec names, downloaded if need be; None is standard input."""
     if spec == "stdlib":
         return _stdlib()
     if spec == "shakespeare":
         return [_download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)]
     if spec == "-":
-        return [np.frombuffer(sys.stdin.buffer.read(), dtype=np.uint8)]
+        return [None]
     if spec.startswith(("http://", "https://")):
         return [_download(spec, None)]
     path = Path(spec)
@@ -100,25 +127,47 @@ def _parts(spec: str) -> list[np.ndarray]:
             f"--data: {spec!r} is no file, folder, glob that matches, URL or name of a corpus "
             f"({', '.join(NAMED)})"
         )
-    return [_read(p) for p in files]
+    return [*files]
 
 
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _read(path: Path) -> np.ndarray:
-    try:
-        if not path.is_file():  # a pipe or a device cannot be mapped
-            return np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        if path.stat().st_size == 0:
-            return np.zeros(0, dtype=np.uint8)
-        return np.memmap(path, dtype=np.uint8, mode="r")
-    except OSError as error:
-        raise UserError(f"--data: cannot read {path}: {error.strerror}") from error
+def _pieces(sources: Sequence[Path | None]) -> Iterator[bytes]:
+    """All the bytes, in pieces that memory holds."""
+    for source in sources:
+        try:
+            with open(source, "rb") if source else nullcontext(sys.stdin.buffer) as file:
+                while piece := file.read(PIECE):
+                    yield piece
+        except OSError as error:
+            name = source or "standard input"
+            raise UserError(f"--data: cannot read {name}: {error.strerror}") from error
 
 
-def _stdlib() -> list[np.ndarray]:
+def _map(path: Path) -> np.ndarray:
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype=np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def _spooled(parts: Iterator[np.ndarray]) -> np.ndarray:
+    """The parts one after another in a temporary file that has no name and goes with the run."""
+    with tempfile.TemporaryFile() as file:
+        dtype: Any = np.uint8
+        for part in parts:
+            try:
+                file.write(part.data)
+            except OSError as error:
+                where = tempfile.gettempdir()
+                raise UserError(f"--data: cannot write to {where}: {error.strerror}") from error
+            dtype = part.dtype
+        file.flush()
+        return np.memmap(file, dtype=dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+
+
+def _stdlib() -> list[Path | None]:
     """Source text of the running interpreter's standard library, in the order of its paths."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []
@@ -129,20 +178,19 @@ def _stdlib() -> list[np.ndarray]:
     found.sort(key=lambda path: path.relative_to(root).as_posix())
     if not found:
         raise UserError("this Python has no source text of its standard library; give --data")
-    return [_read(path) for path in found]
+    return [*found]
 
 
-def _download(url: str, sha256: str | None) -> np.ndarray:
+def _download(url: str, sha256: str | None) -> Path:
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
     try:
         known = f"sha256:{sha256}" if sha256 else None
-        name = pooch.retrieve(url, known, path=pooch.os_cache("fastlstm"))
+        return Path(pooch.retrieve(url, known, path=pooch.os_cache("fastlstm")))
     except Exception as error:  # pooch lets every kind of network error through
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--data: cannot fetch {url}: {reason}") from error
-    return _read(Path(name))
 
 
 class Streams:
@@ -155,21 +203,32 @@ class Streams:
         begin, end: the part, as places in the corpus.
         batch, steps: size B and length T of a window.
         partial: whether a last window shorter than T counts.
+        rank, world: of ``world`` processes that share the rows, this one reads part ``rank``.
 
     Attributes:
         windows: how many there are.
+        rows: the streams that this process reads, of B.
     """
 
     def __init__(
-        self, corpus: Corpus, begin: int, end: int, batch: int, steps: int, partial: bool = False
+        self,
+        corpus: Corpus,
+        begin: int,
+        end: int,
+        batch: int,
+        steps: int,
+        partial: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.corpus, self.batch, self.steps = corpus, batch, steps
         self.length = max(0, end - begin - 1) // batch  # of a stream, its last target not counted
         self.windows = -(-self.length // steps) if partial else self.length // steps
-        self._starts = begin + self.length * np.arange(batch)
+        self.rows = slice(rank * batch // world, (rank + 1) * batch // world)
+        self._starts = begin + self.length * np.arange(batch)[self.rows]
 
     def window(self, j: int) -> tuple[Tensor, Tensor]:
-        """Input and target of window j, int64 ``(T, B)`` each, views of one tensor."""
+        """Input and target of window j, int64 ``(T, rows)`` each, views of one tensor."""
         steps = np.arange(j * self.steps, min((j + 1) * self.steps, self.length) + 1)
         both = self.corpus.indices(steps[:, None] + self._starts)
         return both[:-1], both[1:]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import LSTM
 from . import UserError
+from .alphabet import Alphabet
 
 # fastlstm.LSTM takes the indices as they are; the others are torch's, on one-hot vectors.
 CELLS = {"lstm": LSTM, "torch-lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -63,9 +64,7 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
         any(type(value) is not kind for value, kind in zip(values, types, strict=True))
         or not (found["cell"] in CELLS and found["hidden_size"] >= 1 and 0 <= found["dropout"] < 1)
         or not 1 <= found["num_layers"] <= len(tensors)  # before a loop over as many
-        or not all(type(v) is int and 0 <= v < 256 for v in vocabulary)
-        or not vocabulary
-        or sorted(set(vocabulary)) != vocabulary
+        or not Alphabet.valid(meta["unit"], vocabulary)
     ):
         raise UserError(f"the checkpoint {name} describes no model of ours")
     try:
@@ -98,7 +97,7 @@ def adopt(
 ) -> None:
     """Copy another model's weights; a character that it never saw keeps its fresh ones.
 
-    The two have the same architecture but for the vocabularies (byte values, ascending).
+    The two have the same architecture but for the vocabularies (of one unit, ascending).
     """
     shared = sorted(set(vocabulary) & set(other_vocabulary))
     mine = torch.tensor([vocabulary.index(v) for v in shared], dtype=torch.int64)
@@ -135,8 +134,8 @@ def loss_nats(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: CharModel, streams: Any, device: torch.device) -> float:
-    """Mean loss in nats over a split, with a carried state of its own.
+def evaluate(model: CharModel, streams: Any, device: torch.device) -> tuple[float, int]:
+    """Summed loss in nats over a split, with a carried state of its own, and its characters.
 
     Training mode is kept and no random number is drawn, so that training goes on as if not asked.
     """
@@ -145,8 +144,10 @@ def evaluate(model: CharModel, streams: Any, device: torch.device) -> float:
     total, count, hx = 0.0, 0, None
     for j in range(streams.windows):
         x, y = streams.window(j)
+        if not y.numel():  # fewer streams than processes
+            break
         logits, hx = model(x.to(device), hx)
         total += loss_nats(logits, y.to(device)).item() * y.numel()
         count += y.numel()
     model.train(training)
-    return total / count
+    return total, count

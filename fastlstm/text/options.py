@@ -34,6 +34,7 @@ class Config:
     lr: float = 2e-3
     lr_schedule: str = "constant"
     warmup: int = 0
+    weight_decay: float | None = None
     clip_norm: float = 5.0
     steps: int | None = None
     epochs: int | None = None
@@ -41,6 +42,8 @@ class Config:
     eval_every: int = 500
     sample_every: int = 500
     precision: str = "fp32"
+    compile: bool = False
+    tensorboard: bool = False
     device: str = "auto"
     seed: int = 0
 
@@ -99,6 +102,9 @@ OPTIONS = {
         "percent an epoch after ten, as in char-rnn", ("constant", "cosine", "step"),
     ),
     "warmup": Option("training", "N", "steps over which the rate rises", least=0),
+    "weight_decay": Option(
+        "training", "X", "of the optimizer (default: its own, 0.01 for adamw, else 0)", least=0
+    ),
     "clip_norm": Option("training", "X", "largest norm of the gradient, 0: no limit", least=0),
     "steps": Option("length", "N", "stop after N steps", least=1),
     "epochs": Option("length", "N", "stop after N passes over the text", least=1),
@@ -107,13 +113,16 @@ OPTIONS = {
         least=0,
     ),
     "eval_every": Option(
-        "length", "N", "steps between evaluations, each with a checkpoint", least=1
+        "length", "N", "steps between evaluations, each with a checkpoint; 0: one an epoch",
+        least=0,
     ),
-    "sample_every": Option("length", "N", "steps between printed samples, 0: none", least=0),
+    "sample_every": Option("length", "N", "steps between samples, 0: none", least=0),
     "precision": Option(
         "machine", None, "tf32 and fp16 need a GPU; bf16 and fp16 keep float32 weights",
         ("fp32", "tf32", "bf16", "fp16"), fixed=True,
     ),
+    "compile": Option("machine", None, "let torch.compile build the model; needs a C++ compiler"),
+    "tensorboard": Option("run", None, "write events to RUN/tensorboard as well"),
     "device": Option("machine", "D", "auto, cpu, cuda, cuda:1, ..."),
     "seed": Option("machine", "N", "of weights, dropout and samples", least=0, fixed=True),
 }  # fmt: skip
@@ -127,6 +136,7 @@ KARPATHY: dict[str, Any] = {
 }  # fmt: skip
 
 _TYPES = typing.get_type_hints(Config)
+_EXPECTED = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
 @dataclass
@@ -153,8 +163,8 @@ def parse(argv: Sequence[str] | None, on_gpu: bool) -> Request:
         UserError: an unknown option, a value out of its range, something not available yet.
     """
     values = vars(_parser().parse_args(argv))
-    compile, resume = values.pop("compile", False), values.pop("resume", False)
-    file = read_config_file(values.pop("config")) if "config" in values else {}
+    resume = values.pop("resume", False)
+    file = read_config_files(values.pop("config", []))
     paths = {name: values.pop(name, file.pop(name, None)) for name in ("out", "init_from")}
     preset = values.pop("preset", file.pop("preset", None))
     if preset not in (None, "karpathy"):
@@ -174,10 +184,6 @@ def parse(argv: Sequence[str] | None, on_gpu: bool) -> Request:
     config = Config(**{**base, **given})
     if config.val_fraction + config.test_fraction >= 1:
         raise UserError("--val-fraction and --test-fraction leave nothing to train on")
-    if compile:
-        raise UserError("--compile is not available yet")
-    if config.unit == "char":
-        raise UserError("--unit char is not available yet; bytes read any text, UTF-8 included")
     if resume and paths["out"] is None:
         raise UserError("--resume needs --out RUN, the run to go on with")
     if resume and paths["init_from"] is not None:
@@ -241,14 +247,14 @@ def _checked(name: str, value: Any) -> Any:
         if not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
             refuse("texts' names")
         return value
-    if kind == int | None:
+    if type(None) in typing.get_args(kind):
         if value is None:
             return None
-        kind = int
+        kind = typing.get_args(kind)[0]
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        refuse({int: "a whole number", float: "a number", str: "a string"}[kind])
+        refuse(_EXPECTED[kind])
     if rules.choices and value not in rules.choices:
         refuse(f"one of {', '.join(rules.choices)}")
     if kind is float and not math.isfinite(value):
@@ -264,15 +270,30 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-def read_config_file(name: str) -> dict[str, Any]:
-    """Options from a JSON or TOML file, by the flags' names with ``_`` or ``-``.
+def read_config_files(names: Sequence[str]) -> dict[str, Any]:
+    """Options from JSON or TOML files, by the flags' names with ``_`` or ``-``; later files win.
 
-    A run's own ``config.json`` is understood.
+    A run's own ``config.json`` is understood, and so are the ``model.json`` and ``train.json`` of
+    gpjt/karpathy-rnns-repro. A folder stands for these two and, unless an option says otherwise,
+    for its text at ``../../data/input.txt``.
 
     Raises:
-        UserError: the file cannot be read or holds no table of options.
+        UserError: a file cannot be read or holds no table of options.
     """
-    path = Path(name)
+    found: dict[str, Any] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            text = path / ".." / ".." / "data" / "input.txt"
+            found |= {"data": str(text)} if text.exists() else {}
+            for part in ("model.json", "train.json"):
+                found |= _read_config_file(path / part)
+        else:
+            found |= _read_config_file(path)
+    return found
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
@@ -284,14 +305,33 @@ def read_config_file(name: str) -> dict[str, Any]:
         else:
             found = json.loads(text)
     except OSError as error:
-        raise UserError(f"--config: cannot read {name}: {error.strerror}") from error
+        raise UserError(f"--config: cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config: {name} is not valid: {error}") from error
+        raise UserError(f"--config: {path} is not valid: {error}") from error
     if not isinstance(found, dict):
-        raise UserError(f"--config: {name} holds no table of options")
+        raise UserError(f"--config: {path} holds no table of options")
     found = {key.replace("-", "_"): value for key, value in found.items()}
     found.pop("data_sha256", None)
-    return found
+    return _of_karpathy_rnns_repro(found) if "val_batch_percent" in found else found
+
+
+def _of_karpathy_rnns_repro(found: dict[str, Any]) -> dict[str, Any]:
+    """The options of a ``train.json`` of gpjt/karpathy-rnns-repro by our names.
+
+    It evaluates once an epoch, and neither clips nor stops early where it does not say so.
+    """
+    percent = found.pop("val_batch_percent")
+    if type(percent) not in (int, float):
+        raise UserError(f"--config: val_batch_percent: expected a number, got {percent!r}")
+    if isinstance(found.get("optimizer"), str):
+        found["optimizer"] = found["optimizer"].lower()
+    return {
+        "val_fraction": percent / 100,
+        "clip_norm": found.pop("max_grad_norm", 0),
+        "lr_schedule": "constant",
+        "eval_every": 0,
+        **found,
+    }
 
 
 def _without_length(values: dict[str, Any]) -> dict[str, Any]:
@@ -315,12 +355,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="RUN", help="folder of the run (default: a new one in runs/)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--init-from", metavar="RUN", help="begin with the weights of another run")
-    run.add_argument("--config", metavar="FILE", help="JSON or TOML file of options; flags win")
+    run.add_argument("--config", metavar="FILE", nargs="+",
+                     help="JSON or TOML files of options, or a folder that holds the model.json "
+                     "and train.json of karpathy-rnns-repro; flags win")  # fmt: skip
     run.add_argument("--preset", choices=["karpathy"],
                      help="char-rnn's: 2x512, dropout 0.5, batch 100, length 100")  # fmt: skip
-    groups["machine"].add_argument(
-        "--compile", action="store_true", help="torch.compile the model (not available yet)"
-    )
     for name, default in asdict(Config()).items():
         rules, kind = OPTIONS[name], _TYPES[name]
         shown = " ".join(default) if name == "data" else default
@@ -330,9 +369,14 @@ def _parser() -> argparse.ArgumentParser:
             other = [f"{values[name]} {where}" for values, where in elsewhere
                      if values.get(name, shown) != shown]  # fmt: skip
             text += f" (default: {', '.join([str(shown), *other])})"
+        if kind is bool:
+            groups[rules.group].add_argument(
+                _flag(name), action=argparse.BooleanOptionalAction, help=rules.help
+            )
+            continue
         groups[rules.group].add_argument(
             _flag(name),
-            type=int if kind == int | None else str if name == "data" else kind,
+            type=str if name == "data" else (*typing.get_args(kind), kind)[0],
             nargs="+" if name == "data" else None,
             choices=rules.choices,
             metavar=rules.metavar,

@@ -7,17 +7,19 @@ import math
 import os
 import shutil
 import time
-from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import UserError, checkpoint
-from .model import CharModel, as_state, build, load, states
+from .model import CharModel, build, load
 from .options import Config
+from .records import Metrics, Samples
+from .report import State, report
 
 
 @dataclass
@@ -76,6 +78,11 @@ def load_model(run: Path, name: str) -> tuple[CharModel, list[int], dict[str, An
     return model, meta["vocabulary"], meta
 
 
+def generator_name(kind: str, rank: int) -> str:
+    """What a checkpoint calls the state of a process's random generator."""
+    return f"rng.{kind}.{rank}" if rank else f"rng.{kind}"
+
+
 def free_folder(name: str, root: Path = Path("runs")) -> Path:
     """runs/NAME-1, runs/NAME-2, ...: the first that does not exist."""
     number = 1
@@ -85,12 +92,18 @@ def free_folder(name: str, root: Path = Path("runs")) -> Path:
 
 
 class Run:
-    """Writes a run's files and reads them back."""
+    """Writes a run's files and reads them back.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.metrics = Metrics(folder / "metrics.jsonl")
-        self._plotted = -math.inf
+    Args:
+        folder: the run's.
+        writes: false in all processes but one of those that train together.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
+        self.metrics = Metrics(folder / "metrics.jsonl", writes)
+        self.samples = Samples(folder / "samples.jsonl", writes)
+        self._plotted = self._reported = -math.inf
 
     def refuse_taken(self) -> None:
         """Raise UserError where the folder holds a run or cannot be one."""
@@ -108,7 +121,7 @@ class Run:
         above = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self.metrics.keep_until(0)
+            self.keep_until(0)
             save()
             self.write_config(config, sha256)
         except (OSError, UserError) as error:
@@ -116,6 +129,15 @@ class Run:
                 shutil.rmtree(above[-1], ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"--out: cannot write to {self.folder}: {reason}") from error
+
+    def keep_until(self, step: int) -> None:
+        """Forget what was written down after this step."""
+        self.metrics.keep_until(step)
+        self.samples.keep_until(step)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.samples.close()
 
     def write_config(self, config: Config, sha256: str) -> None:
         text = json.dumps({**asdict(config), "data_sha256": sha256}, indent=2)
@@ -139,8 +161,7 @@ class Run:
         self,
         names: list[str],
         model: CharModel,
-        optimizer: torch.optim.Optimizer,
-        hx: Any,
+        training: dict[str, Tensor],
         meta: dict[str, Any],
     ) -> None:
         """Write the checkpoints of these names, all alike.
@@ -148,24 +169,25 @@ class Run:
         ``latest`` goes last: whoever resumes from an older one writes the others again.
         """
         self.metrics.flush()
-        training = checkpoint.optimizer_tensors(optimizer)
-        training["rng.cpu"] = torch.get_rng_state()
-        if model.decoder.weight.is_cuda:
-            training["rng.cuda"] = torch.cuda.get_rng_state(model.decoder.weight.device)
-        for j, x in enumerate(states(hx)):
-            training[f"state.{j}"] = x
+        self.samples.flush()
         for name in sorted(names, key=lambda name: name == "latest"):
             folder = self.folder / "checkpoints" / name
             checkpoint.save(folder, model.state_dict(), training, {"format": 1, **meta})
 
     def restore(
-        self, model: CharModel, optimizer: torch.optim.Optimizer, batch: int, meta: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+        self,
+        model: CharModel,
+        optimizer: torch.optim.Optimizer,
+        batch: int,
+        meta: dict[str, Any],
+        rank: int = 0,
+    ) -> tuple[list[Tensor], dict[str, Any]]:
         """Load ``latest`` into model, optimizer and generators; its carried state and ``meta``.
 
         Args:
             batch: number of streams, which the carried state must have.
             meta: what the checkpoint's must agree with.
+            rank: whose generators to load. One that was not there when it was saved keeps its own.
 
         Raises:
             UserError: the checkpoint is damaged or of another run.
@@ -187,16 +209,18 @@ class Run:
             if not all(x.is_floating_point() for x in hx):
                 raise ValueError("its carried state has the wrong dtype")
             checkpoint.restore_optimizer(optimizer, training)
-            torch.set_rng_state(training["rng.cpu"])
-            if device.type == "cuda" and "rng.cuda" in training:
-                torch.cuda.set_rng_state(training["rng.cuda"], device)
+            if rank == 0 or generator_name("cpu", rank) in training:
+                torch.set_rng_state(training[generator_name("cpu", rank)])
+            if device.type == "cuda" and generator_name("cuda", rank) in training:
+                torch.cuda.set_rng_state(training[generator_name("cuda", rank)], device)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"the checkpoint {name} does not fit this run: {error}") from error
-        return as_state(hx), theirs
+        return hx, theirs
 
     def plot(self, at_least_after: float = 0.0) -> None:
         """loss.png: training and validation loss over steps; not if drawn so many seconds ago."""
-        if time.monotonic() - self._plotted < at_least_after or not self.metrics.steps:
+        early = time.monotonic() - self._plotted < at_least_after
+        if early or not (self.writes and self.metrics.steps):
             return
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -218,61 +242,12 @@ class Run:
         os.replace(temporary, self.folder / "loss.png")
         self._plotted = time.monotonic()
 
-
-class Metrics:
-    """metrics.jsonl, a line a step, and the losses in it for the plot."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: Any = None
-        self.steps, self.train = array("q"), array("d")
-        self.val_steps, self.val = array("q"), array("d")
-
-    def keep_until(self, step: int) -> None:
-        """Forget what was measured after the checkpoint that the run goes on from."""
-        kept = []
-        with open(self.path, "a+", encoding="utf-8", errors="replace") as file:
-            file.seek(0)
-            for line in file:
-                try:
-                    found = json.loads(line)
-                    if found["step"] > step:
-                        break
-                    self._remember(found)
-                except (ValueError, KeyError, TypeError):  # the last line of a killed run
-                    break
-                kept.append(json.dumps(found) + "\n")
-        checkpoint.write_text(self.path, "".join(kept))
-
-    def log(
-        self, step: int, epoch: float, train: float, val: float | None, speed: float, seconds: float
-    ) -> None:
-        """Append a line; ``bpc`` is the training loss in bits."""
-        values = {
-            "step": step, "epoch": round(epoch, 6), "train_loss": train, "val_loss": val,
-            "bpc": train / math.log(2), "chars_per_second": round(speed, 1),
-            "seconds": round(seconds, 3),
-        }  # fmt: skip
-        self._remember(values)
-        if self._file is None:
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()  # for whoever watches
-
-    def flush(self) -> None:
-        """Have the lines on the disk, before the checkpoint that counts on them."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _remember(self, values: dict[str, Any]) -> None:
-        step, train, val = int(values["step"]), float(values["train_loss"]), values["val_loss"]
-        self.steps.append(step)
-        self.train.append(train)
-        if val is not None:
-            self.val.append(float(val))
-            self.val_steps.append(step)
+    def report(self, state: Callable[[], State], at_least_after: float = 0.0) -> None:
+        """report.html, replaced in one step; not if written so many seconds ago."""
+        if not self.writes or time.monotonic() - self._reported < at_least_after:
+            return
+        page = report(state(), self.metrics, self.samples.found)
+        temporary = self.folder / "report.html.tmp"
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, self.folder / "report.html")
+        self._reported = time.monotonic()

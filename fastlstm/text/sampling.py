@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -14,30 +13,8 @@ from .. import LSTM, prepack
 from ..drawing import Draw, loop
 from ..generate import run
 from ..packing import rounded
-from . import UserError
+from .alphabet import Alphabet
 from .model import CharModel, loss_nats
-
-
-def encode(text: bytes, vocabulary: list[int]) -> Tensor:
-    """int64 ``(T, 1)`` vocabulary indices.
-
-    Raises:
-        UserError: a byte that the model has never seen.
-    """
-    table = torch.full((256,), -1, dtype=torch.int64)
-    table[torch.tensor(vocabulary)] = torch.arange(len(vocabulary))
-    indices = table[torch.frombuffer(bytearray(text), dtype=torch.uint8).long()]
-    if (indices < 0).any():
-        place = int((indices < 0).nonzero()[0])
-        raise UserError(
-            f"the model has never seen {text[place : place + 1]!r}, byte {place} of the text"
-        )
-    return indices[:, None]
-
-
-def start(vocabulary: list[int]) -> Tensor:
-    """int64 ``(1, 1)``, what a text without a primer begins after: a newline where there is one."""
-    return torch.tensor([[vocabulary.index(10) if 10 in vocabulary else 0]])
 
 
 def stream(
@@ -90,15 +67,15 @@ def rounded_model(model: CharModel, weights: str) -> CharModel:
     return model
 
 
-def sample_text(model: CharModel, vocabulary: list[int], length: int, seed: int) -> str:
+def sample_text(model: CharModel, alphabet: Alphabet, length: int, seed: int) -> str:
     """A sample for the eyes of whoever trains; the generators of training are left alone."""
     training = model.training
     model.eval()
-    prime = start(vocabulary).to(model.decoder.weight.device)
+    prime = alphabet.start().to(model.decoder.weight.device)
     how = Draw(temperature=0.8, seed=torch.tensor([seed]))
     tokens = torch.cat(list(stream(model, prime, length, how, chunk=length)))
     model.train(training)
-    return bytes(vocabulary[t] for t in tokens[:, 0].tolist()).decode("utf-8", errors="replace")
+    return alphabet.text(tokens[:, 0].tolist())
 
 
 def score(model: CharModel, indices: Tensor, window: int = 256) -> float:
@@ -114,25 +91,3 @@ def score(model: CharModel, indices: Tensor, window: int = 256) -> float:
             logits, state = model(x[: len(y)], state)
             total += loss_nats(logits, y).item() * len(y)
     return total / (len(indices) - 1)
-
-
-class Decoder:
-    """Bytes to text as they come, up to a stop string."""
-
-    def __init__(self, stop: str | None = None) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop, self._held = stop, ""
-        self.ended = False
-
-    def feed(self, data: bytes, final: bool = False) -> str:
-        """What can be shown now; the beginning of a character or of the stop string waits."""
-        if self.ended:
-            return ""
-        self._held += self._decoder.decode(data, final)
-        if self._stop and self._stop in self._held:
-            self.ended = True
-            return self._held.split(self._stop)[0]
-        keep = 0 if final or not self._stop else len(self._stop) - 1
-        cut = max(0, len(self._held) - keep)
-        out, self._held = self._held[:cut], self._held[cut:]
-        return out

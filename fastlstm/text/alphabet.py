@@ -1,0 +1,95 @@
+"""What the characters of a model are: bytes, or code points of Unicode."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import UserError
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """The characters that a model knows.
+
+    Attributes:
+        unit: "byte" or "char".
+        vocabulary: byte values or code points, ascending; a character's index is its place here.
+    """
+
+    unit: str
+    vocabulary: list[int]
+
+    def encode(self, text: bytes) -> Tensor:
+        """int64 ``(T, 1)`` vocabulary indices of UTF-8, which a byte model need not find valid.
+
+        Raises:
+            UserError: a character that the model has never seen.
+        """
+        whole: bytes | str = text
+        if self.unit == "char":
+            whole = text.decode("utf-8", errors="replace")
+            values = torch.tensor([ord(c) for c in whole], dtype=torch.int64)
+        else:
+            values = torch.tensor(list(text), dtype=torch.int64)
+        known = torch.tensor(self.vocabulary)
+        indices = torch.searchsorted(known, values).clamp(max=len(known) - 1)
+        wrong = known[indices] != values
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            kind = "byte" if self.unit == "byte" else "character"
+            raise UserError(
+                f"the model has never seen {whole[place : place + 1]!r}, {kind} {place} of the text"
+            )
+        return indices[:, None]
+
+    def start(self) -> Tensor:
+        """int64 ``(1, 1)``, what a text without a primer begins after: a newline, if known."""
+        return torch.tensor([[self.vocabulary.index(10) if 10 in self.vocabulary else 0]])
+
+    def decode(self, indices: Sequence[int]) -> bytes | str:
+        """The characters of vocabulary indices; bytes may end within a character of UTF-8."""
+        values = [self.vocabulary[j] for j in indices]
+        return bytes(values) if self.unit == "byte" else "".join(map(chr, values))
+
+    def text(self, indices: Sequence[int]) -> str:
+        """The text of vocabulary indices, bytes that are none replaced."""
+        found = self.decode(indices)
+        return found if isinstance(found, str) else found.decode("utf-8", errors="replace")
+
+    @staticmethod
+    def valid(unit: str, vocabulary: list[int]) -> bool:
+        """Whether these can be an alphabet's."""
+        limit = {"byte": 0x100, "char": 0x110000}.get(unit, 0)
+        return (
+            0 < len(vocabulary) <= limit
+            and all(type(v) is int and 0 <= v < limit for v in vocabulary)
+            and not any(0xD800 <= v < 0xE000 for v in vocabulary)
+            and sorted(set(vocabulary)) == vocabulary
+        )
+
+
+class Decoder:
+    """Bytes or characters to text as they come, up to a stop string."""
+
+    def __init__(self, stop: str | None = None) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop, self._held = stop, ""
+        self.ended = False
+
+    def feed(self, data: bytes | str, final: bool = False) -> str:
+        """What can be shown now; the beginning of a character or of the stop string waits."""
+        if self.ended:
+            return ""
+        self._held += data if isinstance(data, str) else self._decoder.decode(data, final)
+        if self._stop and self._stop in self._held:
+            self.ended = True
+            return self._held.split(self._stop)[0]
+        keep = 0 if final or not self._stop else len(self._stop) - 1
+        cut = max(0, len(self._held) - keep)
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out

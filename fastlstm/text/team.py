@@ -1,0 +1,82 @@
+"""The processes that train together: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import UserError
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process among those that train a model together.
+
+    Attributes:
+        rank, size: which of how many; rank 0 alone writes.
+        local: which on this machine.
+        restarted: whether torchrun started it again after another was lost.
+        device: where what the processes tell each other lies.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    restarted: bool = False
+    device: torch.device | None = None
+
+    @staticmethod
+    def of_environment() -> Team:
+        """As torchrun describes it; alone where nothing does.
+
+        Raises:
+            UserError: the description is not whole.
+        """
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "TORCHELASTIC_RESTART_COUNT": 0}
+        try:
+            rank, size, local, restarts = (int(os.environ.get(n, d)) for n, d in defaults.items())
+        except ValueError as error:
+            raise UserError(f"WORLD_SIZE and RANK must be numbers: {error}") from None
+        if size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+            raise UserError("several processes are started by: torchrun -m fastlstm.train")
+        return Team(rank, size, local, restarts > 0)
+
+    def join(self, device: torch.device) -> Team:
+        """Meet the others, which a team of one has not."""
+        if self.size == 1:
+            return self
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return Team(self.rank, self.size, self.local, self.restarted, device)
+
+    def leave(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Every process's ``x``, which has one shape and dtype in all, in the order of ranks."""
+        if self.size == 1:
+            return [x]
+        raw = x.to(self.device).contiguous().view(torch.uint8)  # no backend knows every dtype
+        found = [torch.empty_like(raw) for _ in range(self.size)]
+        dist.all_gather(found, raw)
+        return [y.view(x.dtype) for y in found]
+
+    def numbers(self, *values: float) -> list[list[float]]:
+        """Every process's numbers, in the order of ranks."""
+        if self.size == 1:
+            return [list(values)]
+        return [row.tolist() for row in self.gather(torch.tensor(values, dtype=torch.float64))]
+
+    def word(self, value: str, length: int = 4096) -> str:
+        """What rank 0 says, at most ``length`` bytes of it."""
+        if self.size == 1:
+            return value
+        said = os.fsencode(value)[:length].ljust(length, b"\0")
+        first = self.gather(torch.frombuffer(bytearray(said), dtype=torch.uint8))[0]
+        return os.fsdecode(bytes(first.tolist()).rstrip(b"\0"))

@@ -70,5 +70,5 @@ $(VENV)/.bench: $(VENV)/.test
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
-	$(BIN)/pip install --quiet ".[text,test]"
+	$(BIN)/pip install --quiet ".[text,test,models]"
 	touch $@

@@ -46,7 +46,15 @@ def from_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
 
 
 def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
-    """Exchange every fastlstm module for torch's: the way back, on the terms of `from_torch`."""
+    """Exchange every fastlstm module for torch's: the way back, on the terms of `from_torch`.
+
+    Raises:
+        TypeError: ``module`` is no ``nn.Module``.
+        ValueError: an LSTM has ``weight_dropout``, which torch's has not.
+    """
+    for name, inner in module.named_modules() if isinstance(module, nn.Module) else ():
+        if isinstance(inner, LSTM) and inner.weight_dropout:
+            raise ValueError(f"{name or 'module'}: nn.LSTM has no weight_dropout")
     return _exchange_all(module, {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}, copy)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from . import functional
 from .functional import Sizes, State
@@ -38,6 +41,12 @@ class LSTM(RNNBase):
         proj_size: size of the projected hidden state, smaller than H; 0 for none. P = proj_size
             or H.
         device, dtype: of the parameters.
+        weight_dropout: probability of dropping an element of every ``weight_hh`` in training,
+            once for a whole call: DropConnect (Wan et al., 2013) as in AWD-LSTM (Merity et al.,
+            2017).
+        checkpoint_every: hold for backward only the states at every so many steps, and compute
+            what lies between again: memory of a few segments for the time of one more forward
+            pass (Chen et al., 2016). One direction, padded input.
 
     Inputs: ``input, hx``
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without a
@@ -66,6 +75,10 @@ class LSTM(RNNBase):
         >>> output, (h_n, c_n) = lstm(torch.randint(10, (5, 3)), (h_n, c_n))
     """
 
+    # Of modules that from_torch made, too.
+    weight_dropout: float = 0.0
+    checkpoint_every: int | None = None
+
     def __init__(
         self,
         input_size: int,
@@ -78,6 +91,9 @@ class LSTM(RNNBase):
         proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
+        *,
+        weight_dropout: float = 0.0,
+        checkpoint_every: int | None = None,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -92,6 +108,30 @@ class LSTM(RNNBase):
             device,
             dtype,
         )
+        if not 0 <= weight_dropout <= 1:
+            raise ValueError(
+                f"weight_dropout should be a number in range [0, 1], got {weight_dropout}"
+            )
+        if checkpoint_every is not None:
+            if type(checkpoint_every) is not int or checkpoint_every < 1:
+                raise ValueError(
+                    f"checkpoint_every should be a number of steps or None, got {checkpoint_every}"
+                )
+            if bidirectional:
+                raise ValueError("checkpoint_every: expected bidirectional=False")
+        # Only where they are used, so that a plain module's state is nn.LSTM's.
+        if weight_dropout:
+            self.weight_dropout = weight_dropout
+        if checkpoint_every:
+            self.checkpoint_every = checkpoint_every
+
+    def extra_repr(self) -> str:
+        words = [super().extra_repr()]
+        if self.weight_dropout:
+            words.append(f"weight_dropout={self.weight_dropout}")
+        if self.checkpoint_every:
+            words.append(f"checkpoint_every={self.checkpoint_every}")
+        return ", ".join(words)
 
     @overload
     def forward(
@@ -108,7 +148,10 @@ class LSTM(RNNBase):
     ) -> tuple[PackedSequence, State]: ...
 
     def forward(self, input, hx=None, *, lengths=None):
-        if isinstance(input, PackedSequence):
+        packed = isinstance(input, PackedSequence)
+        if self.checkpoint_every is not None and (packed or lengths is not None):
+            raise ValueError("checkpoint_every: expected padded input without lengths")
+        if packed:
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own, expected None")
             return self._forward_packed(input, hx)
@@ -123,15 +166,36 @@ class LSTM(RNNBase):
                 self.dropout,
                 self.training,
             )
+        if self.checkpoint_every is not None and torch.is_grad_enabled():
+            return self._forward_in_segments(input, hx, self._current_weights())
+        return self._forward_padded(input, hx, self._current_weights())
+
+    def _forward_padded(
+        self, input: Tensor, hx: State | None, weights: list[Tensor]
+    ) -> tuple[Tensor, State]:
         return functional.lstm_of_sizes(
             input,
             hx,
-            self._current_weights(),
+            weights,
             self._sizes(),
             self.batch_first,
             self.dropout,
             self.training,
         )
+
+    def _forward_in_segments(
+        self, input: Tensor, hx: State | None, weights: list[Tensor]
+    ) -> tuple[Tensor, State]:
+        """Backward calls every segment again, from the state that the one before left."""
+        assert self.checkpoint_every is not None
+        index = not input.is_floating_point()
+        batched = input.dim() + index == 3
+        time = 1 if self.batch_first and batched else 0
+        outputs = []
+        for segment in input.split(self.checkpoint_every, min(time, input.dim() - 1)):
+            output, hx = checkpoint(self._forward_padded, segment, hx, weights, use_reentrant=False)
+            outputs.append(output)
+        return torch.cat(outputs, time), cast(State, hx)
 
     def _forward_packed(
         self, input: PackedSequence, hx: State | None
@@ -162,7 +226,13 @@ class LSTM(RNNBase):
         parameters themselves are read past ``Module.__getattr__``, which costs a microsecond each.
         """
         own: dict[str, Any] = self._parameters
-        return [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
+        weights = [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
+        if self.weight_dropout == 0 or not self.training:
+            return weights
+        return [
+            F.dropout(w, self.weight_dropout) if n.startswith("weight_hh") else w
+            for n, w in zip(self._flat_weights_names, weights, strict=True)
+        ]
 
     def _sizes(self) -> Sizes:
         return Sizes(

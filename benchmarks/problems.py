@@ -30,6 +30,7 @@ class Problem:
     index: torch.dtype | None = None
     packed: bool = False
     states: bool = True
+    cells: bool = False  # whether the cell states of every step are asked for
     dtype: torch.dtype = torch.float32
     random_seed: int = 0
 
@@ -128,6 +129,7 @@ def make(p: Problem) -> Tensors:
             "proj_size": p.proj_size,
             "bidirectional": p.bidirectional,
             "dropout": p.dropout,
+            **({"return_cells": True} if p.cells else {}),
             "seed": torch.tensor([1234567890123 + p.random_seed]) if p.dropout else None,
             "batch_sizes": batch_sizes,
         },

@@ -66,6 +66,7 @@ struct Backward {
   const void* grad_output;  // like output, or null for zeros
   const void* grad_h_n;     // like h_n, or null for zeros
   const void* grad_c_n;     // like c_n, or null for zeros
+  const void* grad_cells;   // like cells, or null for zeros
   void* grad_input;         // (rows, I), or null where it is not needed
   void* grad_h0;            // like h0, or null
   void* grad_c0;            // like c0, or null

@@ -200,7 +200,7 @@ ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&&
 
 // What backward is given besides the problem.
 struct Reserve {
-  MaybeTensor grad_output, grad_h_n, grad_c_n;
+  MaybeTensor grad_output, grad_h_n, grad_c_n, grad_cells;
   Tensor output, hidden, gates, cells;
 };
 
@@ -225,8 +225,13 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
   check_gradient("grad_output", given.grad_output, p.rows * wide);
   check_gradient("grad_h_n", given.grad_h_n, options.cells() * p.batch * p.out_size);
   check_gradient("grad_c_n", given.grad_c_n, options.cells() * p.batch * p.hidden_size);
+  STD_TORCH_CHECK(
+      !given.grad_cells || (given.grad_cells->numel() == given.cells.numel() &&
+                            given.grad_cells->scalar_type() == given.cells.scalar_type()),
+      "fastlstm: grad_cells must be like cells");
   const MaybeTensor dy = maybe_contiguous(given.grad_output), dh = maybe_contiguous(given.grad_h_n),
-                    dc = maybe_contiguous(given.grad_c_n);
+                    dc = maybe_contiguous(given.grad_c_n),
+                    dcells = maybe_contiguous(given.grad_cells);
   const Tensor y = as_contiguous(given.output), inner = as_contiguous(given.hidden),
                act = as_contiguous(given.gates), states = as_contiguous(given.cells);
 
@@ -264,7 +269,7 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
     const Saved saved{
         const_cast<void*>(y.const_data_ptr()), const_cast<void*>(inner.const_data_ptr()),
         const_cast<void*>(act.const_data_ptr()), const_cast<void*>(states.const_data_ptr())};
-    run(Backward{p, saved, data(dy), data(dh), data(dc), mutable_data(grad_input),
+    run(Backward{p, saved, data(dy), data(dh), data(dc), data(dcells), mutable_data(grad_input),
                  mutable_data(grad_h0), mutable_data(grad_c0), pointers.data()});
   }
   return {grad_input, grad_h0, grad_c0, grads};

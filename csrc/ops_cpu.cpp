@@ -42,7 +42,7 @@ ForwardResult forward_cpu(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vec
 }
 
 BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
-                            Tensor input, MaybeTensor h0, MaybeTensor c0,
+                            MaybeTensor grad_cells, Tensor input, MaybeTensor h0, MaybeTensor c0,
                             std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
                             Tensor output, Tensor hidden, Tensor gates, Tensor cells,
                             int64_t hidden_size, int64_t num_layers, bool has_bias,
@@ -52,7 +52,7 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
                         bidirectional, dropout,    allow_tf32, algorithm};
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
-  const Reserve given{grad_output, grad_h_n, grad_c_n, output, hidden, gates, cells};
+  const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
   return ops::backward(in, options, given, needs,
                        [&](const Backward& f) { kernels(in.problem).backward(f, runtime()); });
 }
@@ -76,8 +76,8 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
       "bool bidirectional, float dropout, bool allow_tf32, int algorithm, bool save) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor gates, Tensor cells)");
   m.def(
-      "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
-      "Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
+      "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
+      "Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "Tensor output, Tensor hidden, Tensor gates, Tensor cells, int hidden_size, "
       "int num_layers, bool has_bias, int proj_size, bool bidirectional, float dropout, "
       "bool allow_tf32, int algorithm, bool[] needs) -> "

@@ -103,7 +103,7 @@ ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
 }
 
 BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
-                             Tensor input, MaybeTensor h0, MaybeTensor c0,
+                             MaybeTensor grad_cells, Tensor input, MaybeTensor h0, MaybeTensor c0,
                              std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
                              Tensor output, Tensor hidden, Tensor gates, Tensor cells,
                              int64_t hidden_size, int64_t num_layers, bool has_bias,
@@ -116,7 +116,7 @@ BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, Mayb
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   check(in, seed);
-  const Reserve given{grad_output, grad_h_n, grad_c_n, output, hidden, gates, cells};
+  const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
   return ops::backward(in, options, given, needs, [&](const Backward& f) {
     run(f, cuda::Pass::backward, options, in.weights[0], cuda::backward_workspace, cuda::backward);
   });

@@ -80,7 +80,8 @@ def lstm(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | Sequence[int] | None = None,
     seed: Tensor | None = None,
-) -> tuple[Tensor, State]:
+    return_cells: bool = False,
+) -> Any:
     """Run a whole LSTM stack in one call. The hidden size ``H`` is inferred from the weights.
 
     With T steps, batch size B, input size I, L layers, D directions and ``P = proj_size or H``:
@@ -104,13 +105,17 @@ def lstm(
             begins there. On a GPU, lengths that are there too are read once by the host.
         seed: one int64 element on input's device that decides what is dropped. By default it is
             drawn from the device's default generator (``torch.manual_seed`` reproduces it).
+        return_cells: whether to return the cell states of every layer, direction and step too;
+            for input without ``batch_sizes`` or ``lengths``.
 
     Under autocast float32, bfloat16 and float16 tensors are cast to the autocast dtype, and
     output and states have it.
 
     Returns:
         ``output, (h_n, c_n)``: output ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or packed
-        ``(R, D*P)``; h_n and c_n shaped like h_0 and c_0.
+        ``(R, D*P)``; h_n and c_n shaped like h_0 and c_0. With ``return_cells`` a third result,
+        ``(L*D, T, B, H)``, ``(L*D, B, T, H)`` with ``batch_first`` or ``(L*D, T, H)``, which has a
+        gradient as the others have.
 
     Raises:
         ValueError: wrong number of input dimensions, input dtype, dropout or sizes out of range.
@@ -133,10 +138,13 @@ def lstm(
     sizes = Sizes(input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size)
     if proj_size >= sizes.hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
+    if return_cells and (batch_sizes is not None or lengths is not None):
+        raise ValueError("return_cells: expected padded input without batch_sizes or lengths")
     if lengths is None:
         return lstm_of_sizes(
-            input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed
-        )
+            input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed,
+            return_cells,
+        )  # fmt: skip
     if batch_sizes is not None:
         raise ValueError("expected batch_sizes or lengths, got both")
     return lstm_of_lengths(input, hx, weights, sizes, lengths, batch_first, dropout, training, seed)
@@ -152,7 +160,8 @@ def lstm_of_sizes(
     training: bool = False,
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
-) -> tuple[Tensor, State]:
+    return_cells: bool = False,
+) -> Any:
     """:func:`lstm` for sizes that are known, as a module knows its own."""
     packed = batch_sizes is not None
     index = input.dtype in _INDEX_TYPES
@@ -197,12 +206,17 @@ def lstm_of_sizes(
         _check_indices(input, sizes.input_size)
 
     drop = dropout if training and sizes.num_layers > 1 else 0.0
-    output, h_n, c_n = _run(input, h0, c0, weights, sizes, drop, batch_sizes, seed)
+    output, h_n, c_n, *more = _run(
+        input, h0, c0, weights, sizes, drop, batch_sizes, seed, return_cells
+    )
+    # (L*D, T*B, H), in the type that the kernels keep them in
+    more = [x.unflatten(1, (-1, input.shape[1])).to(output.dtype) for x in more]
     if not batched:
-        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-    if batch_first and not packed:
-        output = output.transpose(0, 1)
-    return output, (h_n, c_n)
+        output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
+        more = [x.squeeze(2) for x in more]
+    elif batch_first and not packed:
+        output, more = output.transpose(0, 1), [x.transpose(1, 2) for x in more]
+    return output, (h_n, c_n), *more
 
 
 def lstm_of_lengths(
@@ -326,7 +340,7 @@ def lstm_cell(
     if index:
         _check_indices(input, input_size)
 
-    _, h, c = _run(input.unsqueeze(0), h0, c0, weights, sizes)
+    _, h, c, *_ = _run(input.unsqueeze(0), h0, c0, weights, sizes)
     return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
 
 
@@ -510,10 +524,13 @@ def _run(
     dropout: float = 0.0,
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_cells: bool = False,
+) -> tuple[Tensor, ...]:
     """Checked, time-major arguments to the fused kernels, or to torch's where there are none."""
     missing = _kernels_missing(weights[0])
     if missing is not None:
+        if return_cells:
+            raise NotImplementedError(f"return_cells needs fastlstm's kernels: {missing}")
         return _run_torch(missing, input, h0, c0, weights, sizes, dropout, batch_sizes, seed)
     if dropout == 0:
         seed = None
@@ -537,6 +554,7 @@ def _run(
         dropout=dropout,
         seed=seed,
         batch_sizes=batch_sizes,
+        return_cells=return_cells,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +58,13 @@ class LSTM(RNNBase):
         * **lengths** (by keyword): ``(B,)`` whole numbers from 1 to T, in any order, where padded
           sequences end. Results are those of packing and padding again: output is zero beyond a
           sequence's end, states are those after its last step. Default: all are T.
+        * **return_cells** (by keyword): whether to return the cell states of every step too.
 
     Outputs: ``output, (h_n, c_n)``
         * **output**: ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or a ``PackedSequence``.
         * **h_n, c_n**: shaped like h_0 and c_0.
+        * **cells**, with ``return_cells``: ``(L*D, T, B, H)``, ``(L*D, B, T, H)`` with
+          ``batch_first`` or ``(L*D, T, H)``; for padded input without lengths.
 
     Raises (forward):
         ValueError: an input of the wrong number of dimensions or dtype; wrong lengths.
@@ -140,15 +143,29 @@ class LSTM(RNNBase):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
+        return_cells: Literal[False] = False,
     ) -> tuple[Tensor, State]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        return_cells: Literal[True],
+    ) -> tuple[Tensor, State, Tensor]: ...
 
     @overload
     def forward(
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[PackedSequence, State]: ...
 
-    def forward(self, input, hx=None, *, lengths=None):
+    def forward(self, input, hx=None, *, lengths=None, return_cells=False):
         packed = isinstance(input, PackedSequence)
+        if return_cells and (packed or lengths is not None or self.checkpoint_every is not None):
+            raise ValueError(
+                "return_cells: expected padded input without lengths, and no checkpoint_every"
+            )
         if self.checkpoint_every is not None and (packed or lengths is not None):
             raise ValueError("checkpoint_every: expected padded input without lengths")
         if packed:
@@ -168,11 +185,15 @@ class LSTM(RNNBase):
             )
         if self.checkpoint_every is not None and torch.is_grad_enabled():
             return self._forward_in_segments(input, hx, self._current_weights())
-        return self._forward_padded(input, hx, self._current_weights())
+        return self._forward_padded(input, hx, self._current_weights(), return_cells)
 
     def _forward_padded(
-        self, input: Tensor, hx: State | None, weights: list[Tensor]
-    ) -> tuple[Tensor, State]:
+        self,
+        input: Tensor,
+        hx: State | None,
+        weights: list[Tensor],
+        return_cells: bool = False,
+    ) -> Any:
         return functional.lstm_of_sizes(
             input,
             hx,
@@ -181,6 +202,7 @@ class LSTM(RNNBase):
             self.batch_first,
             self.dropout,
             self.training,
+            return_cells=return_cells,
         )
 
     def _forward_in_segments(

@@ -129,7 +129,8 @@ def lstm(
     dropout: float = 0.0,
     seed: Tensor | None = None,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_cells: bool = False,
+) -> tuple[Tensor, ...]:
     """The whole stack in one native call. Arguments and results are those of ``reference.lstm``.
 
     Raises:
@@ -140,19 +141,28 @@ def lstm(
     if weights[0].is_cuda:
         allow_tf32, algorithm = algorithms.settings()
         options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
+    how = How(options, return_cells)
     if _in_forward_mode():
         # A function's jvp is not itself differentiated forward: what it saved has lost the tangents
         # of other levels.
         if _transforms().count(torch._C._functorch.TransformType.Jvp) > 1:
-            return _reference((input, h0, c0, *weights), batch_sizes, seed, options)
-        result = _DualLSTMFunction.apply(input, h0, c0, batch_sizes, seed, options, *weights)
+            found = _reference((input, h0, c0, *weights), batch_sizes, seed, options)
+            return found if return_cells else found[:3]
+        result = _DualLSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
     elif torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
-        result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, options, *weights)
+        result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
     else:
         result = torch.ops.fastlstm.forward(
-            input, h0, c0, weights, batch_sizes, seed, *options, False
+            input, h0, c0, weights, batch_sizes, seed, *options, return_cells
         )
-    return result[0], result[1], result[2]
+    return (*result[:3], result[5]) if return_cells else tuple(result[:3])
+
+
+class How(NamedTuple):
+    """What LSTMFunction is given besides tensors."""
+
+    options: Options
+    return_cells: bool = False  # whether the cell states of every step have a gradient
 
 
 def _requires_grad(*tensors: Tensor | None) -> bool:
@@ -160,7 +170,10 @@ def _requires_grad(*tensors: Tensor | None) -> bool:
 
 
 class LSTMFunction(torch.autograd.Function):
-    """The stack with its gradient: ``output, h_n, c_n`` and what backward reads again."""
+    """The stack with its gradient: ``output, h_n, c_n`` and what backward reads again.
+
+    The last of it, the cell states of every step, has a gradient where it is asked for.
+    """
 
     @staticmethod
     def forward(
@@ -169,16 +182,19 @@ class LSTMFunction(torch.autograd.Function):
         c0: Tensor | None,
         batch_sizes: Tensor | None,
         seed: Tensor | None,
-        options: Options,
+        how: How,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.fastlstm.forward(input, h0, c0, weights, batch_sizes, seed, *options, True)
+        return torch.ops.fastlstm.forward(
+            input, h0, c0, weights, batch_sizes, seed, *how.options, True
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        input, h0, c0, batch_sizes, seed, ctx.options, *weights = inputs
+        input, h0, c0, batch_sizes, seed, how, *weights = inputs
+        ctx.options, ctx.return_cells = how
         y, _, _, hidden, gates, cells = output
-        ctx.mark_non_differentiable(hidden, gates, cells)
+        ctx.mark_non_differentiable(hidden, gates, *() if how.return_cells else (cells,))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, seed, y, hidden, gates, cells, input, h0, c0, *weights)
 
@@ -186,22 +202,23 @@ class LSTMFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         need_input, need_h0, need_c0, _, _, _, *need_weights = ctx.needs_input_grad
         needs = [need_input, need_h0, need_c0, *need_weights]
-        if all(grad is None for grad in grads[:3]):
+        arriving = (*grads[:3], grads[5])
+        if all(grad is None for grad in arriving):
             return (None,) * (len(needs) + 3)
         # create_graph=True leaves grad mode on here; compiled graphs have no double backward.
         if (torch.is_grad_enabled() or _in_forward_mode()) and not torch.compiler.is_compiling():
             backward = _DualLSTMBackward if _in_forward_mode() else _LSTMBackward
-            found = backward.apply(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
+            found = backward.apply(ctx.options, needs, *arriving, *ctx.saved_tensors)
         else:
-            found = _LSTMBackward.forward(ctx.options, needs, *grads[:3], *ctx.saved_tensors)
+            found = _LSTMBackward.forward(ctx.options, needs, *arriving, *ctx.saved_tensors)
         found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
         return (*found[:3], None, None, None, *found[3:])
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> transforms.Rule:
         def call(*flat: Any) -> tuple[Tensor, ...]:
-            input, h0, c0, weights, batch_sizes, seed, options = flat
-            return cls.apply(input, h0, c0, batch_sizes, seed, options, *weights)
+            input, h0, c0, weights, batch_sizes, seed, how = flat
+            return cls.apply(input, h0, c0, batch_sizes, seed, how, *weights)
 
         def ordered(x: tuple) -> tuple:
             return (*x[:3], list(x[6:]), *x[3:5], x[5])
@@ -241,7 +258,8 @@ class _DualLSTMFunction(LSTMFunction):
         outputs, pull, *_ = torch.func.vjp(stack, *(operands[j] for j in places))
         push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in outputs))[1]
         (found,) = push(tuple(given[j] for j in places))
-        return (*found, None, None, None)
+        *first, cells = found
+        return (*first, None, None, cells if ctx.return_cells else None)
 
 
 def _operands(arguments: Sequence[Any]) -> list[Any]:
@@ -252,12 +270,17 @@ def _operands(arguments: Sequence[Any]) -> list[Any]:
 
 def _reference(
     operands: Sequence[Any], batch_sizes: Tensor | None, seed: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The stack by its equations in PyTorch: operands are input, states and weights."""
+) -> tuple[Tensor, ...]:
+    """The stack by its equations in PyTorch, all cell states last: operands are input, states and
+    weights."""
     input, h0, c0, *weights = operands
     given = options._asdict()
     del given["allow_tf32"], given["algorithm"]
-    return reference.lstm(input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, **given)
+    *results, cells = reference.lstm(
+        input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, return_cells=True, **given
+    )
+    # In the type that the kernels keep them in.
+    return (*results, cells if cells.dtype == torch.float64 else cells.float())
 
 
 def _put(into: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
@@ -269,7 +292,7 @@ def _put(into: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> l
 
 def _split(tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
     """The tensors of _LSTMBackward: gradients; lengths and seed; saved; input, states, weights."""
-    return tensors[:3], tensors[3:5], tensors[5:9], tensors[9:]
+    return tensors[:4], tensors[4:6], tensors[6:10], tensors[10:]
 
 
 class _LSTMBackward(torch.autograd.Function):
@@ -309,7 +332,7 @@ class _Derivatives:
 
     def __init__(self, ctx: Any, wanted: Sequence[bool]) -> None:
         self.batch_sizes, self.seed, *tensors = ctx.saved_tensors
-        self.options, self.grads, self.operands = ctx.options, tensors[:3], tensors[3:]
+        self.options, self.grads, self.operands = ctx.options, tensors[:4], tensors[4:]
         self.used = [j for j, grad in enumerate(self.grads) if grad is not None]
         self.floats = [
             j for j, x in enumerate(self.operands) if x is not None and x.is_floating_point()
@@ -336,7 +359,7 @@ class _Derivatives:
         pull = torch.func.vjp(self.first, *self.at)[1]
         to_grads, to_operands = pull(tuple(cotangents[j] for j in self.chosen))
         return (
-            _put([None] * 3, self.used, to_grads),
+            _put([None] * 4, self.used, to_grads),
             _put([None] * len(self.operands), self.floats, to_operands),
         )
 
@@ -391,7 +414,8 @@ def _forward_autograd(
         *options, save = arguments
         if not save:
             raise RuntimeError("fastlstm::forward: save=False, but an input requires grad")
-        return LSTMFunction.apply(input, h0, c0, batch_sizes, seed, Options(*options), *weights)
+        how = How(Options(*options))
+        return LSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.fastlstm.forward(input, h0, c0, weights, batch_sizes, seed, *arguments)
 
@@ -400,6 +424,7 @@ def _backward_autograd(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
     input: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
@@ -412,7 +437,7 @@ def _backward_autograd(
     cells: Tensor,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    grads, saved = (grad_output, grad_h_n, grad_c_n), (output, hidden, gates, cells)
+    grads, saved = (grad_output, grad_h_n, grad_c_n, grad_cells), (output, hidden, gates, cells)
     if torch.is_grad_enabled() and _requires_grad(*grads, input, h0, c0, *weights):
         *options, needs = arguments
         found = _LSTMBackward.apply(
@@ -476,6 +501,7 @@ def _backward_fake(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
     input: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,

@@ -117,8 +117,11 @@ def _layer(
     has_bias: bool,
     sizes: Sequence[int],
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction of one layer over packed rows: x (R, I), h (B, P), c (B, H)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One direction of one layer over packed rows: x (R, I), h (B, P), c (B, H).
+
+    Returns its output, h and c after the last step, and c after every step.
+    """
     w_ih, w_hh = weights[0], weights[1]
     w_hr = weights[-1] if len(weights) % 2 else None
     bias = weights[2] + weights[3] if has_bias else None
@@ -130,14 +133,15 @@ def _layer(
         projected = projected + bias
     steps = list(torch.split(projected, list(sizes)))
     outputs: list[Tensor] = [x] * len(steps)
+    cells: list[Tensor] = [x] * len(steps)
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         n = sizes[t]
         new_h, new_c, _ = cell_forward(steps[t] + h[:n] @ w_hh.t(), c[:n])
         if w_hr is not None:
             new_h = new_h @ w_hr.t()
-        outputs[t] = new_h
+        outputs[t], cells[t] = new_h, new_c
         h, c = torch.cat((new_h, h[n:])), torch.cat((new_c, c[n:]))
-    return torch.cat(outputs), h, c
+    return torch.cat(outputs), h, c, torch.cat(cells)
 
 
 def lstm(
@@ -154,7 +158,8 @@ def lstm(
     dropout: float = 0.0,
     seed: Tensor | None = None,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_cells: bool = False,
+) -> tuple[Tensor, ...]:
     """The whole stack, time-major; differentiable any number of times.
 
     Args:
@@ -166,9 +171,11 @@ def lstm(
             of ``nn.LSTM``'s flat weights.
         dropout, seed: dropout between layers, drawn from the one-element int64 ``seed``.
         batch_sizes: ``(T,)`` int64 on the CPU, or None where all sequences have length T.
+        return_cells: whether to return the cell states of every step too.
 
     Returns:
-        ``output`` (``(T, B, D*P)``, packed ``(R, D*P)``), ``h_n`` (like h0), ``c_n`` (like c0).
+        ``output`` (``(T, B, D*P)``, packed ``(R, D*P)``), ``h_n`` (like h0), ``c_n`` (like c0),
+        and with ``return_cells`` ``(L*D, R, H)``, R = T*B rows where input is not packed.
     """
     directions = 2 if bidirectional else 1
     per_cell = 2 + 2 * has_bias + (proj_size > 0)
@@ -187,15 +194,16 @@ def lstm(
     if c0 is None:
         c0 = like.new_zeros(num_layers * directions, batch, hidden_size)
 
-    h_n, c_n = [], []
+    h_n, c_n, cells = [], [], []
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
             cell = layer * directions + direction
             own = weights[cell * per_cell : (cell + 1) * per_cell]
-            y, h, c = _layer(x, h0[cell], c0[cell], own, has_bias, sizes, direction == 1)
+            y, h, c, every = _layer(x, h0[cell], c0[cell], own, has_bias, sizes, direction == 1)
             h_n.append(h)
             c_n.append(c)
+            cells.append(every)
             if dropout > 0 and layer < num_layers - 1:
                 assert seed is not None
                 t = torch.arange(steps).repeat_interleave(torch.tensor(sizes)).to(y.device)
@@ -206,4 +214,5 @@ def lstm(
             outputs.append(y)
         x = torch.cat(outputs, dim=-1)
     output = x if batch_sizes is not None else x.view(steps, batch, -1)
-    return output, torch.stack(h_n), torch.stack(c_n)
+    results = (output, torch.stack(h_n), torch.stack(c_n))
+    return (*results, torch.stack(cells)) if return_cells else results

@@ -54,6 +54,7 @@ _Forward = _struct("Forward", problem=_Problem, saved=_Saved, h_n=_p, c_n=_p)
 _Backward = _struct(
     "Backward",
     **{"problem": _Problem, "saved": _Saved, "grad_output": _p, "grad_h_n": _p, "grad_c_n": _p},
+    **{"grad_cells": _p},
     **{"grad_input": _p, "grad_h0": _p, "grad_c0": _p, "grads": _p},
 )
 _Options = _struct(
@@ -155,9 +156,10 @@ class Emulated:
         c0: Tensor | None,
         weights: Sequence[Tensor],
         **options: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
+        return_cells = options.pop("return_cells", False)
         found = _Function.apply(self, options, input, h0, c0, *weights)
-        return found[0], found[1], found[2]
+        return found if return_cells else found[:3]
 
     def call(self, name: str, args: c.Structure, tensors: Sequence[Tensor]) -> None:
         s, report = self.schedule, _Report()
@@ -288,13 +290,13 @@ class _Function(torch.autograd.Function):
         ctx.emulated, ctx.options, ctx.saved = emulated, options, saved
         ctx.save_for_backward(input, h0, c0, *weights)
         ctx.set_materialize_grads(False)
-        return output, h_n, c_n
+        return output, h_n, c_n, cells
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         input, h0, c0, *weights = ctx.saved_tensors
         call = _Call(input, h0, c0, weights, **ctx.options)
-        dy, dh, dc = (g.contiguous() if g is not None else None for g in grads)
+        arriving = [g.contiguous() if g is not None else None for g in grads]
         _, _, *needs = ctx.needs_input_grad
         needed = [
             torch.full(x.shape, torch.nan, dtype=x.dtype) if need else None
@@ -305,10 +307,10 @@ class _Function(torch.autograd.Function):
         args = _Backward(
             call.problem,
             _Saved(*map(_pointer, ctx.saved)),
-            *(_pointer(x) for x in (dy, dh, dc, *needed[:3])),
+            *(_pointer(x) for x in (*arriving, *needed[:3])),
             c.cast(into, c.c_void_p),
         )
-        used = [x for x in (dy, dh, dc, *needed) if x is not None]
+        used = [x for x in (*arriving, *needed) if x is not None]
         ctx.emulated.call("simt_backward", args, [*call.kept, *ctx.saved, *used])
         return None, None, *needed
 

@@ -99,6 +99,11 @@ def test_wide_kernels_at_odd_sizes(hidden, batch, dtype, libraries):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_wide_kernels_and_the_gradient_of_all_cells(dtype, libraries):
+    check(libraries[dtype], Problem(dtype=dtype, num_layers=2, cells=True), threads=2)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_wide_kernels_do_not_depend_on_the_threads(dtype, libraries):
     """Teams of one to five, and parts of the batch, in both directions."""
     p = Problem(

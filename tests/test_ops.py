@@ -233,7 +233,7 @@ def test_opcheck(name, grad):
     needs = [True] * (3 + len(x.weights))
     torch.library.opcheck(
         torch.ops.fastlstm.backward.default,
-        (torch.ones_like(y), h_n, c_n, *arguments[:6], y, *saved, *options, needs),
+        (torch.ones_like(y), h_n, c_n, None, *arguments[:6], y, *saved, *options, needs),
     )
 
 

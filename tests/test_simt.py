@@ -66,6 +66,12 @@ def test_tf32_is_as_close_as_its_ten_bits(name):
     assert any(not torch.equal(a, b) for a, b in zip(found, exact, strict=True))
 
 
+@pytest.mark.parametrize("name", ["three layers", "packed, both directions", "projection"])
+def test_gradient_of_the_cells_of_every_step(name):
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_matches(Problem(dtype=dtype, cells=True, **OPTIONS[name]), Schedule("random"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_do_not_depend_on_the_schedule(dtype):
     p = Problem(**{**OPTIONS["everything"], "dtype": dtype})

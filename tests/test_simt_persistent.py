@@ -51,6 +51,12 @@ def test_persistent_kernels_match_the_reference(name, dtype):
     assert_matches(Problem(dtype=dtype, **PERSISTENT[name]), persistent(), tolerance=tolerance)
 
 
+def test_gradient_of_the_cells_of_every_step():
+    p = Problem(hidden_size=64, num_layers=2, batch=9, cells=True, dtype=torch.bfloat16)
+    assert_matches(p, persistent())
+    assert_matches(replace(p, bidirectional=True), persistent())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("batch", [1, 25, 33])
 @pytest.mark.parametrize("hidden", [64, 100])

@@ -40,6 +40,7 @@ class BackwardTask {
                   c_state = p_.batch * units_;
     gates_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units_);
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units_);
+    grad_cells_ = cell_part<T>(f.grad_cells, index, p_.rows * units_);
     grad_h0_ = cell_part<S>(f.grad_h0, index, h_state);
     grad_c0_ = cell_part<S>(f.grad_c0, index, c_state);
     grad_y_ = grad_y ? grad_y + direction * p_.out_size : nullptr;
@@ -154,10 +155,12 @@ class BackwardTask {
     E* out = dgates(row);
     for (int64_t unit = begin; unit < end; unit += kWidth<T>) {
       const int n = int(min_of(kWidth<T>, end - unit));
+      Vec<T> dc_in = load(dc + unit);
+      if (grad_cells_) dc_in += load_part(grad_cells_ + row * units_ + unit, n);
       const CellBackward<Vec<T>> d = cell_backward<Math<T>>(
           load_part(gates + unit, n), load_part(gates + units_ + unit, n),
           load_part(gates + 2 * units_ + unit, n), load_part(gates + 3 * units_ + unit, n),
-          load_part(c_prev + unit, n), load_part(c + unit, n), load(dh + unit), load(dc + unit));
+          load_part(c_prev + unit, n), load_part(c + unit, n), load(dh + unit), dc_in);
       store_part<E>(out + unit, d.a_i, n);
       store_part<E>(out + units_ + unit, d.a_f, n);
       store_part<E>(out + 2 * units_ + unit, d.a_g, n);
@@ -175,7 +178,7 @@ class BackwardTask {
   const int direction_;
   const int64_t begin_, end_, units_, h_wide_, c_wide_;
   const S *gates_, *grad_y_;
-  const T* cells_;
+  const T *cells_, *grad_cells_;
   S *grad_h0_, *grad_c0_;
   Buffer<T> dh_, dc_, c0_, raw_dh_;  // dh: of h after projection; raw_dh: before it
 };

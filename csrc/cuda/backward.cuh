@@ -103,6 +103,7 @@ class BackwardPass : GradientPart<S, kTensor> {
       step.after = active(after_of(t, d));
       step.gates = part<S>(saved.gates, cell, p.rows * 4 * units_);
       step.cells = part<T>(saved.cells, cell, p.rows * units_);
+      step.grad_cells = part<T>(f_.grad_cells, cell, p.rows * units_);
       step.c0 = part<S>(p.c0, cell, p.batch * units_);
       step.grad_c_n = part<S>(f_.grad_c_n, cell, p.batch * units_);
       step.dc = dc_[d];

@@ -45,7 +45,7 @@ struct PersistentGradient {
   const T* upper_input;    // likewise
   const S *grad_h_n, *grad_c_n, *c0;
   const S* gates;
-  const T* cells;
+  const T *cells, *grad_cells;  // grad_cells may be null
   S *dgates, *grad_c0;
   int direction;
 };
@@ -145,6 +145,7 @@ __device__ __forceinline__ void persistent_backward(const PersistentGradientArgs
           dh[r][e] += value_or_zero(cell.grad_h_n, own);
           dc[r][e] = value_or_zero(cell.grad_c_n, own);
         }
+        if (cell.grad_cells) dc[r][e] += cell.grad_cells[at * units + unit];
       }
 
     if (s > 0 || cell.above) {

@@ -103,6 +103,7 @@ class PersistentBackwardPass : GradientPart<S, true> {
     cell.c0 = part<S>(p.c0, number, p.batch * units_);
     cell.gates = part<S>(saved.gates, number, p.rows * 4 * units_);
     cell.cells = part<T>(saved.cells, number, p.rows * units_);
+    cell.grad_cells = part<T>(f_.grad_cells, number, p.rows * units_);
     cell.dgates = dgates(layer, d);
     cell.grad_c0 = part<S>(f_.grad_c0, number, p.batch * units_);
     cell.direction = d;

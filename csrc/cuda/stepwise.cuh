@@ -137,9 +137,9 @@ struct CellStep {
   bool projected;
   FromAbove<S> above;  // unprojected
   int64_t first, before_first;
-  int after, before;  // sequences that have a step after, and before, this one
-  const S* gates;     // (rows, 4H)
-  const T* cells;     // (rows, H)
+  int after, before;            // sequences that have a step after, and before, this one
+  const S* gates;               // (rows, 4H)
+  const T *cells, *grad_cells;  // (rows, H); grad_cells may be null
   const S *c0, *grad_c_n;
   T* dc;  // (B, H)
   S *dgates, *grad_c0;
@@ -153,7 +153,8 @@ struct CellStep {
     const S* act = gates + r * 4 * width + unit;
     const T c_prev =
         row < before ? cells[(before_first + row) * width + unit] : value_or_zero(c0, own);
-    const T dc_in = row < after ? dc[own] : value_or_zero(grad_c_n, own);
+    T dc_in = row < after ? dc[own] : value_or_zero(grad_c_n, own);
+    if (grad_cells) dc_in += grad_cells[r * width + unit];
     const CellBackward<T> d =
         cell_backward<Math<T>>(to_acc(act[0]), to_acc(act[width]), to_acc(act[2 * width]),
                                to_acc(act[3 * width]), c_prev, cells[r * width + unit], dh, dc_in);

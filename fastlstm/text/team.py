@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,14 @@ class Team:
         return Team(self.rank, self.size, self.local, self.restarted, device)
 
     def leave(self) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
+        """Once all have come here."""
+        if self.size == 1:
+            return
+        dist.barrier()
+        # gloo's threads may still want the GIL to let go of the last tensors, and whoever destroys
+        # the group waits for them while it holds the GIL.
+        time.sleep(0.1)
+        dist.destroy_process_group()
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every process's ``x``, which has one shape and dtype in all, in the order of ranks."""

@@ -1,0 +1,171 @@
+"""What the cells of a model do as it reads a text, after Karpathy, Johnson and Li (2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import Options
+from .model import CharModel, as_state, states
+
+WINDOW = 1000  # characters read at a time
+LOW, HIGH = 0.1, 0.9  # a gate beyond these is saturated, as in the paper
+
+
+@dataclass
+class Reading:
+    """What a model did while it read T characters.
+
+    Attributes:
+        cells: float32 ``(T, L, H)`` in [-1, 1]: tanh of an LSTM's cells, else the hidden state.
+        closed, open: by the name of a gate float64 ``(L, H)``, the part of the time that it was
+            below 0.1 and above 0.9.
+        loss: mean loss in nats a character, the first not counted.
+    """
+
+    cells: Tensor
+    closed: dict[str, Tensor]
+    open: dict[str, Tensor]
+    loss: float
+
+
+@torch.inference_mode()
+def read(model: CharModel, indices: Tensor) -> Reading:
+    """Have a model in eval mode on the CPU read int64 ``(T, 1)``, T at least 2."""
+    found, loss, hx = [], 0.0, None
+    closed: dict[str, Any] = {}
+    opened: dict[str, Any] = {}
+    for begin in range(0, len(indices), WINDOW):
+        window = indices[begin : begin + WINDOW]
+        output, cells, gates, hx = _layers(model, window, hx)
+        found.append(cells)
+        for name, gate in gates.items():  # (T, L, H)
+            closed[name] = closed.get(name, 0) + (gate < LOW).double().sum(0)
+            opened[name] = opened.get(name, 0) + (gate > HIGH).double().sum(0)
+        after = indices[begin + 1 : begin + 1 + len(window)]
+        logits = model.decoder(output[: len(after)])
+        loss += F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="sum").item()
+    steps = len(indices)
+    return Reading(
+        torch.cat(found),
+        {name: count / steps for name, count in closed.items()},
+        {name: count / steps for name, count in opened.items()},
+        loss / (steps - 1),
+    )
+
+
+def _layers(
+    model: CharModel, indices: Tensor, hx: Any
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Any]:
+    """Output of the stack; cells ``(T, L, H)``; gates by name, alike; the state after."""
+    rnn = model.rnn
+    if rnn.mode != "LSTM":
+        return _layers_of_torch(model, indices, hx)
+    weights = [getattr(rnn, name) for name in rnn._flat_weights_names]
+    options = Options(rnn.hidden_size, rnn.num_layers)
+    h0, c0 = hx or (None, None)
+    output, h_n, c_n, _, gates, cells = torch.ops.fastlstm.forward(
+        indices, h0, c0, weights, None, None, *options, True
+    )
+    i, f, _, o = gates.movedim(0, 1).chunk(4, dim=-1)
+    return output, cells.movedim(0, 1).tanh(), {"input": i, "forget": f, "output": o}, (h_n, c_n)
+
+
+def _layers_of_torch(
+    model: CharModel, indices: Tensor, hx: Any
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Any]:
+    """The same of a gru or rnn, one layer after another, whose cells are its hidden state."""
+    rnn = model.rnn
+    x = F.one_hot(indices, model.vocabulary).float()
+    before = states(hx)[0] if hx is not None else x.new_zeros(rnn.num_layers, 1, rnn.hidden_size)
+    hidden, resets, updates = [], [], []
+    for layer in range(rnn.num_layers):
+        one = type(rnn)(x.shape[-1], rnn.hidden_size)
+        wanted = {f"{n}_l0": getattr(rnn, f"{n}_l{layer}")
+                  for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}  # fmt: skip
+        one.load_state_dict(wanted)
+        y, _ = one(x, before[layer : layer + 1])
+        if isinstance(rnn, nn.GRU):
+            previous = torch.cat([before[layer : layer + 1], y[:-1]])
+            z = F.linear(x, one.weight_ih_l0, one.bias_ih_l0)
+            z = z + F.linear(previous, one.weight_hh_l0, one.bias_hh_l0)
+            reset, update, _ = z.sigmoid().chunk(3, dim=-1)
+            resets.append(reset[:, 0])
+            updates.append(update[:, 0])
+        hidden.append(y[:, 0])
+        x = y
+    named = {"reset": resets, "update": updates} if resets else {}
+    gates = {name: torch.stack(parts, dim=1) for name, parts in named.items()}
+    last = as_state([torch.stack([h[-1:] for h in hidden])])
+    return x, torch.stack(hidden, dim=1), gates, last
+
+
+def properties(text: str) -> dict[str, np.ndarray]:
+    """What a cell might keep track of: float64 ``(len(text),)`` each, after every character."""
+    names = ("position in the line", "indentation of the line", "position in the word",
+             "inside quotes", "bracket depth", "inside a # comment")  # fmt: skip
+    rows = np.zeros((len(text), len(names)))
+    column = indent = word = depth = 0
+    quote, comment, blank, before = "", False, True, "\n"
+    for j, c in enumerate(text):
+        if c == "\n":
+            column = indent = 0
+            comment, blank = False, True
+            if quote == "'" or before == "\n":  # a paragraph ends what was left open
+                quote = ""
+        else:
+            column += 1
+            blank = blank and c in " \t"
+            indent += blank
+        word = word + 1 if c.isalnum() else 0
+        if quote:
+            quote = "" if c == quote else quote
+        elif not comment:
+            if c in '"“':
+                quote = "”" if c == "“" else c
+            elif c == "'" and not before.isalnum():  # no apostrophe
+                quote = c
+            elif c == "#":
+                comment = True
+            elif c in "([{":
+                depth += 1
+            elif c in ")]}":
+                depth = max(0, depth - 1)
+        rows[j] = column, indent, word, bool(quote), depth, comment
+        before = c
+    return dict(zip(names, rows.T, strict=True))
+
+
+def correlations(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Pearson's r of every column of ``(T, C)`` with ``(T,)``; 0 where one of them is constant."""
+    cells = cells - cells.mean(axis=0, dtype=np.float64)
+    values = values - values.mean()
+    scale = np.sqrt((cells**2).sum(axis=0) * (values**2).sum())
+    return np.divide(values @ cells, scale, out=np.zeros(cells.shape[1]), where=scale > 1e-9)
+
+
+def ranking(
+    cells: np.ndarray, text: str, best: int = 5
+) -> list[tuple[str, list[tuple[int, float]]]]:
+    """For every property that varies in the text, the cells that follow it most closely.
+
+    Args:
+        cells: ``(len(text), C)``.
+        best: cells of a property.
+
+    Returns:
+        Properties, the best kept one first, each with ``(cell, r)`` by descending ``abs(r)``.
+    """
+    found = []
+    for name, values in properties(text).items():
+        if values.min() == values.max():
+            continue
+        r = correlations(cells, values)
+        order = np.argsort(-abs(r), kind="stable")[:best]
+        found.append((name, [(int(j), float(r[j])) for j in order]))
+    return sorted(found, key=lambda each: -abs(each[1][0][1]))

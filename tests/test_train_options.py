@@ -1,0 +1,107 @@
+"""What the trainer takes besides bytes and flags: characters, others' configs, the compiler."""
+
+import json
+
+import pytest
+
+pytest.importorskip("safetensors")
+
+from fastlstm import sample
+from fastlstm.text.run import load_model
+from fastlstm.train import main
+
+TINY = [
+    *("--hidden-size", "16", "--num-layers", "2", "--dropout", "0.2", "--device", "cpu"),
+    *("--batch-size", "4", "--seq-length", "8", "--eval-every", "5", "--sample-every", "0"),
+]
+LINE = "Größe 3 €: naïve 日本語 🙂 und mehr\n"
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def train(run, *arguments):
+    main([*TINY, "--out", str(run), *map(str, arguments)])
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_characters_are_code_points(tmp_path, capsys):
+    text = write(tmp_path / "text", LINE * 120)
+    train(tmp_path / "run", "--data", text, "--unit", "char", "--steps", 12)
+    _, vocabulary, meta = load_model(tmp_path / "run", "latest")
+    assert meta["unit"] == "char"
+    assert "".join(map(chr, vocabulary)) == "".join(sorted(set(LINE)))
+    capsys.readouterr()
+    sample.main([str(tmp_path / "run"), "-n", "40", "-p", "日本", "--checkpoint", "latest"])
+    out = capsys.readouterr().out
+    assert out.startswith("日本")
+    assert len(out.rstrip("\n")) >= 38
+    assert set(out) <= set(LINE)
+    sample.main([str(tmp_path / "run"), "--score", str(text), "--checkpoint", "latest"])
+    assert "nats a character" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        sample.main([str(tmp_path / "run"), "-p", "Ω"])
+    assert "the model has never seen 'Ω'" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_do_not_stop_a_run_of_characters(tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_bytes((LINE * 60).encode() + b"\xff\xfe" + (LINE * 60).encode()[:-9])
+    train(tmp_path / "run", "--data", text, "--unit", "char", "--steps", 2)
+    assert "U+FFFD" in capsys.readouterr().out
+
+
+def test_configs_of_karpathy_rnns_repro(tmp_path):
+    """Its folders hold these two files, beside the text two folders up."""
+    folder = tmp_path / "experiment" / "runs" / "small-model"
+    folder.mkdir(parents=True)
+    (tmp_path / "experiment" / "data").mkdir()
+    write(tmp_path / "experiment" / "data" / "input.txt", LINE * 500)
+    write(folder / "model.json", {"hidden_size": 24, "num_layers": 2, "dropout": 0.5})
+    write(folder / "train.json", {
+        "seq_length": 12, "batch_size": 6, "val_batch_percent": 5, "optimizer": "Adam",
+        "lr": 0.0003, "weight_decay": 0.0, "epochs": 300, "max_grad_norm": 4.0, "patience": 7,
+    })  # fmt: skip
+    main(["--config", str(folder), "--out", str(tmp_path / "run"), "--steps", "3"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    expected = {
+        "hidden_size": 24, "num_layers": 2, "dropout": 0.5, "seq_length": 12, "batch_size": 6,
+        "val_fraction": 0.05, "optimizer": "adam", "lr": 0.0003, "weight_decay": 0.0,
+        "clip_norm": 4.0, "patience": 7, "steps": 3,
+    }  # fmt: skip
+    assert {key: config[key] for key in expected} == expected
+
+
+def test_a_broken_config_of_theirs_is_one_line(tmp_path, capsys):
+    text = write(tmp_path / "text", LINE * 120)
+    broken = write(tmp_path / "train.json", '{"seq_length": 100, "patience" 5}')
+    with pytest.raises(SystemExit) as error:
+        main(["--config", str(broken), "--data", str(text), "--out", str(tmp_path / "run")])
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "train.json is not valid" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path):
+    text = write(tmp_path / "text", LINE * 120)
+    arguments = ("--data", text, "--steps", 4, "--dropout", 0)
+    eager = train(tmp_path / "eager", *arguments)
+    compiled = train(tmp_path / "compiled", *arguments, "--compile")
+    for a, b in zip(eager, compiled, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+
+
+def test_tensorboard_has_the_losses(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    text = write(tmp_path / "text", LINE * 120)
+    metrics = train(tmp_path / "run", "--data", text, "--steps", 6, "--tensorboard")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = {e.step: e.value for e in events.Scalars("loss/training")}
+    assert found == {m["step"]: pytest.approx(m["train_loss"], rel=1e-5) for m in metrics}

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm.text.model import CharModel, loss_nats
@@ -23,6 +24,8 @@ ROUNDS = 7
 interleaved = partial(timing.interleaved, pause=0.1, region=0.03)
 RATES: dict[str, float] = {}  # characters a second of each kind of weights
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SENTENCES = Case("H128, batch 16", 128, 128, 2, 16, 100)
+BASE = Case("H256", 256, 256, 1, 32, 50)
 cases = pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
 
 
@@ -109,6 +112,44 @@ def test_streaming(batch, benchmark, rows):
     benchmark.pedantic(candidates["ours"], rounds=1)
 
 
+@pytest.mark.parametrize("case", [SENTENCES, BASE], ids=lambda case: case.name)
+def test_packed_input(case, benchmark, rows):
+    """A packed training step beside a padded one of as many rows; then sequences of any length."""
+    theirs, ours = case.twins(torch.float32, "cpu")
+    x, _ = case.data(torch.float32, "cpu")
+    whole = torch.full((case.batch,), case.steps)
+    drawn = torch.randint(1, case.steps + 1, (case.batch,))
+    inputs = {
+        "padded": x,
+        "packed, all of length T": pack_padded_sequence(x, whole),
+        "packed, lengths 1 to T": pack_padded_sequence(x, drawn, enforce_sorted=False),
+    }
+
+    def train(module, given):
+        module.zero_grad(set_to_none=True)
+        output = module(given)[0]
+        (output if isinstance(output, torch.Tensor) else output.data).sum().backward()
+
+    modules = {"ours": ours, "torch": theirs}
+    calls = {
+        f"{name}, {form}": partial(train, module, given)
+        for name, module in modules.items()
+        for form, given in inputs.items()
+    }
+    found = interleaved(calls, ROUNDS)
+    for form in inputs:
+        own, other = (1e3 * found[f"{name}, {form}"].median for name in modules)
+        row = {"what": "training, packed", "case": f"{case.name}, {form}", "ours": own,
+               "torch": other, "ratio": other / own}  # fmt: skip
+        if form == "packed, all of length T":
+            least = 1e3 * found["ours, padded"].median / 0.9
+            row |= {"target": f"<= {least:.3g} ms", "met": "" if own <= least else "missed"}
+        rows.append(row)
+        benchmark.extra_info[form] = row
+    benchmark.extra_info["share of the rows"] = float(drawn.sum()) / (case.batch * case.steps)
+    benchmark.pedantic(lambda: train(ours, x), rounds=1)
+
+
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 def test_generate(weights, benchmark, rows):
     """Characters a second of a 2x512 model, batch 1, beside a loop over nn.LSTM."""
@@ -173,7 +214,6 @@ def test_trainer_step(kind, least, benchmark, rows):
     benchmark.pedantic(steps["ours"], rounds=1)
 
 
-BASE = Case("H256", 256, 256, 1, 32, 50)
 SCALES = {
     "T": [replace(BASE, steps=steps) for steps in (25, 50, 100, 200, 400)],
     "B": [replace(BASE, batch=batch) for batch in (8, 16, 32, 64, 128)],

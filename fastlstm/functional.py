@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import ops
+from .lengths import shut
 
 __all__ = ["lstm", "lstm_cell"]
 
@@ -102,7 +103,8 @@ def lstm(
         lengths: instead of ``batch_sizes``, ``(B,)`` whole numbers from 1 to T in any order, for
             padded input: what lies beyond a sequence's length is neither read nor written (output
             is zero there), states are those after its own last step, and the reverse direction
-            begins there. On a GPU, lengths that are there too are read once by the host.
+            begins there. Lengths on a GPU are not read by the host: those outside count as the
+            nearest of 1 and T.
         seed: one int64 element on input's device that decides what is dropped. By default it is
             drawn from the device's default generator (``torch.manual_seed`` reproduces it).
         return_cells: whether to return the cell states of every layer, direction and step too;
@@ -161,6 +163,7 @@ def lstm_of_sizes(
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
     return_cells: bool = False,
+    unread_lengths: Tensor | None = None,
 ) -> Any:
     """:func:`lstm` for sizes that are known, as a module knows its own."""
     packed = batch_sizes is not None
@@ -206,9 +209,14 @@ def lstm_of_sizes(
         _check_indices(input, sizes.input_size)
 
     drop = dropout if training and sizes.num_layers > 1 else 0.0
-    output, h_n, c_n, *more = _run(
-        input, h0, c0, weights, sizes, drop, batch_sizes, seed, return_cells
-    )
+    if unread_lengths is not None:
+        output, h_n, c_n, *more = _run_shut(
+            input, h0, c0, weights, sizes, drop, seed, unread_lengths
+        )
+    else:
+        output, h_n, c_n, *more = _run(
+            input, h0, c0, weights, sizes, drop, batch_sizes, seed, return_cells
+        )
     # (L*D, T*B, H), in the type that the kernels keep them in
     more = [x.unflatten(1, (-1, input.shape[1])).to(output.dtype) for x in more]
     if not batched:
@@ -236,6 +244,11 @@ def lstm_of_lengths(
         raise ValueError(f"lengths need a batch: expected {3 - index}-D input, got {input.dim()}-D")
     steps, batch = (input.shape[1], input.shape[0]) if batch_first else input.shape[:2]
     lengths = _check_lengths(lengths, steps, batch)
+    if not _readable(lengths):
+        return lstm_of_sizes(
+            input, hx, weights, sizes, batch_first, dropout, training, seed=seed,
+            unread_lengths=lengths.to(input.device),
+        )  # fmt: skip
     # What the state's batch must be is checked before it is sorted.
     if hx is not None:
         _check_pair(hx, "lstm")
@@ -471,8 +484,8 @@ def _check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> T
             f"lengths must have one element for each of {batch} sequences, "
             f"got shape {tuple(lengths.shape)}"
         )
-    lengths = lengths.to("cpu", torch.int64)
-    if batch == 0 or torch.compiler.is_compiling():
+    lengths = lengths.to(torch.int64)
+    if batch == 0 or not _readable(lengths):
         return lengths
     low, high = (int(x) for x in torch.aminmax(lengths))
     if low < 1 or high > steps:
@@ -532,15 +545,6 @@ def _run(
         if return_cells:
             raise NotImplementedError(f"return_cells needs fastlstm's kernels: {missing}")
         return _run_torch(missing, input, h0, c0, weights, sizes, dropout, batch_sizes, seed)
-    if dropout == 0:
-        seed = None
-    elif seed is None:
-        seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=input.device)
-    elif seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != input.device:
-        raise RuntimeError(
-            f"seed must be one int64 element on {input.device}, "
-            f"got {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
-        )
     return ops.lstm(
         input,
         h0,
@@ -552,9 +556,48 @@ def _run(
         proj_size=sizes.proj_size,
         bidirectional=sizes.bidirectional,
         dropout=dropout,
-        seed=seed,
+        seed=_seed_on(input.device, seed) if dropout > 0 else None,
         batch_sizes=batch_sizes,
         return_cells=return_cells,
+    )
+
+
+def _seed_on(device: torch.device, seed: Tensor | None) -> Tensor:
+    if seed is None:
+        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
+        raise RuntimeError(
+            f"seed must be one int64 element on {device}, "
+            f"got {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
+        )
+    return seed
+
+
+def _run_shut(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    dropout: float,
+    seed: Tensor | None,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    def run(x: Tensor, h: Tensor | None, c: Tensor | None, own: Sequence[Tensor]) -> Any:
+        one = Sizes(own[0].shape[1], sizes.hidden_size, bias=sizes.bias, proj_size=sizes.proj_size)
+        return _run(x, h, c, own, one)
+
+    return shut(
+        run,
+        input,
+        h0,
+        c0,
+        weights,
+        lengths,
+        num_layers=sizes.num_layers,
+        directions=1 + sizes.bidirectional,
+        dropout=dropout,
+        seed=_seed_on(input.device, seed) if dropout > 0 else None,
     )
 
 

@@ -46,6 +46,55 @@ def test_lengths_equal_nn_lstm_on_packed_input(options, states, twins, assert_cl
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bidirectional": True, "num_layers": 2, "batch_first": True},
+        {"proj_size": 3, "bidirectional": True, "num_layers": 3},
+        {"bias": False},
+        {"num_layers": 2, "dropout": 0.4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("states", [False, True])
+def test_lengths_that_are_not_read_give_the_same(options, states, monkeypatch, assert_close):
+    """As on a GPU: the host does not look at them."""
+    lstm = fastlstm.LSTM(5, 7, **options).double()
+    lengths = torch.tensor([3, 6, 1, 6, 2])
+    x = torch.randn((5, 6, 5) if lstm.batch_first else (6, 5, 5), dtype=torch.float64)
+    cells = lstm.num_layers * (1 + lstm.bidirectional)
+    sizes = lstm.proj_size or 7, 7
+    hx = tuple(torch.randn(cells, 5, n).double() for n in sizes) if states else None
+
+    def outcome():
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(2)
+        output, (h_n, c_n) = lstm(leaf, hx, lengths=lengths)
+        loss = output.square().sum() + h_n.sum() + c_n.square().sum()
+        grads = torch.autograd.grad(loss, [leaf, *lstm.parameters()])
+        named = {f"grad {j}": grad for j, grad in enumerate(grads)}
+        return {"output": output, "h_n": h_n, "c_n": c_n, **named}
+
+    expected = outcome()
+    monkeypatch.setattr(fastlstm.functional, "_readable", lambda x: x.is_floating_point())
+    found = outcome()
+    if not options.get("dropout"):  # packed sequences are numbered in another order
+        assert_close(found, expected, 1e-10)
+    alone = lstm.eval()(x, hx, lengths=lengths)[0]
+    x[(slice(None), slice(3, None)) if lstm.batch_first else (slice(3, None), 0)] = torch.nan
+    rows = (0, slice(0, 3)) if lstm.batch_first else (slice(0, 3), 0)
+    assert torch.equal(lstm(x, hx, lengths=lengths)[0][rows], alone[rows])
+
+
+def test_lengths_in_one_compiled_graph():
+    lstm, lengths = fastlstm.LSTM(3, 4, bidirectional=True), torch.tensor([5, 2])
+    x = torch.randn(5, 2, 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, n: lstm(x, lengths=n), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, lengths), lstm(x, lengths=lengths))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.booleans())
 def test_drawn_lengths_of_indices(lengths, bidirectional):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 import sys
+import time
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -59,8 +60,10 @@ else:
     found = {name: p.full_tensor() for name, p in shared.named_parameters()}
 for name, p in alone.named_parameters():
     torch.testing.assert_close(found[name].detach(), p.detach(), rtol=1e-4, atol=1e-5)
+print("same", flush=True)
+dist.barrier()
+time.sleep(0.2)  # gloo's threads may want the GIL, for which the group's destructor would not wait
 dist.destroy_process_group()
-print("same")
 """
 
 

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from fastlstm import ops, reference
+from fastlstm.reference import CellRules
+
+PLAIN = CellRules()
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Problem:
     packed: bool = False
     states: bool = True
     cells: bool = False  # whether the cell states of every step are asked for
+    rules: CellRules = PLAIN
+    training: bool = True  # else zoneout is its expectation
     dtype: torch.dtype = torch.float32
     random_seed: int = 0
 
@@ -52,6 +57,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "index": {"index": torch.int64, "num_layers": 2},
     "index, few rows": {"index": torch.int32, "packed": True, "input_size": 300, "batch": 9},
     "index, large vocabulary": {"index": torch.int64, "input_size": 1500, "has_bias": False},
+    "cell clip": {"rules": CellRules(cell_clip=0.3), "proj_size": 4, "steps": 9, "batch": 5},
+    "recurrent dropout": {"rules": CellRules(0.3), "proj_size": 4, "num_layers": 2},
+    "zoneout": {"rules": CellRules(0, 0.4, 0.3), "num_layers": 2, "steps": 9, "hidden_size": 33},
+    "zoneout's expectation": {"rules": CellRules(0, 0.4, 0.3), "training": False, "states": False},
+    "every rule": {
+        "rules": CellRules(0.2, 0.3, 0.4, 1.0), "num_layers": 2, "bidirectional": True,
+        "packed": True, "dropout": 0.3, "batch": 11, "steps": 9, "index": torch.int64,
+    },
     "everything": {
         "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
         "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
@@ -117,6 +130,7 @@ def make(p: Problem) -> Tensors:
     else:
         x = leaf(*leading, p.input_size)
     cells = p.num_layers * directions
+    draws = p.dropout > 0 or (p.training and p.rules.drawn)
     return Tensors(
         x,
         leaf(cells, p.batch, out) if p.states else None,
@@ -130,7 +144,8 @@ def make(p: Problem) -> Tensors:
             "bidirectional": p.bidirectional,
             "dropout": p.dropout,
             **({"return_cells": True} if p.cells else {}),
-            "seed": torch.tensor([1234567890123 + p.random_seed]) if p.dropout else None,
+            **p.rules._asdict(),
+            "seed": torch.tensor([1234567890123 + p.random_seed]) if draws else None,
             "batch_sizes": batch_sizes,
         },
     )

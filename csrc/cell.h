@@ -3,7 +3,8 @@
 // Used by the CPU kernels (V a SIMD vector), the CUDA kernels (V a scalar) and their host build.
 // Math supplies sigmoid and tanh for V. Gates are in PyTorch's order i, f, g, o.
 // Hochreiter and Schmidhuber (1997), forget gate of Gers, Schmidhuber and Cummins (2000);
-// fastlstm/reference.py derives the same equations in plain PyTorch.
+// fastlstm/reference.py derives the same equations in plain PyTorch. What a cell may do beyond
+// nn.LSTM's comes as their last argument: PlainCell, or CellRules.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -14,6 +15,20 @@
 
 namespace fastlstm {
 
+struct PlainCell {
+  static constexpr bool kPlain = true;
+};
+
+// Recurrent dropout of the update (Semeniuta, Severyn and Barth, 2016), a bound on the cell state,
+// and zoneout, which keeps a share of the old states (Krueger et al., 2017).
+template <class V>
+struct CellRules {
+  static constexpr bool kPlain = false;
+  V update;        // factor of g
+  V clip;          // bound of |c|
+  V new_c, new_h;  // shares of the new states
+};
+
 template <class V>
 struct CellForward {
   V i, f, g, o;  // activated gates
@@ -21,16 +36,42 @@ struct CellForward {
   V h;           // new hidden state, before any projection
 };
 
-// Pre-activations a_* and the previous cell state to the new states.
-template <class Math, class V>
-FASTLSTM_INLINE CellForward<V> cell_forward(V a_i, V a_f, V a_g, V a_o, V c_prev) {
+// c before clipping and zoneout.
+template <class V, class Rules>
+FASTLSTM_INLINE V unbound_cell(V i, V f, V g, V c_prev, const Rules& rules) {
+  if constexpr (Rules::kPlain)
+    return f * c_prev + i * g;
+  else
+    return f * c_prev + i * (g * rules.update);
+}
+
+template <class V, class Rules>
+FASTLSTM_INLINE V clipped(V c, const Rules& rules) {
+  c = c > rules.clip ? rules.clip : c;
+  return c < -rules.clip ? -rules.clip : c;
+}
+
+template <class V>
+FASTLSTM_INLINE V zoned(V share, V fresh, V before) {
+  return share * fresh + (before - share * before);
+}
+
+// Pre-activations a_* and the previous states to the new ones. A plain cell does not read h_prev.
+template <class Math, class V, class Rules = PlainCell>
+FASTLSTM_INLINE CellForward<V> cell_forward(V a_i, V a_f, V a_g, V a_o, V c_prev, V h_prev = V{},
+                                            const Rules& rules = Rules{}) {
   CellForward<V> out;
   out.i = Math::sigmoid(a_i);
   out.f = Math::sigmoid(a_f);
   out.g = Math::tanh(a_g);
   out.o = Math::sigmoid(a_o);
-  out.c = out.f * c_prev + out.i * out.g;
+  out.c = unbound_cell(out.i, out.f, out.g, c_prev, rules);
+  if constexpr (!Rules::kPlain) out.c = clipped(out.c, rules);
   out.h = out.o * Math::tanh(out.c);
+  if constexpr (!Rules::kPlain) {
+    out.c = zoned(rules.new_c, out.c, c_prev);
+    out.h = zoned(rules.new_h, out.h, h_prev);
+  }
   return out;
 }
 
@@ -38,20 +79,41 @@ template <class V>
 struct CellBackward {
   V a_i, a_f, a_g, a_o;  // gradients of the pre-activations
   V c_prev;              // gradient of the previous cell state
+  V h_prev;              // what zoneout hands to the previous h; unset for a plain cell
 };
 
 // Activated gates i..o, both cell states, and the gradients dh, dc that arrive at h_t and c_t.
-template <class Math, class V>
-FASTLSTM_INLINE CellBackward<V> cell_backward(V i, V f, V g, V o, V c_prev, V c, V dh, V dc) {
+template <class Math, class V, class Rules = PlainCell>
+FASTLSTM_INLINE CellBackward<V> cell_backward(V i, V f, V g, V o, V c_prev, V c, V dh, V dc,
+                                              const Rules& rules = Rules{}) {
+  CellBackward<V> d;
+  V stays{};  // the part of dc that zoneout hands to c_prev
+  V unbound = c;
+  if constexpr (!Rules::kPlain) {
+    d.h_prev = dh - rules.new_h * dh;
+    dh = rules.new_h * dh;
+    stays = dc - rules.new_c * dc;
+    dc = rules.new_c * dc;
+    unbound = unbound_cell(i, f, g, c_prev, rules);
+    c = clipped(unbound, rules);
+  }
   const V tanh_c = Math::tanh(c);
   const V one = Math::one();
   dc = dc + dh * o * (one - tanh_c * tanh_c);
-  CellBackward<V> d;
+  if constexpr (!Rules::kPlain) {  // a bound that holds lets no gradient through
+    dc = unbound > rules.clip ? V{} : dc;
+    dc = unbound < -rules.clip ? V{} : dc;
+  }
   d.a_i = dc * g * i * (one - i);
   d.a_f = dc * c_prev * f * (one - f);
   d.a_g = dc * i * (one - g * g);
   d.a_o = dh * tanh_c * o * (one - o);
   d.c_prev = dc * f;
+  if constexpr (!Rules::kPlain) {
+    d.a_i = d.a_i * rules.update;
+    d.a_g = d.a_g * rules.update;
+    d.c_prev = d.c_prev + stays;
+  }
   return d;
 }
 

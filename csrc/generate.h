@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "lstm.h"
+
 namespace fastlstm {
 
 // Rows of W (N x K) become columns: kGenerateColumns of them make a panel, [panel][k][column],
@@ -42,6 +44,7 @@ struct Generate {
   const void* c0;        // (layers, batch, H) or null for zeros
   const void* table;     // a row of gate columns for every token: W_ih's column and the bias
   const GenerateLayer* weights;  // `layers` of them
+  CellOptions cell;              // as in evaluation: zoneout is its expectation
   PackedMatrix decoder;          // (vocabulary, P)
   const void* decoder_bias;      // by columns
   double temperature, top_p;     // temperature 0: the likeliest; top_p 1: all

@@ -28,6 +28,12 @@ struct CellGrads {
   void* w_hr;
 };
 
+// What cells do beyond nn.LSTM's (cell.h, rules.h); 0 where they do not.
+struct CellOptions {
+  double recurrent_dropout, zoneout_h, zoneout_c;  // probabilities
+  double clip;                                     // bound of |c|
+};
+
 struct Problem {
   DType dtype;
   InputKind input_kind;
@@ -42,7 +48,8 @@ struct Problem {
   const void* c0;              // (layers * directions, B, H) or null for zeros
   const CellWeights* weights;  // layers * directions of them
   double dropout;              // after every layer but the last
-  const int64_t* seed;         // one element, or null where dropout is 0
+  const int64_t* seed;         // one element, or null where nothing is drawn
+  CellOptions cell;
 };
 
 // What forward writes, and backward reads again. `dtype` elements unless said otherwise.

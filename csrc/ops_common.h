@@ -60,6 +60,7 @@ struct Options {
   int64_t proj_size;
   bool bidirectional;
   double dropout;
+  CellOptions cell;
   bool allow_tf32;    // float32 on a GPU's tensor cores
   int64_t algorithm;  // cuda::Algorithm; the CPU has one alone
 
@@ -114,7 +115,11 @@ struct Inputs {
     p.c0 = data(c0);
     p.dropout = options.num_layers > 1 ? options.dropout : 0;
     p.seed = seed ? static_cast<const int64_t*>(seed->const_data_ptr()) : nullptr;
-    STD_TORCH_CHECK(p.dropout <= 0 || p.seed, "fastlstm: dropout needs a seed");
+    p.cell = options.cell;
+    STD_TORCH_CHECK(p.seed || (p.dropout <= 0 && p.cell.recurrent_dropout <= 0),
+                    "fastlstm: dropout needs a seed");
+    STD_TORCH_CHECK(!p.projected || (p.cell.zoneout_h <= 0 && p.cell.zoneout_c <= 0),
+                    "fastlstm: there is no zoneout with a projection");
     for (int64_t cell = 0; cell < options.cells(); ++cell) {
       const Tensor* w = &weights[cell * options.per_cell()];
       CellWeights c{};

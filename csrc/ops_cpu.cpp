@@ -32,9 +32,18 @@ const Kernels& kernels(const Problem& p) { return *instruction_set().kernels[int
 ForwardResult forward_cpu(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights,
                           MaybeTensor batch_sizes, MaybeTensor seed, int64_t hidden_size,
                           int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional,
-                          double dropout, bool allow_tf32, int64_t algorithm, bool save) {
-  const Options options{hidden_size,   num_layers, has_bias,   proj_size,
-                        bidirectional, dropout,    allow_tf32, algorithm};
+                          double dropout, double recurrent_dropout, double zoneout_h,
+                          double zoneout_c, double cell_clip, bool allow_tf32, int64_t algorithm,
+                          bool save) {
+  const Options options{hidden_size,
+                        num_layers,
+                        has_bias,
+                        proj_size,
+                        bidirectional,
+                        dropout,
+                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        allow_tf32,
+                        algorithm};
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
   return ops::forward(in, options, save,
@@ -46,10 +55,19 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
                             std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
                             Tensor output, Tensor hidden, Tensor gates, Tensor cells,
                             int64_t hidden_size, int64_t num_layers, bool has_bias,
-                            int64_t proj_size, bool bidirectional, double dropout, bool allow_tf32,
-                            int64_t algorithm, std::vector<bool> needs) {
-  const Options options{hidden_size,   num_layers, has_bias,   proj_size,
-                        bidirectional, dropout,    allow_tf32, algorithm};
+                            int64_t proj_size, bool bidirectional, double dropout,
+                            double recurrent_dropout, double zoneout_h, double zoneout_c,
+                            double cell_clip, bool allow_tf32, int64_t algorithm,
+                            std::vector<bool> needs) {
+  const Options options{hidden_size,
+                        num_layers,
+                        has_bias,
+                        proj_size,
+                        bidirectional,
+                        dropout,
+                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        allow_tf32,
+                        algorithm};
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
   const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
@@ -73,13 +91,15 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
   m.def(
       "forward(Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, "
       "Tensor? seed, int hidden_size, int num_layers, bool has_bias, int proj_size, "
-      "bool bidirectional, float dropout, bool allow_tf32, int algorithm, bool save) -> "
+      "bool bidirectional, float dropout, float recurrent_dropout, float zoneout_h, "
+      "float zoneout_c, float cell_clip, bool allow_tf32, int algorithm, bool save) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor gates, Tensor cells)");
   m.def(
       "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
       "Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "Tensor output, Tensor hidden, Tensor gates, Tensor cells, int hidden_size, "
       "int num_layers, bool has_bias, int proj_size, bool bidirectional, float dropout, "
+      "float recurrent_dropout, float zoneout_h, float zoneout_c, float cell_clip, "
       "bool allow_tf32, int algorithm, bool[] needs) -> "
       "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def("_activations(Tensor x) -> (Tensor sigmoid, Tensor tanh)");

@@ -88,10 +88,18 @@ void run(const Call& call, cuda::Pass pass, const Options& options, const Tensor
 ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
                            std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
                            int64_t hidden_size, int64_t num_layers, bool has_bias,
-                           int64_t proj_size, bool bidirectional, double dropout, bool allow_tf32,
-                           int64_t algorithm, bool save) {
-  const Options options{hidden_size,   num_layers, has_bias,   proj_size,
-                        bidirectional, dropout,    allow_tf32, algorithm};
+                           int64_t proj_size, bool bidirectional, double dropout,
+                           double recurrent_dropout, double zoneout_h, double zoneout_c,
+                           double cell_clip, bool allow_tf32, int64_t algorithm, bool save) {
+  const Options options{hidden_size,
+                        num_layers,
+                        has_bias,
+                        proj_size,
+                        bidirectional,
+                        dropout,
+                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        allow_tf32,
+                        algorithm};
   STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
                   "fastlstm: the weights are not on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
@@ -107,10 +115,19 @@ BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, Mayb
                              std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
                              Tensor output, Tensor hidden, Tensor gates, Tensor cells,
                              int64_t hidden_size, int64_t num_layers, bool has_bias,
-                             int64_t proj_size, bool bidirectional, double dropout, bool allow_tf32,
-                             int64_t algorithm, std::vector<bool> needs) {
-  const Options options{hidden_size,   num_layers, has_bias,   proj_size,
-                        bidirectional, dropout,    allow_tf32, algorithm};
+                             int64_t proj_size, bool bidirectional, double dropout,
+                             double recurrent_dropout, double zoneout_h, double zoneout_c,
+                             double cell_clip, bool allow_tf32, int64_t algorithm,
+                             std::vector<bool> needs) {
+  const Options options{hidden_size,
+                        num_layers,
+                        has_bias,
+                        proj_size,
+                        bidirectional,
+                        dropout,
+                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        allow_tf32,
+                        algorithm};
   STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
                   "fastlstm: the weights are not on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());

@@ -50,24 +50,25 @@ int64_t words_of(Storage storage) {
 
 int64_t panels(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
-std::tuple<Tensor, Tensor, Tensor> generate(Tensor prime, MaybeTensor h0, MaybeTensor c0,
-                                            Tensor table, std::vector<Tensor> weights,
-                                            std::vector<Tensor> biases, std::vector<Tensor> scales,
-                                            int64_t hidden_size, int64_t num_layers,
-                                            int64_t proj_size, int64_t length, double temperature,
-                                            int64_t top_k, double top_p, MaybeTensor seed,
-                                            int64_t offset) {
+std::tuple<Tensor, Tensor, Tensor> generate(
+    Tensor prime, MaybeTensor h0, MaybeTensor c0, Tensor table, std::vector<Tensor> weights,
+    std::vector<Tensor> biases, std::vector<Tensor> scales, int64_t hidden_size, int64_t num_layers,
+    int64_t proj_size, double zoneout_h, double zoneout_c, double cell_clip, int64_t length,
+    double temperature, int64_t top_k, double top_p, MaybeTensor seed, int64_t offset) {
   Generate g{};
   g.hidden_size = hidden_size;
   g.projected = proj_size > 0;
   g.out_size = g.projected ? proj_size : hidden_size;
   g.layers = int(num_layers);
+  g.cell = {0, zoneout_h, zoneout_c, cell_clip};
   const size_t matrices =
       size_t(num_layers * (g.projected ? 3 : 2));  // no ih below, a decoder above
   STD_TORCH_CHECK(hidden_size > 0 && num_layers > 0 && length > 0 && table.dim() == 2 &&
                       prime.dim() == 2 && prime.numel() > 0 && weights.size() == matrices &&
                       int64_t(biases.size()) == num_layers,
                   "fastlstm: generate was given sizes or weights that do not fit each other");
+  STD_TORCH_CHECK(!g.projected || (zoneout_h <= 0 && zoneout_c <= 0),
+                  "fastlstm: there is no zoneout with a projection");
   g.storage = storage_of(weights[0]);
   STD_TORCH_CHECK(scales.size() == (g.storage == Storage::int8 ? matrices : 0),
                   "fastlstm: int8 weights, and no others, have scales");
@@ -136,7 +137,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
   m.def(
       "generate(Tensor prime, Tensor? h0, Tensor? c0, Tensor table, Tensor[] weights, "
       "Tensor[] biases, Tensor[] scales, int hidden_size, int num_layers, int proj_size, "
-      "int length, float temperature, int top_k, float top_p, Tensor? seed, int offset) -> "
+      "float zoneout_h, float zoneout_c, float cell_clip, int length, float temperature, int "
+      "top_k, float top_p, Tensor? seed, int offset) -> "
       "(Tensor tokens, Tensor h_n, Tensor c_n)");
 }
 

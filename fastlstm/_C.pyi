@@ -21,4 +21,5 @@ def plan(
     shared_per_block: int,
     algorithm: int,
     allow_tf32: bool,
+    plain_cells: bool = True,
 ) -> dict[str, Any]: ...

@@ -165,6 +165,7 @@ def explain(
             shared_per_block=shared,
             algorithm=forced,
             allow_tf32=allow_tf32,
+            plain_cells=lstm.rules() is None,
         )
         for in_backward in (False, True)
     )

@@ -50,11 +50,12 @@ def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
-        ValueError: an LSTM has ``weight_dropout``, which torch's has not.
+        ValueError: an LSTM has an option that changes its numbers and that torch's has not.
     """
     for name, inner in module.named_modules() if isinstance(module, nn.Module) else ():
-        if isinstance(inner, LSTM) and inner.weight_dropout:
-            raise ValueError(f"{name or 'module'}: nn.LSTM has no weight_dropout")
+        for option in inner.options() if isinstance(inner, LSTM) else ():
+            if option != "checkpoint_every":
+                raise ValueError(f"{name or 'module'}: nn.LSTM has no {option}")
     return _exchange_all(module, {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}, copy)
 
 

@@ -1,15 +1,13 @@
-"""The LSTM as a function: user errors, autocast, the dropout seed, the choice of device.
+"""The LSTM as a function: forms of input, autocast, the dropout seed, the choice of device.
 
-Everything that a user can get wrong is checked here, once, for the functions and the modules
-alike; the operators below check nothing. The wording follows ``nn.LSTM`` wherever it has one.
+What a user can get wrong is checked here, by checks.py; the operators below check nothing.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,53 +15,29 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import ops
+from .checks import (
+    INDEX_TYPES,
+    Sizes,
+    check_batch_sizes,
+    check_indices,
+    check_input,
+    check_lengths,
+    check_pair,
+    check_rules,
+    check_state,
+    check_state_dims,
+    check_weights,
+    readable,
+)
 from .lengths import shut
+from .reference import CellRules
 
 __all__ = ["lstm", "lstm_cell"]
 
 State = tuple[Tensor, Tensor]
 
-_INDEX_TYPES = (torch.int32, torch.int64)
 _KERNEL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # as autocast: float64 stays
-
-
-class Sizes(NamedTuple):
-    """The stack's sizes and options, which decide the shapes of its weights and states."""
-
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bias: bool = True
-    bidirectional: bool = False
-    proj_size: int = 0
-
-    @property
-    def out_size(self) -> int:
-        return self.proj_size or self.hidden_size
-
-    @property
-    def cells(self) -> int:
-        return self.num_layers * (2 if self.bidirectional else 1)
-
-    def weight_shapes(self) -> list[tuple[int, ...]]:
-        gates, out, directions = 4 * self.hidden_size, self.out_size, 1 + self.bidirectional
-        rest: list[tuple[int, ...]] = [(gates, out)]
-        if self.bias:
-            rest += [(gates,), (gates,)]
-        if self.proj_size > 0:
-            rest += [(out, self.hidden_size)]
-        first = [(gates, self.input_size), *rest] * directions
-        deeper = [(gates, directions * out), *rest] * directions
-        return first + deeper * (self.num_layers - 1)
-
-    def weight_name(self, position: int) -> str:
-        kinds = ["weight_ih", "weight_hh"]
-        kinds += ["bias_ih", "bias_hh"] if self.bias else []
-        kinds += ["weight_hr"] if self.proj_size > 0 else []
-        cell, kind = divmod(position, len(kinds))
-        layer, direction = divmod(cell, 1 + self.bidirectional)
-        return f"{kinds[kind]}_l{layer}{'_reverse' if direction else ''}"
 
 
 def lstm(
@@ -82,6 +56,10 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     seed: Tensor | None = None,
     return_cells: bool = False,
+    recurrent_dropout: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    cell_clip: float | None = None,
 ) -> Any:
     """Run a whole LSTM stack in one call. The hidden size ``H`` is inferred from the weights.
 
@@ -107,8 +85,13 @@ def lstm(
             nearest of 1 and T.
         seed: one int64 element on input's device that decides what is dropped. By default it is
             drawn from the device's default generator (``torch.manual_seed`` reproduces it).
-        return_cells: whether to return the cell states of every layer, direction and step too;
-            for input without ``batch_sizes`` or ``lengths``.
+        return_cells: whether to return the cell states of every layer, direction and step too.
+        recurrent_dropout: the probability of dropping an element of the candidate g in a step;
+            only with ``training`` (Semeniuta, Severyn and Barth, 2016).
+        zoneout_h, zoneout_c: the probability that an element of h or c keeps its value in a step;
+            without ``training`` that share of the old value is kept (Krueger et al., 2017). For
+            stacks without a projection.
+        cell_clip: a bound on the magnitude of every new c, before its tanh; None for none.
 
     Under autocast float32, bfloat16 and float16 tensors are cast to the autocast dtype, and
     output and states have it.
@@ -116,8 +99,8 @@ def lstm(
     Returns:
         ``output, (h_n, c_n)``: output ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or packed
         ``(R, D*P)``; h_n and c_n shaped like h_0 and c_0. With ``return_cells`` a third result,
-        ``(L*D, T, B, H)``, ``(L*D, B, T, H)`` with ``batch_first`` or ``(L*D, T, H)``, which has a
-        gradient as the others have.
+        ``(L*D, T, B, H)``, ``(L*D, B, T, H)`` with ``batch_first``, ``(L*D, T, H)`` or packed
+        ``(L*D, R, H)``, which has a gradient as the others have; 0 beyond ``lengths``.
 
     Raises:
         ValueError: wrong number of input dimensions, input dtype, dropout or sizes out of range.
@@ -140,16 +123,18 @@ def lstm(
     sizes = Sizes(input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size)
     if proj_size >= sizes.hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
-    if return_cells and (batch_sizes is not None or lengths is not None):
-        raise ValueError("return_cells: expected padded input without batch_sizes or lengths")
+    rules = check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size)
     if lengths is None:
         return lstm_of_sizes(
             input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed,
-            return_cells,
+            return_cells, rules,
         )  # fmt: skip
     if batch_sizes is not None:
         raise ValueError("expected batch_sizes or lengths, got both")
-    return lstm_of_lengths(input, hx, weights, sizes, lengths, batch_first, dropout, training, seed)
+    return lstm_of_lengths(
+        input, hx, weights, sizes, lengths, batch_first, dropout, training, seed, return_cells,
+        rules,
+    )  # fmt: skip
 
 
 def lstm_of_sizes(
@@ -163,11 +148,12 @@ def lstm_of_sizes(
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
     return_cells: bool = False,
+    rules: CellRules | None = None,
     unread_lengths: Tensor | None = None,
 ) -> Any:
     """:func:`lstm` for sizes that are known, as a module knows its own."""
     packed = batch_sizes is not None
-    index = input.dtype in _INDEX_TYPES
+    index = input.dtype in INDEX_TYPES
     dims = input.dim() + index  # as if an index were the row that it stands for
     if packed and dims != 2:
         raise RuntimeError(f"input must have {2 - index} dimensions, got {input.dim()}")
@@ -176,11 +162,11 @@ def lstm_of_sizes(
         raise ValueError(f"LSTM: Expected {form}, got {input.dim()}D instead")
     batched = dims == 3 or packed
     if hx is not None:
-        hx = _check_state_dims(hx, 3 if batched else 2)
+        hx = check_state_dims(hx, 3 if batched else 2)
 
     input, hx, weights = _autocast(input, hx, weights)
     if not index:
-        _check_input(input, weights[0], sizes.input_size, packed)
+        check_input(input, weights[0], sizes.input_size, packed)
     if not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] "
@@ -189,7 +175,7 @@ def lstm_of_sizes(
 
     batch: int | None
     if packed:
-        batch = _check_batch_sizes(cast(Tensor, batch_sizes), input.shape[0])
+        batch = check_batch_sizes(cast(Tensor, batch_sizes), input.shape[0])
     else:
         if not batched:
             input = input.unsqueeze(1)
@@ -200,25 +186,30 @@ def lstm_of_sizes(
     if hx is not None:
         h0, c0 = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         batch = h0.shape[1] if batch is None else batch
-        _check_state(h0, 0, (sizes.cells, batch, sizes.out_size), input, weights[0])
-        _check_state(c0, 1, (sizes.cells, batch, sizes.hidden_size), input, weights[0])
+        check_state(h0, 0, (sizes.cells, batch, sizes.out_size), input, weights[0])
+        check_state(c0, 1, (sizes.cells, batch, sizes.hidden_size), input, weights[0])
     if not packed and input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    _check_weights(weights, sizes, input)
+    check_weights(weights, sizes, input)
     if index:
-        _check_indices(input, sizes.input_size)
+        check_indices(input, sizes.input_size)
 
     drop = dropout if training and sizes.num_layers > 1 else 0.0
+    if rules is not None and not training:
+        rules = rules._replace(recurrent_dropout=0.0)
+    draws = drop > 0 or (training and rules is not None and rules.drawn)
     if unread_lengths is not None:
         output, h_n, c_n, *more = _run_shut(
-            input, h0, c0, weights, sizes, drop, seed, unread_lengths
+            input, h0, c0, weights, sizes, drop, seed, draws, unread_lengths, return_cells, rules
         )
     else:
         output, h_n, c_n, *more = _run(
-            input, h0, c0, weights, sizes, drop, batch_sizes, seed, return_cells
+            input, h0, c0, weights, sizes, drop, batch_sizes, seed, draws, return_cells, rules
         )
-    # (L*D, T*B, H), in the type that the kernels keep them in
-    more = [x.unflatten(1, (-1, input.shape[1])).to(output.dtype) for x in more]
+    # (L*D, R, H), in the type that the kernels keep them in
+    more = [x.to(output.dtype) for x in more]
+    if not packed:
+        more = [x.unflatten(1, (-1, input.shape[1])) for x in more]
     if not batched:
         output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
         more = [x.squeeze(2) for x in more]
@@ -237,22 +228,24 @@ def lstm_of_lengths(
     dropout: float = 0.0,
     training: bool = False,
     seed: Tensor | None = None,
-) -> tuple[Tensor, State]:
+    return_cells: bool = False,
+    rules: CellRules | None = None,
+) -> Any:
     """:func:`lstm` for padded input of given lengths: packed, run, and padded again."""
-    index = input.dtype in _INDEX_TYPES
+    index = input.dtype in INDEX_TYPES
     if input.dim() + index != 3:
         raise ValueError(f"lengths need a batch: expected {3 - index}-D input, got {input.dim()}-D")
     steps, batch = (input.shape[1], input.shape[0]) if batch_first else input.shape[:2]
-    lengths = _check_lengths(lengths, steps, batch)
-    if not _readable(lengths):
+    lengths = check_lengths(lengths, steps, batch)
+    if not readable(lengths):
         return lstm_of_sizes(
             input, hx, weights, sizes, batch_first, dropout, training, seed=seed,
-            unread_lengths=lengths.to(input.device),
+            return_cells=return_cells, rules=rules, unread_lengths=lengths.to(input.device),
         )  # fmt: skip
     # What the state's batch must be is checked before it is sorted.
     if hx is not None:
-        _check_pair(hx, "lstm")
-        hx = _check_state_dims(hx, 3)
+        check_pair(hx, "lstm")
+        hx = check_state_dims(hx, 3)
         for i, width in enumerate((sizes.out_size, sizes.hidden_size)):
             shape = (sizes.cells, batch, width)
             if hx[i].shape != shape:
@@ -261,12 +254,17 @@ def lstm_of_lengths(
     order, back = cast(Tensor, packed.sorted_indices), cast(Tensor, packed.unsorted_indices)
     if hx is not None:
         hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-    output, (h_n, c_n) = lstm_of_sizes(
-        packed.data, hx, weights, sizes, False, dropout, training, packed.batch_sizes, seed
-    )
-    packed = PackedSequence(output, packed.batch_sizes, order, back)
-    padded, _ = pad_packed_sequence(packed, batch_first, total_length=steps)
-    return padded, (h_n.index_select(1, back), c_n.index_select(1, back))
+    output, (h_n, c_n), *more = lstm_of_sizes(
+        packed.data, hx, weights, sizes, False, dropout, training, packed.batch_sizes, seed,
+        return_cells, rules,
+    )  # fmt: skip
+
+    def pad(rows: Tensor) -> Tensor:
+        again = PackedSequence(rows, packed.batch_sizes, order, back)
+        return pad_packed_sequence(again, batch_first, total_length=steps)[0]
+
+    state = h_n.index_select(1, back), c_n.index_select(1, back)
+    return pad(output), state, *(pad(x.movedim(0, 1)).movedim(2, 0) for x in more)
 
 
 def lstm_cell(
@@ -295,7 +293,7 @@ def lstm_cell(
         IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
         TypeError: hx is no tuple or list.
     """
-    index = input.dtype in _INDEX_TYPES
+    index = input.dtype in INDEX_TYPES
     if input.dim() + index not in (1, 2):
         form = "integer input to be 0D or 1D" if index else "input to be 1D or 2D"
         raise ValueError(f"LSTMCell: Expected {form}, got {input.dim()}D instead")
@@ -305,7 +303,7 @@ def lstm_cell(
                 raise ValueError(
                     f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead"
                 )
-        _check_pair(hx, "lstm_cell")
+        check_pair(hx, "lstm_cell")
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("expected both b_ih and b_hh, or neither")
     batched = input.dim() + index == 2
@@ -347,11 +345,11 @@ def lstm_cell(
             if state.dim() != 2:
                 raise RuntimeError(f"hx[{i}] must have as many dimensions as input")
         h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
-        _check_state(h0, 0, h0.shape, input, weights[0])
-        _check_state(c0, 1, c0.shape, input, weights[0])
-    _check_weights(weights, sizes, input)
+        check_state(h0, 0, h0.shape, input, weights[0])
+        check_state(c0, 1, c0.shape, input, weights[0])
+    check_weights(weights, sizes, input)
     if index:
-        _check_indices(input, input_size)
+        check_indices(input, input_size)
 
     _, h, c, *_ = _run(input.unsqueeze(0), h0, c0, weights, sizes)
     return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
@@ -371,144 +369,6 @@ def _autocast(
 
     states = None if hx is None else (lower(hx[0]), lower(hx[1]))
     return lower(input), states, [lower(w) for w in weights]
-
-
-def _check_pair(hx: Sequence[Tensor], name: str) -> None:
-    if not isinstance(hx, (tuple, list)):
-        raise TypeError(f"{name}: hx must be a tuple of two tensors, got {type(hx).__name__}")
-    if len(hx) != 2:
-        raise RuntimeError(f"{name} expects two hidden states")
-
-
-def _check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
-    h0, c0 = hx[0], hx[1]
-    if h0.dim() != dims or c0.dim() != dims:
-        form = "batched 3-D" if dims == 3 else "unbatched 2-D"
-        raise RuntimeError(
-            f"For {form} input, hx and cx should "
-            f"also be {dims}-D but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
-        )
-    _check_pair(hx, "lstm")
-    return hx
-
-
-def _check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> None:
-    if input.dtype != like.dtype:
-        # nn.LSTM meets a packed input of another dtype only inside its kernels.
-        raise (RuntimeError if packed else ValueError)(
-            f"RNN input dtype ({input.dtype}) does not match weight dtype ({like.dtype}). "
-            f"Convert input: input.to({like.dtype}), or convert model: model.to({input.dtype})"
-        )
-    if input.shape[-1] != input_size:
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. "
-            f"Expected {input_size}, got {input.shape[-1]}"
-        )
-
-
-def _check_state(
-    state: Tensor, position: int, shape: tuple[int, ...], input: Tensor, like: Tensor
-) -> None:
-    if state.shape != shape:
-        raise RuntimeError(
-            f"Expected hidden[{position}] size {tuple(shape)}, got {list(state.shape)}"
-        )
-    if state.device != input.device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, found input tensor at "
-            f"{input.device} and hidden tensor at {state.device}"
-        )
-    if state.dtype != like.dtype:
-        raise RuntimeError(
-            f"Input and hidden tensors are not the same dtype: expected hidden[{position}] "
-            f"of {like.dtype}, got {state.dtype}"
-        )
-
-
-def _check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> None:
-    # Whole lists at a time: this runs at every step of a streaming loop.
-    dtype, device, expected = weights[0].dtype, input.device, sizes.weight_shapes()
-    if [w.device for w in weights] != [device] * len(weights):
-        other = next(w.device for w in weights if w.device != device)
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{device} and parameter tensor at {other}"
-        )
-    if [w.dtype for w in weights] != [dtype] * len(weights):
-        found = {sizes.weight_name(i): w.dtype for i, w in enumerate(weights)}
-        raise RuntimeError(f"parameters must have one dtype, got {found}")
-    if [w.shape for w in weights] != expected:
-        i = next(i for i, w in enumerate(weights) if w.shape != expected[i])
-        raise RuntimeError(
-            f"{sizes.weight_name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
-        )
-
-
-def _readable(x: Tensor) -> bool:
-    """Whether x's values may be looked at: not those of a tracer, nor through a device's queue."""
-    return (
-        x.device.type == "cpu"
-        and type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
-
-
-def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
-    """Check what can be checked, and return the number of sequences where it can be read."""
-    if batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64:
-        raise RuntimeError(
-            "batch_sizes must be an int64 tensor on the CPU, "
-            f"got {batch_sizes.dtype} on {batch_sizes.device}"
-        )
-    if batch_sizes.dim() != 1:
-        raise RuntimeError(f"batch_sizes must be 1-D, got {batch_sizes.dim()}-D")
-    if batch_sizes.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if not _readable(batch_sizes):
-        return None
-    values = batch_sizes.tolist()
-    if values[-1] <= 0 or any(a < b for a, b in pairwise(values)):
-        raise RuntimeError("batch_sizes must be positive and must not increase")
-    if sum(values) != rows:
-        raise RuntimeError(f"batch_sizes add up to {sum(values)}, but input has {rows} rows")
-    return values[0]
-
-
-def _check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
-    lengths = torch.as_tensor(lengths)
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths must be whole numbers, got {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"lengths must have one element for each of {batch} sequences, "
-            f"got shape {tuple(lengths.shape)}"
-        )
-    lengths = lengths.to(torch.int64)
-    if batch == 0 or not _readable(lengths):
-        return lengths
-    low, high = (int(x) for x in torch.aminmax(lengths))
-    if low < 1 or high > steps:
-        raise ValueError(
-            f"lengths must lie between 1 and {steps} (input's steps), got "
-            f"{low if low < 1 else high}"
-        )
-    return lengths
-
-
-def _check_indices(input: Tensor, input_size: int) -> None:
-    if not _readable(input) or input.numel() == 0:
-        return
-    if input.numel() == 1:  # one character at a time: the cheapest way to look
-        low = high = input.item()
-    else:
-        low, high = (x.item() for x in torch.aminmax(input))
-    if low < 0 or high >= input_size:
-        value = low if low < 0 else high
-        raise IndexError(
-            f"input holds the index {value}, expected 0 to {input_size - 1} "
-            f"(input_size is {input_size})"
-        )
 
 
 _warned: set[str] = set()
@@ -537,13 +397,20 @@ def _run(
     dropout: float = 0.0,
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
+    draws: bool = False,
     return_cells: bool = False,
+    rules: CellRules | None = None,
 ) -> tuple[Tensor, ...]:
     """Checked, time-major arguments to the fused kernels, or to torch's where there are none."""
     missing = _kernels_missing(weights[0])
     if missing is not None:
         if return_cells:
             raise NotImplementedError(f"return_cells needs fastlstm's kernels: {missing}")
+        if rules is not None:
+            raise NotImplementedError(
+                "recurrent_dropout, zoneout_h, zoneout_c and cell_clip need fastlstm's kernels: "
+                f"{missing}"
+            )
         return _run_torch(missing, input, h0, c0, weights, sizes, dropout, batch_sizes, seed)
     return ops.lstm(
         input,
@@ -556,9 +423,10 @@ def _run(
         proj_size=sizes.proj_size,
         bidirectional=sizes.bidirectional,
         dropout=dropout,
-        seed=_seed_on(input.device, seed) if dropout > 0 else None,
+        seed=_seed_on(input.device, seed) if draws else None,
         batch_sizes=batch_sizes,
         return_cells=return_cells,
+        **({} if rules is None else rules._asdict()),
     )
 
 
@@ -581,11 +449,19 @@ def _run_shut(
     sizes: Sizes,
     dropout: float,
     seed: Tensor | None,
+    draws: bool,
     lengths: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_cells: bool,
+    rules: CellRules | None,
+) -> tuple[Tensor, ...]:
+    if rules is not None and rules.drawn and draws:
+        raise NotImplementedError(
+            "recurrent_dropout and zoneout in training: expected lengths on the CPU"
+        )
+
     def run(x: Tensor, h: Tensor | None, c: Tensor | None, own: Sequence[Tensor]) -> Any:
         one = Sizes(own[0].shape[1], sizes.hidden_size, bias=sizes.bias, proj_size=sizes.proj_size)
-        return _run(x, h, c, own, one)
+        return _run(x, h, c, own, one, return_cells=return_cells, rules=rules)
 
     return shut(
         run,
@@ -597,7 +473,7 @@ def _run_shut(
         num_layers=sizes.num_layers,
         directions=1 + sizes.bidirectional,
         dropout=dropout,
-        seed=_seed_on(input.device, seed) if dropout > 0 else None,
+        seed=_seed_on(input.device, seed) if draws else None,
     )
 
 
@@ -618,7 +494,7 @@ def _run_torch(
     if seed is not None and dropout > 0:
         raise NotImplementedError(f"dropout from a given seed needs fastlstm's kernels: {missing}")
     like = weights[0]
-    if input.dtype in _INDEX_TYPES:
+    if input.dtype in INDEX_TYPES:
         input = F.one_hot(input.long(), sizes.input_size).to(like.dtype)
     batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
     if h0 is None or c0 is None:

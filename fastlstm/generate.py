@@ -12,7 +12,9 @@ from torch.nn.modules.rnn import RNNBase
 
 from .drawing import Draw, loop
 from .functional import Sizes, State, lstm_of_sizes
+from .modules import LSTM
 from .packing import PackedLSTM, pack
+from .reference import CellRules
 
 __all__ = ["generate", "prepack"]
 
@@ -92,7 +94,7 @@ def prepack(lstm: RNNBase, decoder: nn.Linear, weights: str = "fp32") -> PackedL
     """
     if weights not in _STORAGE:
         raise ValueError(f"weights must be one of {', '.join(_STORAGE)}, got {weights!r}")
-    return _pack(*_module(lstm, decoder), weights)
+    return _pack(*_module(lstm, decoder), weights, _rules(lstm))
 
 
 @torch.no_grad()
@@ -115,10 +117,12 @@ def run(
     else:
         weights, sizes, head = _module(lstm, decoder)
         if weights[0].device.type != "cpu":
-            return _loop(weights, sizes, head, prime, length, hx, how, offset)
+            return _loop(weights, sizes, head, prime, length, hx, how, offset, _rules(lstm))
         lossless = {torch.float64: "fp64", torch.bfloat16: "bf16"}
-        packed = _pack(weights, sizes, head, lossless.get(weights[0].dtype, "fp32"))
+        storage = lossless.get(weights[0].dtype, "fp32")
+        packed = _pack(weights, sizes, head, storage, _rules(lstm))
     sizes, computed = packed.sizes, packed.computed
+    rules = packed.rules or CellRules()
     prime = _check_prime(prime, sizes.input_size, torch.device("cpu"))
     if hx is not None:
         hx = _check_state(hx, sizes, prime, (computed, packed.dtype))
@@ -134,6 +138,9 @@ def run(
         sizes.hidden_size,
         sizes.num_layers,
         sizes.proj_size,
+        rules.zoneout_h,
+        rules.zoneout_c,
+        rules.cell_clip,
         length,
         how.temperature,
         how.top_k or 0,
@@ -178,14 +185,24 @@ def _module(lstm: Any, decoder: Any) -> tuple[list[Tensor], Sizes, nn.Linear]:
     return weights, sizes, decoder
 
 
+def _rules(lstm: RNNBase) -> CellRules | None:
+    return lstm.rules() if isinstance(lstm, LSTM) else None
+
+
 def _kind(x: Any) -> str:
     return type(x).__name__
 
 
-def _pack(weights: Sequence[Tensor], sizes: Sizes, decoder: nn.Linear, storage: str) -> PackedLSTM:
+def _pack(
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    decoder: nn.Linear,
+    storage: str,
+    rules: CellRules | None,
+) -> PackedLSTM:
     if weights[0].device.type != "cpu":
         raise RuntimeError(f"packed weights are for the CPU, got a module on {weights[0].device}")
-    packed = pack(weights, sizes, decoder.weight, decoder.bias, storage)
+    packed = pack(weights, sizes, decoder.weight, decoder.bias, storage, rules)
     if not all(scale.isfinite().all() for scale in packed.scales):
         raise ValueError('weights="int8" needs weights that are finite numbers')
     return packed
@@ -234,11 +251,12 @@ def _loop(
     hx: State | None,
     how: Draw,
     offset: int,
+    rules: CellRules | None = None,
 ) -> tuple[Tensor, State]:
     """Step by step through torch, for devices without a kernel."""
 
     def step(tokens: Tensor, hx: State | None) -> tuple[Tensor, State]:
-        output, hx = lstm_of_sizes(tokens, hx, weights, sizes)
+        output, hx = lstm_of_sizes(tokens, hx, weights, sizes, rules=rules)
         return F.linear(output[-1], decoder.weight, decoder.bias), hx
 
     dtype = weights[0].dtype
@@ -263,6 +281,9 @@ def _generate_fake(
     hidden_size: int,
     num_layers: int,
     proj_size: int,
+    zoneout_h: float,
+    zoneout_c: float,
+    cell_clip: float,
     length: int,
     *choice: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:

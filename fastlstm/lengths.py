@@ -37,7 +37,7 @@ def shut(
     directions: int,
     dropout: float = 0.0,
     seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Run a stack by calls ``run(input, h0, c0, weights)`` of one cell, a layer's direction each.
 
     Args:
@@ -48,7 +48,8 @@ def shut(
         dropout, seed: between layers.
 
     Returns:
-        ``output (T, B, W), h_n, c_n``, output 0 at padding.
+        ``output (T, B, W), h_n, c_n``, output 0 at padding; where a call returned the cell states
+        of every step, those of all cells, ``(L*D, T*B, H)``, too.
     """
     steps, batch = input.shape[:2]
     t = torch.arange(steps, device=input.device)[:, None]
@@ -58,7 +59,7 @@ def shut(
     turned = torch.where(inside, lengths - 1 - t, t) * batch + b  # its own inverse
     last = (lengths - 1) * batch + b
     per_cell = len(weights) // (num_layers * directions)
-    x, h_n, c_n = input, [], []
+    x, h_n, c_n, cells = input, [], [], []
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
@@ -67,7 +68,11 @@ def shut(
             own = x if direction == 0 else _rows(x, turned)
             given = [None if s is None else s[cell : cell + 1] for s in (h0, c0)]
             own, w_ih = _flagged(own, w_ih, inside)
-            y, _, c = run(own, *given, [w_ih, *rest])
+            y, _, c, *more = run(own, *given, [w_ih, *rest])
+            for every in more:  # (1, T * B, H)
+                every = every.view(steps, batch, -1).masked_fill(~inside[:, :, None], 0)
+                every = every if direction == 0 else _rows(every, turned)
+                cells.append(every.flatten(0, 1))
             h_n.append(_rows(y, last))
             c_n.append(c[0])
             y = y.masked_fill(~inside[:, :, None], 0)
@@ -80,7 +85,8 @@ def shut(
                 y = (y * scale).masked_fill(~keep.view(y.shape), 0)
             outputs.append(y)
         x = torch.cat(outputs, -1)
-    return x, torch.stack(h_n), torch.stack(c_n)
+    results = (x, torch.stack(h_n), torch.stack(c_n))
+    return (*results, torch.stack(cells)) if cells else results
 
 
 def _rows(x: Tensor, place: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import functional
 from .functional import Sizes, State
+from .reference import CellRules
 
 __all__ = ["LSTM", "LSTMCell"]
 
@@ -47,6 +48,13 @@ class LSTM(RNNBase):
         checkpoint_every: hold for backward only the states at every so many steps, and compute
             what lies between again: memory of a few segments for the time of one more forward
             pass (Chen et al., 2016). One direction, padded input.
+        recurrent_dropout: probability of dropping an element of the candidate g, drawn anew in
+            every step of training, so that c itself is never dropped (Semeniuta, Severyn and
+            Barth, 2016).
+        zoneout_h, zoneout_c: probability that an element of h or c keeps its value in a step of
+            training; in evaluation that share of the old value is kept (Krueger et al., 2017).
+            Without proj_size.
+        cell_clip: bound on the magnitude of every new c, before its tanh; None for none.
 
     Inputs: ``input, hx``
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without a
@@ -64,7 +72,8 @@ class LSTM(RNNBase):
         * **output**: ``(T, B, D*P)``, ``(B, T, D*P)``, ``(T, D*P)`` or a ``PackedSequence``.
         * **h_n, c_n**: shaped like h_0 and c_0.
         * **cells**, with ``return_cells``: ``(L*D, T, B, H)``, ``(L*D, B, T, H)`` with
-          ``batch_first`` or ``(L*D, T, H)``; for padded input without lengths.
+          ``batch_first`` or ``(L*D, T, H)``; for packed input a ``PackedSequence`` of
+          ``(R, L*D, H)``.
 
     Raises (forward):
         ValueError: an input of the wrong number of dimensions or dtype; wrong lengths.
@@ -81,6 +90,10 @@ class LSTM(RNNBase):
     # Of modules that from_torch made, too.
     weight_dropout: float = 0.0
     checkpoint_every: int | None = None
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    cell_clip: float | None = None
 
     def __init__(
         self,
@@ -97,6 +110,10 @@ class LSTM(RNNBase):
         *,
         weight_dropout: float = 0.0,
         checkpoint_every: int | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        cell_clip: float | None = None,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -122,19 +139,36 @@ class LSTM(RNNBase):
                 )
             if bidirectional:
                 raise ValueError("checkpoint_every: expected bidirectional=False")
-        # Only where they are used, so that a plain module's state is nn.LSTM's.
-        if weight_dropout:
-            self.weight_dropout = weight_dropout
-        if checkpoint_every:
-            self.checkpoint_every = checkpoint_every
+        functional.check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size)
+        given = (
+            weight_dropout, checkpoint_every, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+        )  # fmt: skip
+        for name, value in zip(self._options, given, strict=True):
+            if value:  # so that a plain module's state is nn.LSTM's
+                setattr(self, name, value)
+
+    # What nn.LSTM lacks.
+    _options = (
+        "weight_dropout", "checkpoint_every", "recurrent_dropout", "zoneout_h", "zoneout_c",
+        "cell_clip",
+    )  # fmt: skip
+
+    def options(self) -> dict[str, Any]:
+        """The options in use that ``nn.LSTM`` does not have, by name."""
+        found = {name: getattr(self, name) for name in self._options}
+        return {name: value for name, value in found.items() if value}
+
+    def rules(self) -> CellRules | None:
+        """What the cells do beyond ``nn.LSTM``'s; None for nothing."""
+        if not (self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.cell_clip):
+            return None
+        return CellRules(
+            self.recurrent_dropout, self.zoneout_h, self.zoneout_c, self.cell_clip or 0.0
+        )
 
     def extra_repr(self) -> str:
-        words = [super().extra_repr()]
-        if self.weight_dropout:
-            words.append(f"weight_dropout={self.weight_dropout}")
-        if self.checkpoint_every:
-            words.append(f"checkpoint_every={self.checkpoint_every}")
-        return ", ".join(words)
+        words = [f"{name}={value}" for name, value in self.options().items()]
+        return ", ".join([super().extra_repr(), *words])
 
     @overload
     def forward(
@@ -152,26 +186,38 @@ class LSTM(RNNBase):
         input: Tensor,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
+        lengths: Tensor | Sequence[int] | None = None,
         return_cells: Literal[True],
     ) -> tuple[Tensor, State, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        return_cells: Literal[False] = False,
     ) -> tuple[PackedSequence, State]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        return_cells: Literal[True],
+    ) -> tuple[PackedSequence, State, PackedSequence]: ...
 
     def forward(self, input, hx=None, *, lengths=None, return_cells=False):
         packed = isinstance(input, PackedSequence)
-        if return_cells and (packed or lengths is not None or self.checkpoint_every is not None):
-            raise ValueError(
-                "return_cells: expected padded input without lengths, and no checkpoint_every"
-            )
+        if return_cells and self.checkpoint_every is not None:
+            raise ValueError("return_cells: expected checkpoint_every=None")
         if self.checkpoint_every is not None and (packed or lengths is not None):
             raise ValueError("checkpoint_every: expected padded input without lengths")
         if packed:
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own, expected None")
-            return self._forward_packed(input, hx)
+            return self._forward_packed(input, hx, return_cells)
         if lengths is not None:
             return functional.lstm_of_lengths(
                 input,
@@ -182,6 +228,8 @@ class LSTM(RNNBase):
                 self.batch_first,
                 self.dropout,
                 self.training,
+                return_cells=return_cells,
+                rules=self.rules(),
             )
         if self.checkpoint_every is not None and torch.is_grad_enabled():
             return self._forward_in_segments(input, hx, self._current_weights())
@@ -203,6 +251,7 @@ class LSTM(RNNBase):
             self.dropout,
             self.training,
             return_cells=return_cells,
+            rules=self.rules(),
         )
 
     def _forward_in_segments(
@@ -219,9 +268,7 @@ class LSTM(RNNBase):
             outputs.append(output)
         return torch.cat(outputs, time), cast(State, hx)
 
-    def _forward_packed(
-        self, input: PackedSequence, hx: State | None
-    ) -> tuple[PackedSequence, State]:
+    def _forward_packed(self, input: PackedSequence, hx: State | None, return_cells: bool) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             # Sorting would make a state of too many sequences fit, so look before.
@@ -229,7 +276,7 @@ class LSTM(RNNBase):
             if hx[0].dim() == hx[1].dim() == 3:
                 self._check_sizes(hx, batch)
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state = functional.lstm_of_sizes(
+        output, state, *more = functional.lstm_of_sizes(
             data,
             hx,
             self._current_weights(),
@@ -237,9 +284,15 @@ class LSTM(RNNBase):
             dropout=self.dropout,
             training=self.training,
             batch_sizes=batch_sizes,
+            return_cells=return_cells,
+            rules=self.rules(),
         )
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, self.permute_hidden(state, unsorted_indices)
+
+        def pack(rows: Tensor) -> PackedSequence:
+            return PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices)
+
+        cells = (pack(x.movedim(0, 1)) for x in more)
+        return pack(output), self.permute_hidden(state, unsorted_indices), *cells
 
     def _current_weights(self) -> list[Tensor]:
         """The weights as they are by name at this moment, not as ``_flat_weights`` caches them.

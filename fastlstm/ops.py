@@ -103,6 +103,10 @@ class Options(NamedTuple):
     proj_size: int = 0
     bidirectional: bool = False
     dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    cell_clip: float = 0.0
     allow_tf32: bool = False  # float32 on CUDA: steps on the tensor cores
     algorithm: int = 0  # on CUDA: place in algorithms.ALGORITHMS
 
@@ -127,6 +131,10 @@ def lstm(
     proj_size: int = 0,
     bidirectional: bool = False,
     dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    cell_clip: float = 0.0,
     seed: Tensor | None = None,
     batch_sizes: Tensor | None = None,
     return_cells: bool = False,
@@ -137,7 +145,10 @@ def lstm(
         RuntimeError: a shape or dtype that the operator cannot read; ``functional.lstm`` gives
             the messages meant for users.
     """
-    options = Options(hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout)
+    options = Options(
+        hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout, recurrent_dropout,
+        zoneout_h, zoneout_c, cell_clip,
+    )  # fmt: skip
     if weights[0].is_cuda:
         allow_tf32, algorithm = algorithms.settings()
         options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
@@ -468,6 +479,10 @@ def _forward_fake(
     proj_size: int,
     bidirectional: bool,
     dropout: float,
+    recurrent_dropout: float,
+    zoneout_h: float,
+    zoneout_c: float,
+    cell_clip: float,
     allow_tf32: bool,
     algorithm: int,
     save: bool,
@@ -518,6 +533,10 @@ def _backward_fake(
     proj_size: int,
     bidirectional: bool,
     dropout: float,
+    recurrent_dropout: float,
+    zoneout_h: float,
+    zoneout_c: float,
+    cell_clip: float,
     allow_tf32: bool,
     algorithm: int,
     needs: list[bool],

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .functional import Sizes
+from .reference import CellRules
 
 __all__ = ["PackedLSTM", "pack", "rounded"]
 
@@ -29,6 +30,7 @@ class PackedLSTM:
         weights: how they are stored: "fp32", "fp64", "bf16" or "int8".
         dtype: of the module that they came from.
         computed: float64 for "fp64", else float32.
+        rules: what the cells do beyond ``nn.LSTM``'s.
     """
 
     sizes: Sizes
@@ -39,6 +41,7 @@ class PackedLSTM:
     matrices: list[Tensor]
     biases: list[Tensor]
     scales: list[Tensor]
+    rules: CellRules | None = None
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +63,7 @@ def pack(
     decoder: Tensor,
     decoder_bias: Tensor | None,
     storage: str,
+    rules: CellRules | None = None,
 ) -> PackedLSTM:
     """Pack the weights of a unidirectional stack and its decoder. Nothing is checked here."""
     computed = torch.float64 if storage == "fp64" else torch.float32
@@ -91,7 +95,9 @@ def pack(
     add(decoder)
     last = decoder.new_zeros(len(decoder)) if decoder_bias is None else decoder_bias.detach()
     biases.append(_columns(last.to(computed)[:, None], 1))
-    return PackedLSTM(sizes, storage, weights[0].dtype, computed, table, matrices, biases, scales)
+    return PackedLSTM(
+        sizes, storage, weights[0].dtype, computed, table, matrices, biases, scales, rules
+    )
 
 
 def rounded(weight: Tensor, storage: str) -> Tensor:

@@ -17,19 +17,50 @@ and its derivative, for dh and dc the gradients that arrive at h_t and c_t:
     dc_{t-1} = dc * f                      dh_{t-1} = W_hh^T da        dx_t = W_ih^T da
     dW_ih = sum da x_t^T                   dW_hh = sum da h_{t-1}^T    db = sum da
 
-The same equations stand in ``csrc/cell.h`` for the native kernels.
+The same equations stand in ``csrc/cell.h`` for the native kernels, and what :class:`CellRules` adds
+to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["cell_backward", "cell_forward", "dropout_mask", "lstm"]
+__all__ = ["CellRules", "cell_backward", "cell_forward", "dropout_mask", "lstm"]
 
 _U32 = 0xFFFFFFFF
+
+
+class CellRules(NamedTuple):
+    """What cells do beyond ``nn.LSTM``'s. With a seed, r, z_c and z_h are drawn anew at every step:
+
+        c~_t = f * c_{t-1} + i * (r * g),     |c~_t| <= cell_clip
+        h~_t = o * tanh(c~_t)
+        c_t  = (1 - z_c) * c~_t + z_c * c_{t-1}
+        h_t  = (1 - z_h) * h~_t + z_h * h_{t-1}
+
+    r is 0 with probability recurrent_dropout, else 1 / (1 - recurrent_dropout) (Semeniuta, Severyn
+    and Barth, 2016, "Recurrent Dropout without Memory Loss"). z_c and z_h are 1 with probability
+    zoneout_c and zoneout_h, else 0, and without a seed those probabilities themselves (Krueger et
+    al., 2017, "Zoneout").
+    """
+
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    cell_clip: float = 0.0  # 0: none
+
+    @property
+    def drawn(self) -> bool:
+        return max(self[:3]) > 0
+
+
+# The streams of dropout_mask.
+_OUTPUT, _UPDATE, _ZONE_C, _ZONE_H = range(4)
 
 
 def cell_forward(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,16 +112,25 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def hashed_rows(seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor) -> Tensor:
+def hashed_rows(
+    seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor, stream: int = _OUTPUT
+) -> Tensor:
     """int64 ``(R,)`` below 2^32, the hash of every row: csrc/dropout.h has the same."""
     seed = seed.reshape(()).to(torch.int64)
     key = _mix32((seed & _U32) ^ _mix32((seed >> 32) & _U32))
-    key = _mix32(key ^ (2 * layer + direction))
+    key = _mix32(key ^ ((stream << 24) + 2 * layer + direction))
     return _mix32(_mix32(key ^ (t & _U32)) ^ (b & _U32))
 
 
 def dropout_mask(
-    seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor, units: int, p: float
+    seed: Tensor,
+    layer: int,
+    direction: int,
+    t: Tensor,
+    b: Tensor,
+    units: int,
+    p: float,
+    stream: int = _OUTPUT,
 ) -> Tensor:
     """Which elements survive dropout: a pure function of the seed and of the element's place.
 
@@ -100,13 +140,67 @@ def dropout_mask(
         t, b: ``(R,)`` int64, the time step and the batch index of each row.
         units: width of the output of one direction.
         p: probability of dropping an element.
+        stream: what is dropped: layers' outputs, or one of :class:`CellRules`' choices.
 
     Returns:
         bool ``(R, units)``, True where the element is kept.
     """
-    row = hashed_rows(seed, layer, direction, t, b)
+    row = hashed_rows(seed, layer, direction, t, b, stream)
     unit = (torch.arange(units, device=row.device) * 0x9E3779B9) & _U32
     return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
+
+
+class _Factors(NamedTuple):
+    """One for every row (R, H): of g, and the shares of the new states; None for none."""
+
+    update: Tensor | None = None
+    new_c: Tensor | float | None = None
+    new_h: Tensor | float | None = None
+
+
+def _factors(
+    rules: CellRules,
+    seed: Tensor | None,
+    layer: int,
+    direction: int,
+    t: Tensor,
+    b: Tensor,
+    like: Tensor,
+    units: int,
+) -> _Factors:
+    def kept(p: float, stream: int) -> Tensor:
+        assert seed is not None
+        return dropout_mask(seed, layer, direction, t, b, units, p, stream).to(like.dtype)
+
+    def share(p: float, stream: int) -> Tensor | float | None:
+        return None if p == 0 else 1 - p if seed is None else kept(p, stream)
+
+    update, p = None, rules.recurrent_dropout
+    if p > 0:
+        update = kept(p, _UPDATE) * (0.0 if p >= 1 else 1 / (1 - p))
+    return _Factors(update, share(rules.zoneout_c, _ZONE_C), share(rules.zoneout_h, _ZONE_H))
+
+
+def _zoned(share: Tensor | float | None, rows: slice, fresh: Tensor, before: Tensor) -> Tensor:
+    if share is None:
+        return fresh
+    share = share[rows] if isinstance(share, Tensor) else share
+    return share * fresh + (1 - share) * before
+
+
+def _ruled_cell(
+    gates: Tensor, c: Tensor, h: Tensor, clip: float, factors: _Factors, rows: slice
+) -> tuple[Tensor, Tensor]:
+    """The new h and c of one step, whose rows have these factors."""
+    a_i, a_f, a_g, a_o = gates.chunk(4, dim=-1)
+    update = torch.tanh(a_g)
+    if factors.update is not None:
+        update = update * factors.update[rows]
+    fresh = torch.sigmoid(a_f) * c + torch.sigmoid(a_i) * update
+    if clip > 0:
+        fresh = fresh.clamp(-clip, clip)
+    new_h = torch.sigmoid(a_o) * torch.tanh(fresh)
+    return _zoned(factors.new_h, rows, new_h, h), _zoned(factors.new_c, rows, fresh, c)
 
 
 def _layer(
@@ -117,6 +211,8 @@ def _layer(
     has_bias: bool,
     sizes: Sequence[int],
     reverse: bool,
+    clip: float = 0.0,
+    factors: _Factors | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One direction of one layer over packed rows: x (R, I), h (B, P), c (B, H).
 
@@ -132,11 +228,17 @@ def _layer(
     if bias is not None:
         projected = projected + bias
     steps = list(torch.split(projected, list(sizes)))
+    first = [0, *accumulate(sizes)]
     outputs: list[Tensor] = [x] * len(steps)
     cells: list[Tensor] = [x] * len(steps)
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         n = sizes[t]
-        new_h, new_c, _ = cell_forward(steps[t] + h[:n] @ w_hh.t(), c[:n])
+        gates = steps[t] + h[:n] @ w_hh.t()
+        if factors is None:
+            new_h, new_c, _ = cell_forward(gates, c[:n])
+        else:
+            rows = slice(first[t], first[t + 1])
+            new_h, new_c = _ruled_cell(gates, c[:n], h[:n], clip, factors, rows)
         if w_hr is not None:
             new_h = new_h @ w_hr.t()
         outputs[t], cells[t] = new_h, new_c
@@ -156,6 +258,10 @@ def lstm(
     proj_size: int = 0,
     bidirectional: bool = False,
     dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    cell_clip: float = 0.0,
     seed: Tensor | None = None,
     batch_sizes: Tensor | None = None,
     return_cells: bool = False,
@@ -170,6 +276,7 @@ def lstm(
         weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` for every layer and direction, in the order
             of ``nn.LSTM``'s flat weights.
         dropout, seed: dropout between layers, drawn from the one-element int64 ``seed``.
+        recurrent_dropout, zoneout_h, zoneout_c, cell_clip: see :class:`CellRules`.
         batch_sizes: ``(T,)`` int64 on the CPU, or None where all sequences have length T.
         return_cells: whether to return the cell states of every step too.
 
@@ -194,20 +301,28 @@ def lstm(
     if c0 is None:
         c0 = like.new_zeros(num_layers * directions, batch, hidden_size)
 
+    rules = CellRules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip)
+    t = b = torch.empty(0)
+    if dropout > 0 or rules.drawn:
+        t = torch.arange(steps).repeat_interleave(torch.tensor(sizes)).to(x.device)
+        b = torch.cat([torch.arange(n) for n in sizes]).to(x.device)
     h_n, c_n, cells = [], [], []
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
             cell = layer * directions + direction
             own = weights[cell * per_cell : (cell + 1) * per_cell]
-            y, h, c, every = _layer(x, h0[cell], c0[cell], own, has_bias, sizes, direction == 1)
+            given = (x, h0[cell], c0[cell], own, has_bias, sizes, direction == 1)
+            if any(rules):
+                factors = _factors(rules, seed, layer, direction, t, b, like, hidden_size)
+                y, h, c, every = _layer(*given, cell_clip, factors)
+            else:
+                y, h, c, every = _layer(*given)
             h_n.append(h)
             c_n.append(c)
             cells.append(every)
             if dropout > 0 and layer < num_layers - 1:
                 assert seed is not None
-                t = torch.arange(steps).repeat_interleave(torch.tensor(sizes)).to(y.device)
-                b = torch.cat([torch.arange(n) for n in sizes]).to(y.device)
                 keep = dropout_mask(seed, layer, direction, t, b, out_size, dropout)
                 scale = 0.0 if dropout >= 1 else 1 / (1 - dropout)
                 y = torch.where(keep, y * scale, torch.zeros_like(y))

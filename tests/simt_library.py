@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks import problems
 from benchmarks.problems import Problem
 from fastlstm import reference
+from fastlstm.reference import CellRules
 
 SIMT = Path(__file__).parent / "simt"
 ROOT = SIMT.parents[1]
@@ -48,6 +49,7 @@ _Problem = _struct(
     **{"input_size": _i64, "hidden_size": _i64, "out_size": _i64, "projected": c.c_bool},
     **{"layers": _i32, "directions": _i32, "batch_sizes": _p, "input": _p, "stride_t": _i64},
     **{"stride_b": _i64, "h0": _p, "c0": _p, "weights": _p, "dropout": c.c_double, "seed": _p},
+    **dict.fromkeys(CellRules._fields, c.c_double),
 )
 _Saved = _struct("Saved", output=_p, hidden=_p, gates=_p, cells=_p)
 _Forward = _struct("Forward", problem=_Problem, saved=_Saved, h_n=_p, c_n=_p)
@@ -224,6 +226,7 @@ class _Call:
         dropout: float = 0.0,
         seed: Tensor | None = None,
         batch_sizes: Tensor | None = None,
+        **rules: float,
     ) -> None:
         self.kept = [x for x in (input, h0, c0, seed, *weights) if x is not None]
         self.dtype = weights[0].dtype
@@ -262,6 +265,7 @@ class _Call:
             weights=c.cast(self.weights, c.c_void_p),
             dropout=dropout if num_layers > 1 else 0.0,
             seed=_pointer(seed),
+            **rules,
         )
 
     def by_cell(self, tensors: Sequence[Tensor], has_bias: bool, projected: bool) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make
@@ -80,17 +80,28 @@ def test_cells_in_one_compiled_graph():
     torch.testing.assert_close(*grads)
 
 
-def test_where_there_are_no_cells_to_return():
-    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
-    lean = fastlstm.LSTM(3, 4, checkpoint_every=2)
-    calls = [
-        lambda: lstm(pack_padded_sequence(x, [5, 2]), return_cells=True),
-        lambda: lstm(x, lengths=[5, 2], return_cells=True),
-        lambda: lean(x, return_cells=True),
-        lambda: fastlstm.functional.lstm(
-            x, None, list(lstm.parameters()), lengths=[5, 2], return_cells=True
-        ),
+def test_cells_of_sequences_of_any_length():
+    """Packed or with lengths, read by the host or not: those of every sequence alone, 0 beyond."""
+    lstm = fastlstm.LSTM(3, 4, 2, bidirectional=True, batch_first=True)
+    x, lengths = torch.randn(4, 6, 3), torch.tensor([2, 6, 1, 4])
+    expected = torch.zeros(4, 4, 6, 4)
+    for b, n in enumerate(lengths.tolist()):
+        expected[:, b, :n] = lstm(x[b, :n], return_cells=True)[2]
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    unread = torch.func.vmap(lambda n: lstm(x, lengths=n, return_cells=True)[2])
+    found = [
+        lstm(x, lengths=lengths, return_cells=True)[2],
+        pad_packed_sequence(lstm(packed, return_cells=True)[2], True)[0].movedim(2, 0),
+        unread(lengths[None])[0],
     ]
-    for call in calls:
-        with pytest.raises(ValueError, match="return_cells: expected padded input"):
-            call()
+    parameters = list(lstm.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), parameters)
+    for cells in found:
+        torch.testing.assert_close(cells, expected)
+        torch.testing.assert_close(torch.autograd.grad(cells.square().sum(), parameters), wanted)
+
+
+def test_recomputation_returns_no_cells():
+    lean = fastlstm.LSTM(3, 4, checkpoint_every=2)
+    with pytest.raises(ValueError, match="return_cells: expected checkpoint_every=None"):
+        lean(torch.randn(5, 2, 3), return_cells=True)

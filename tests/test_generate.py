@@ -287,5 +287,5 @@ def test_opcheck():
     lstm, decoder = make(6, 5, 2, proj_size=3)
     p = fastlstm.prepack(lstm, decoder, "int8")
     arguments = (primed(6), *state(lstm, 1), p.table, p.matrices, p.biases, p.scales,
-                 5, 2, 3, 4, 1.0, 0, 1.0, torch.tensor([1]), 0)  # fmt: skip
+                 5, 2, 3, 0.0, 0.0, 0.0, 4, 1.0, 0, 1.0, torch.tensor([1]), 0)  # fmt: skip
     torch.library.opcheck(torch.ops.fastlstm.generate.default, arguments)

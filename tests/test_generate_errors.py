@@ -65,8 +65,8 @@ def test_a_direct_call_refuses_what_it_cannot_read():
 
     def call(prime=PRIME, h0=None, matrices=p.matrices, scales=(), hidden=4, seed=None):
         return torch.ops.fastlstm.generate(
-            prime, h0, None, p.table, matrices, p.biases, list(scales), hidden, 1, 0, 2,
-            1.0, 0, 1.0, seed, 0,
+            prime, h0, None, p.table, matrices, p.biases, list(scales), hidden, 1, 0,
+            0.0, 0.0, 0.0, 2, 1.0, 0, 1.0, seed, 0,
         )  # fmt: skip
 
     for arguments, message in (

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import problems
 from benchmarks.problems import Problem, assert_matches_reference, make, outputs_and_gradients
 from fastlstm import ops
 
@@ -44,6 +45,7 @@ OPTIONS = {
         "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
         "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
     },
+    **{name: fields for name, fields in problems.OPTIONS.items() if "rules" in fields},
 }  # fmt: skip
 
 

@@ -34,7 +34,8 @@ class BackwardTask {
         end_(end),
         units_(p_.hidden_size),
         h_wide_(spread<T>(p_.out_size)),
-        c_wide_(padded<T>(units_)) {
+        c_wide_(padded<T>(units_)),
+        rules_(drawn_rules<T>(p_, layer, direction)) {
     const int64_t index = int64_t(layer) * p_.directions + direction;
     const int64_t batch = end - begin, h_state = p_.batch * p_.out_size,
                   c_state = p_.batch * units_;
@@ -125,15 +126,20 @@ class BackwardTask {
         const bool has_before = begin_ + b < rows_.active(before);
         const T* c_prev =
             has_before ? cells_ + rows_.at(before, begin_ + b) * units_ : c0_.get() + b * c_wide_;
-        const T* dh = p_.projected ? raw_dh_.get() + b * c_wide_ : dh_.get() + b * h_wide_;
-        run_cell(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
+        T* dh = p_.projected ? raw_dh_.get() + b * c_wide_ : dh_.get() + b * h_wide_;
+        if (rules_.plain)
+          run_cell<false>(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
+        else
+          run_cell<true>(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
       }
     });
     if (s == 0 && !grad_h0_) return;
     team_.meet();
+    // Zoneout left a part of dh there.
+    const bool add = p_.cell.zoneout_h > 0;
     share(p_.out_size, [&](int64_t panel, int64_t begin, int64_t n) {
       gemm_rows(dh_.get() + begin, h_wide_, dgates(first), chunk_.gates_wide, hh_.panel(panel),
-                active, 4 * units_, n, false);
+                active, 4 * units_, n, add);
     });
   }
 
@@ -148,8 +154,9 @@ class BackwardTask {
   }
 
   // Units [begin, end) of a row.
-  void run_cell(int64_t row, const T* c_prev, const T* dh, T* dc, int64_t begin,
-                int64_t end) const {
+  template <bool kRules>
+  void run_cell(int64_t row, const T* c_prev, T* dh, T* dc, int64_t begin, int64_t end) const {
+    const RuleRow drawn = kRules ? rules_.row(rows_.t(row), rows_.b(row)) : RuleRow{};
     const S* gates = gates_ + row * 4 * units_;
     const T* c = cells_ + row * units_;
     E* out = dgates(row);
@@ -157,10 +164,18 @@ class BackwardTask {
       const int n = int(min_of(kWidth<T>, end - unit));
       Vec<T> dc_in = load(dc + unit);
       if (grad_cells_) dc_in += load_part(grad_cells_ + row * units_ + unit, n);
-      const CellBackward<Vec<T>> d = cell_backward<Math<T>>(
-          load_part(gates + unit, n), load_part(gates + units_ + unit, n),
-          load_part(gates + 2 * units_ + unit, n), load_part(gates + 3 * units_ + unit, n),
-          load_part(c_prev + unit, n), load_part(c + unit, n), load(dh + unit), dc_in);
+      const Vec<T> i = load_part(gates + unit, n), f = load_part(gates + units_ + unit, n),
+                   g = load_part(gates + 2 * units_ + unit, n),
+                   o = load_part(gates + 3 * units_ + unit, n),
+                   before = load_part(c_prev + unit, n), after = load_part(c + unit, n);
+      CellBackward<Vec<T>> d;
+      if constexpr (kRules) {
+        d = cell_backward<Math<T>>(i, f, g, o, before, after, load(dh + unit), dc_in,
+                                   rules_of(rules_, drawn, unit));
+        if (!p_.projected) store(dh + unit, d.h_prev);
+      } else {
+        d = cell_backward<Math<T>>(i, f, g, o, before, after, load(dh + unit), dc_in);
+      }
       store_part<E>(out + unit, d.a_i, n);
       store_part<E>(out + units_ + unit, d.a_f, n);
       store_part<E>(out + 2 * units_ + unit, d.a_g, n);
@@ -177,6 +192,7 @@ class BackwardTask {
   const Chunk<E>& chunk_;
   const int direction_;
   const int64_t begin_, end_, units_, h_wide_, c_wide_;
+  const DrawnRules<T> rules_;
   const S *gates_, *grad_y_;
   const T *cells_, *grad_cells_;
   S *grad_h0_, *grad_c0_;

@@ -117,7 +117,8 @@ class ForwardTask {
         units_(p_.hidden_size),
         gates_wide_(4 * padded<T>(units_)),
         x_wide_(spread<E>(input.width)),
-        h_wide_(spread<E>(max_of(units_, p_.out_size))) {
+        h_wide_(spread<E>(max_of(units_, p_.out_size))),
+        rules_(drawn_rules<T>(p_, layer, direction)) {
     const int64_t index = int64_t(layer) * p_.directions + direction;
     const int64_t batch = end - begin;
     h0_ = cell_part<S>(p_.h0, index, p_.batch * p_.out_size);
@@ -296,17 +297,33 @@ class ForwardTask {
   // The cells of a block of units and M sequences, from their pre-activations.
   template <int M>
   void run_cells(int64_t t, int64_t b, int64_t block, const T (*pre)[M][kPanel<T>]) {
+    if (rules_.plain)
+      run_cells_by<M, false>(t, b, block, pre);
+    else
+      run_cells_by<M, true>(t, b, block, pre);
+  }
+
+  template <int M, bool kRules>
+  void run_cells_by(int64_t t, int64_t b, int64_t block, const T (*pre)[M][kPanel<T>]) {
     for (int m = 0; m < M; ++m) {
       const int64_t row = rows_.at(t, begin_ + b + m);
+      const RuleRow drawn = kRules ? rules_.row(t, begin_ + b + m) : RuleRow{};
       for (int v = 0; v < kPanelVecs; ++v) {
         const int64_t unit = block * kPanel<T> + v * kWidth<T>;
         const int n = int(min_of(kWidth<T>, units_ - unit));
         if (n <= 0) break;
         T* c = c_.get() + (b + m) * padded<T>(units_) + unit;
         const int at = v * kWidth<T>;
-        const CellForward<Vec<T>> out =
-            cell_forward<Math<T>>(load(&pre[0][m][at]), load(&pre[1][m][at]), load(&pre[2][m][at]),
-                                  load(&pre[3][m][at]), load(c));
+        const Vec<T> a_i = load(&pre[0][m][at]), a_f = load(&pre[1][m][at]),
+                     a_g = load(&pre[2][m][at]), a_o = load(&pre[3][m][at]);
+        CellForward<Vec<T>> out;
+        if constexpr (kRules) {
+          const Vec<T> h = load_as<E>(h_[0].get() + (b + m) * h_wide_ + unit);
+          out =
+              cell_forward<Math<T>>(a_i, a_f, a_g, a_o, load(c), h, rules_of(rules_, drawn, unit));
+        } else {
+          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, load(c));
+        }
         store(c, out.c);
         if (p_.projected) {
           store_as<E>(raw_h_.get() + (b + m) * h_wide_ + unit, out.h);
@@ -353,6 +370,7 @@ class ForwardTask {
   const ForwardCell<S>& cell_;
   const int layer_, direction_;
   const int64_t begin_, end_, units_, gates_wide_, x_wide_, h_wide_;
+  const DrawnRules<T> rules_;
   int64_t y_wide_;
   const S* h0_;
   S *h_n_, *c_n_, *gates_, *y_;

@@ -12,6 +12,7 @@
 // operations that 32 weights take. Larger batches read them once for kRows rows.
 #pragma once
 
+#include "../rules.h"
 #include "draw.h"
 #include "gemm.h"
 #include "runtime.h"
@@ -124,7 +125,10 @@ class Generator {
         raw_(g.projected ? g.batch * wide_ : 0),
         c_(rows_ * units_),
         logits_(g.batch * characters_),
-        order_(g.batch * g.vocabulary) {
+        order_(g.batch * g.vocabulary),
+        plain_(plain(g.cell)),
+        rules_{Math<T>::one(), Vec<T>{} + (g.cell.clip > 0 ? T(g.cell.clip) : T(INFINITY)),
+               Vec<T>{} + T(1 - g.cell.zoneout_c), Vec<T>{} + T(1 - g.cell.zoneout_h)} {
     for (Buffer<T>& h : h_) h.reset(rows_ * wide_);
     enter(h_[0].get(), wide_, g.h0, g.out_size);
     enter(c_.get(), units_, g.c0, g.hidden_size);
@@ -204,9 +208,14 @@ class Generator {
         const int64_t unit = panel * kGenerateUnits + j;
         T* c = c_.get() + (layer * g_.batch + b + m) * units_ + unit;
         const T* gates = sums[m] + j;
-        const CellForward<Vec<T>> out = cell_forward<Math<T>>(
-            load(gates), load(gates + kGenerateUnits), load(gates + 2 * kGenerateUnits),
-            load(gates + 3 * kGenerateUnits), load(c));
+        const Vec<T> a_i = load(gates), a_f = load(gates + kGenerateUnits),
+                     a_g = load(gates + 2 * kGenerateUnits), a_o = load(gates + 3 * kGenerateUnits);
+        CellForward<Vec<T>> out;
+        if (plain_)
+          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, load(c));
+        else
+          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, load(c), load(h + (b + m) * wide_ + unit),
+                                      rules_);
         store(c, out.c);
         store(next + (b + m) * wide_ + unit, out.h);
       }
@@ -241,6 +250,8 @@ class Generator {
   Buffer<T> raw_, c_;
   Buffer<double> logits_;
   Buffer<int64_t> order_;
+  const bool plain_;
+  const CellRules<Vec<T>> rules_;
 };
 
 template <class Store>

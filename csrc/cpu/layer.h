@@ -2,6 +2,7 @@
 // the division of work among threads.
 #pragma once
 
+#include "../rules.h"
 #include "gemm.h"
 #include "runtime.h"
 #include "team.h"
@@ -71,6 +72,20 @@ struct Dropout {
   T scale = 1;
   uint32_t key[2] = {0, 0};
 };
+
+// The rules of a vector of units.
+template <class T>
+FASTLSTM_INLINE CellRules<Vec<T>> rules_of(const DrawnRules<T>& drawn, const RuleRow& row,
+                                           int64_t unit) {
+  auto factor = [&](const DrawnFactor<T>& from, uint32_t hash) {
+    if (from.seed == nullptr) return Vec<T>{} + from.kept;
+    T lanes[kWidth<T>];
+    for (int j = 0; j < kWidth<T>; ++j) lanes[j] = from.at(hash, unit + j);
+    return load(lanes);
+  };
+  return {factor(drawn.update, row.update), Vec<T>{} + drawn.clip, factor(drawn.new_c, row.new_c),
+          factor(drawn.new_h, row.new_h)};
+}
 
 // The input of one layer, converted to what is multiplied, with the lower layer's dropout.
 template <class S>

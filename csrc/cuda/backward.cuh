@@ -13,7 +13,8 @@ template <class S, bool kTensor>
 class BackwardPass : GradientPart<S, kTensor> {
   typedef GradientPart<S, kTensor> Base;
   typedef Acc<S> T;
-  using Base::active, Base::arena, Base::before_of, Base::depth_, Base::dgates, Base::dh_;
+  using Base::active, Base::arena, Base::before_of, Base::depth_, Base::dgates, Base::dh_,
+      Base::dh_stays_;
   using Base::f_, Base::first, Base::gates_wide_, Base::out_, Base::p, Base::padded, Base::plan;
   using Base::saved, Base::units_, Base::upper_input_, Base::wide;
 
@@ -110,6 +111,9 @@ class BackwardPass : GradientPart<S, kTensor> {
       step.dgates = dgates(layer, d);
       step.dgates_wide = gates_wide_;
       step.grad_c0 = part<S>(f_.grad_c0, cell, p.batch * units_);
+      step.rules = drawn_rules<T>(p, layer, d);
+      step.t = t;
+      step.dh_stays = dh_stays_[d];
     }
     this->step(plan.cell, units_, args);
   }

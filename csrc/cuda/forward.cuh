@@ -96,6 +96,9 @@ class ForwardPass : InputPart<S, kTensor> {
       step.cells = part<T>(saved.cells, cell, p.rows * units_);
       step.h_n = part<S>(f_.h_n, cell, p.batch * out_);
       step.c_n = part<S>(f_.c_n, cell, p.batch * units_);
+      step.rules = drawn_rules<T>(p, layer, d);
+      step.t = t;
+      step.h_before = p.projected ? nullptr : h_[s % 2] + h_at;
     }
     this->step(plan.gates, this->gate_columns(units_), args);
   }

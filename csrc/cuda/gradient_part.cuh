@@ -41,8 +41,11 @@ class GradientPart : protected Stack<S, kTensor> {
     }
     partial_ = arena.template take<T>(parts() * 4 * units_);
     dgates_ = arena.template take<S>(plan.wave * p.rows * gates_wide_);
-    for (int d = 0; d < p.directions; ++d)
+    for (int d = 0; d < p.directions; ++d) {
       dh_[d] = arena.template take<S>(p.projected ? p.rows * padded(out_) : 0);
+      const bool stays = p.cell.zoneout_h > 0;
+      dh_stays_[d] = stays ? arena.template take<T>(p.batch * units_) : nullptr;
+    }
   }
 
   // `steps(top, layers)` turns the gradients of the outputs and last states of `layers` layers,
@@ -71,6 +74,7 @@ class GradientPart : protected Stack<S, kTensor> {
   const Backward& f_;
   const int64_t units_, out_, depth_, gates_wide_;  // a direction's dgates, and both together
   S* dh_[2];
+  T* dh_stays_[2];  // what zoneout hands to the h before the last step that ran, or null
   T* upper_input_;
 
  private:
@@ -184,6 +188,9 @@ class GradientPart : protected Stack<S, kTensor> {
                   {p.weights[cell].w_hh, out_, 1},
                   to + begin * out_});
     }
+    if (dh_stays_[d])
+      this->run_kernel(add_kernel<S>, dim3(blocks_of(p.batch * units_, kRowThreads)), kRowThreads,
+                       0, AddArgs<S>{to, dh_stays_[d], p.batch * units_});
   }
 
   // dgates of both directions side by side, times their W_ih one above the other: one product,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "persistent.h"
+#include "rules.h"
 #include "tiles.h"
 
 namespace fastlstm {
@@ -100,6 +101,7 @@ const char* cannot_persist(const Problem& p, const Plan& stepwise, const Device&
                                  : "float32 has persistent kernels only where tf32 is allowed";
   if (p.projected) return "persistent kernels have no projection";
   if (p.batch_sizes) return "persistent kernels have no packed sequences";
+  if (!plain(p.cell)) return "persistent kernels have no zoneout, recurrent dropout or clipping";
   return nullptr;
 }
 

@@ -101,6 +101,20 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   if (j < args.count) args.sum[j] = to_acc(args.b_ih[j]) + to_acc(args.b_hh[j]);
 }
 
+// to += more
+template <class S>
+struct AddArgs {
+  S* to;
+  const Acc<S>* more;
+  int64_t count;
+};
+template <class S>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    add_kernel(const __grid_constant__ AddArgs<S> args) {
+  const int64_t j = int64_t(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (j < args.count) from_acc(to_acc(args.to[j]) + args.more[j], args.to[j]);
+}
+
 struct DropoutArgs {
   const int64_t* seed;
   uint64_t threshold;  // 0: none

@@ -9,6 +9,7 @@
 // Floor: docs/kernels.md. No figure measured yet.
 #pragma once
 
+#include "rules.h"
 #include "tile.cuh"
 #include "tiles.h"
 
@@ -36,6 +37,9 @@ struct GatesStep {
   S* gates;  // (rows, 4H) or null
   T* cells;  // (rows, H) or null
   S *h_n, *c_n;
+  DrawnRules<T> rules;
+  int64_t t;
+  const S* h_before;  // at h_wide, for zoneout; or null
 
   __device__ __forceinline__ T initial(int row, int block, int q, int place) const {
     const int unit = block * 8 + place;
@@ -50,7 +54,13 @@ struct GatesStep {
     if (unit >= units) return;
     const int64_t own = int64_t(row) * units + unit, saved = (first + row) * units + unit;
     const T before = row < entered ? c[own] : value_or_zero(c0, own);
-    const CellForward<T> out = cell_forward<Math<T>>(pre[0], pre[1], pre[2], pre[3], before);
+    CellForward<T> out;
+    if (rules.plain)
+      out = cell_forward<Math<T>>(pre[0], pre[1], pre[2], pre[3], before);
+    else
+      out = cell_forward<Math<T>>(pre[0], pre[1], pre[2], pre[3], before,
+                                  value_or_zero(h_before, row * h_wide + unit),
+                                  rules.at(rules.row(t, row), unit));
     c[own] = out.c;
     from_acc(out.h, h[row * h_wide + unit]);
     if (y) from_acc(out.h, y[row * y_wide + unit]);
@@ -144,9 +154,14 @@ struct CellStep {
   T* dc;  // (B, H)
   S *dgates, *grad_c0;
   int64_t dgates_wide;
+  DrawnRules<T> rules;
+  int64_t t;
+  T* dh_stays;  // (B, H), what zoneout hands to the h before; or null
 
   __device__ __forceinline__ T initial(int row, int unit) const {
-    return projected ? T(0) : above.at(row, unit, width);
+    if (projected) return T(0);
+    const T sum = above.at(row, unit, width);
+    return dh_stays && row < after ? sum + dh_stays[int64_t(row) * width + unit] : sum;
   }
   __device__ __forceinline__ void finish(int row, int unit, T dh) const {
     const int64_t own = int64_t(row) * width + unit, r = first + row;
@@ -155,9 +170,16 @@ struct CellStep {
         row < before ? cells[(before_first + row) * width + unit] : value_or_zero(c0, own);
     T dc_in = row < after ? dc[own] : value_or_zero(grad_c_n, own);
     if (grad_cells) dc_in += grad_cells[r * width + unit];
-    const CellBackward<T> d =
-        cell_backward<Math<T>>(to_acc(act[0]), to_acc(act[width]), to_acc(act[2 * width]),
-                               to_acc(act[3 * width]), c_prev, cells[r * width + unit], dh, dc_in);
+    const T i = to_acc(act[0]), f = to_acc(act[width]), g = to_acc(act[2 * width]),
+            o = to_acc(act[3 * width]), c = cells[r * width + unit];
+    CellBackward<T> d;
+    if (rules.plain) {
+      d = cell_backward<Math<T>>(i, f, g, o, c_prev, c, dh, dc_in);
+    } else {
+      d = cell_backward<Math<T>>(i, f, g, o, c_prev, c, dh, dc_in,
+                                 rules.at(rules.row(t, row), unit));
+      if (dh_stays) dh_stays[own] = d.h_prev;
+    }
     S* to = dgates + r * dgates_wide + unit;
     from_acc(d.a_i, to[0]);
     from_acc(d.a_f, to[width]);

@@ -47,7 +47,12 @@ class CharModel(nn.Module):
                 dtype = torch.get_autocast_dtype(device)
             x = F.one_hot(indices, self.vocabulary).to(dtype)
         output, hx = self.rnn(x, hx)
-        return self.decoder(self.dropout(output)), hx
+        output = self.dropout(output)
+        if output.dtype == torch.float32 or output.device.type != "cpu":
+            return self.decoder(output), hx
+        # Half types are slow in torch's own products on most CPUs.
+        with torch.autocast("cpu", enabled=False):
+            return self.decoder(output.float()), hx
 
 
 def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharModel:

@@ -1,0 +1,217 @@
+"""What a user can get wrong, said in ``nn.LSTM``'s words wherever it has some.
+
+Every check stands here once, for the functions and the modules alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .reference import CellRules
+
+INDEX_TYPES = (torch.int32, torch.int64)
+
+
+class Sizes(NamedTuple):
+    """The stack's sizes and options, which decide the shapes of its weights and states."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    @property
+    def out_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    @property
+    def cells(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+    def weight_shapes(self) -> list[tuple[int, ...]]:
+        gates, out, directions = 4 * self.hidden_size, self.out_size, 1 + self.bidirectional
+        rest: list[tuple[int, ...]] = [(gates, out)]
+        if self.bias:
+            rest += [(gates,), (gates,)]
+        if self.proj_size > 0:
+            rest += [(out, self.hidden_size)]
+        first = [(gates, self.input_size), *rest] * directions
+        deeper = [(gates, directions * out), *rest] * directions
+        return first + deeper * (self.num_layers - 1)
+
+    def weight_name(self, position: int) -> str:
+        kinds = ["weight_ih", "weight_hh"]
+        kinds += ["bias_ih", "bias_hh"] if self.bias else []
+        kinds += ["weight_hr"] if self.proj_size > 0 else []
+        cell, kind = divmod(position, len(kinds))
+        layer, direction = divmod(cell, 1 + self.bidirectional)
+        return f"{kinds[kind]}_l{layer}{'_reverse' if direction else ''}"
+
+
+def check_rules(
+    recurrent_dropout: float,
+    zoneout_h: float,
+    zoneout_c: float,
+    cell_clip: float | None,
+    proj_size: int,
+) -> CellRules | None:
+    """What cells do beyond ``nn.LSTM``'s; None for nothing.
+
+    Raises:
+        ValueError: a number out of range, or zoneout with a projection.
+    """
+    given = {"recurrent_dropout": recurrent_dropout, "zoneout_h": zoneout_h, "zoneout_c": zoneout_c}
+    for name, value in given.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} should be a number in range [0, 1], got {value}")
+    if cell_clip is not None and not cell_clip > 0:
+        raise ValueError(f"cell_clip should be a positive number or None, got {cell_clip}")
+    if proj_size > 0 and (zoneout_h > 0 or zoneout_c > 0):
+        raise ValueError(f"zoneout: expected proj_size=0, got {proj_size}")
+    rules = CellRules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip or 0.0)
+    return rules if any(rules) else None
+
+
+def check_pair(hx: Sequence[Tensor], name: str) -> None:
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{name}: hx must be a tuple of two tensors, got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"{name} expects two hidden states")
+
+
+def check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
+    h0, c0 = hx[0], hx[1]
+    if h0.dim() != dims or c0.dim() != dims:
+        form = "batched 3-D" if dims == 3 else "unbatched 2-D"
+        raise RuntimeError(
+            f"For {form} input, hx and cx should "
+            f"also be {dims}-D but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
+        )
+    check_pair(hx, "lstm")
+    return hx
+
+
+def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> None:
+    if input.dtype != like.dtype:
+        # nn.LSTM meets a packed input of another dtype only inside its kernels.
+        raise (RuntimeError if packed else ValueError)(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({like.dtype}). "
+            f"Convert input: input.to({like.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.shape[-1] != input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. "
+            f"Expected {input_size}, got {input.shape[-1]}"
+        )
+
+
+def check_state(
+    state: Tensor, position: int, shape: tuple[int, ...], input: Tensor, like: Tensor
+) -> None:
+    if state.shape != shape:
+        raise RuntimeError(
+            f"Expected hidden[{position}] size {tuple(shape)}, got {list(state.shape)}"
+        )
+    if state.device != input.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{input.device} and hidden tensor at {state.device}"
+        )
+    if state.dtype != like.dtype:
+        raise RuntimeError(
+            f"Input and hidden tensors are not the same dtype: expected hidden[{position}] "
+            f"of {like.dtype}, got {state.dtype}"
+        )
+
+
+def check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> None:
+    # Whole lists at a time: this runs at every step of a streaming loop.
+    dtype, device, expected = weights[0].dtype, input.device, sizes.weight_shapes()
+    if [w.device for w in weights] != [device] * len(weights):
+        other = next(w.device for w in weights if w.device != device)
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{device} and parameter tensor at {other}"
+        )
+    if [w.dtype for w in weights] != [dtype] * len(weights):
+        found = {sizes.weight_name(i): w.dtype for i, w in enumerate(weights)}
+        raise RuntimeError(f"parameters must have one dtype, got {found}")
+    if [w.shape for w in weights] != expected:
+        i = next(i for i, w in enumerate(weights) if w.shape != expected[i])
+        raise RuntimeError(
+            f"{sizes.weight_name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
+        )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether x's values may be looked at: not those of a tracer, nor through a device's queue."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
+    """Check what can be checked, and return the number of sequences where it can be read."""
+    if batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64:
+        raise RuntimeError(
+            "batch_sizes must be an int64 tensor on the CPU, "
+            f"got {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    if batch_sizes.dim() != 1:
+        raise RuntimeError(f"batch_sizes must be 1-D, got {batch_sizes.dim()}-D")
+    if batch_sizes.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if not readable(batch_sizes):
+        return None
+    values = batch_sizes.tolist()
+    if values[-1] <= 0 or any(a < b for a, b in pairwise(values)):
+        raise RuntimeError("batch_sizes must be positive and must not increase")
+    if sum(values) != rows:
+        raise RuntimeError(f"batch_sizes add up to {sum(values)}, but input has {rows} rows")
+    return values[0]
+
+
+def check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
+    lengths = torch.as_tensor(lengths)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be whole numbers, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lengths must have one element for each of {batch} sequences, "
+            f"got shape {tuple(lengths.shape)}"
+        )
+    lengths = lengths.to(torch.int64)
+    if batch == 0 or not readable(lengths):
+        return lengths
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 1 or high > steps:
+        raise ValueError(
+            f"lengths must lie between 1 and {steps} (input's steps), got "
+            f"{low if low < 1 else high}"
+        )
+    return lengths
+
+
+def check_indices(input: Tensor, input_size: int) -> None:
+    if not readable(input) or input.numel() == 0:
+        return
+    if input.numel() == 1:  # one character at a time: the cheapest way to look
+        low = high = input.item()
+    else:
+        low, high = (x.item() for x in torch.aminmax(input))
+    if low < 0 or high >= input_size:
+        value = low if low < 0 else high
+        raise IndexError(
+            f"input holds the index {value}, expected 0 to {input_size - 1} "
+            f"(input_size is {input_size})"
+        )

@@ -56,10 +56,10 @@ FASTLSTM_INLINE V zoned(V share, V fresh, V before) {
   return share * fresh + (before - share * before);
 }
 
-// Pre-activations a_* and the previous states to the new ones. A plain cell does not read h_prev.
-template <class Math, class V, class Rules = PlainCell>
-FASTLSTM_INLINE CellForward<V> cell_forward(V a_i, V a_f, V a_g, V a_o, V c_prev, V h_prev = V{},
-                                            const Rules& rules = Rules{}) {
+// The gates and the new cell state; h is left to the caller.
+template <class Math, class V, class Rules>
+FASTLSTM_INLINE CellForward<V> cell_state(V a_i, V a_f, V a_g, V a_o, V c_prev,
+                                          const Rules& rules) {
   CellForward<V> out;
   out.i = Math::sigmoid(a_i);
   out.f = Math::sigmoid(a_f);
@@ -67,7 +67,21 @@ FASTLSTM_INLINE CellForward<V> cell_forward(V a_i, V a_f, V a_g, V a_o, V c_prev
   out.o = Math::sigmoid(a_o);
   out.c = unbound_cell(out.i, out.f, out.g, c_prev, rules);
   if constexpr (!Rules::kPlain) out.c = clipped(out.c, rules);
-  out.h = out.o * Math::tanh(out.c);
+  return out;
+}
+
+// h from the output gate and the cell state, normalised where the cell does that.
+template <class Math, class V>
+FASTLSTM_INLINE V cell_output(V o, V c) {
+  return o * Math::tanh(c);
+}
+
+// Pre-activations a_* and the previous states to the new ones. A plain cell does not read h_prev.
+template <class Math, class V, class Rules = PlainCell>
+FASTLSTM_INLINE CellForward<V> cell_forward(V a_i, V a_f, V a_g, V a_o, V c_prev, V h_prev = V{},
+                                            const Rules& rules = Rules{}) {
+  CellForward<V> out = cell_state<Math>(a_i, a_f, a_g, a_o, c_prev, rules);
+  out.h = cell_output<Math>(out.o, out.c);
   if constexpr (!Rules::kPlain) {
     out.c = zoned(rules.new_c, out.c, c_prev);
     out.h = zoned(rules.new_h, out.h, h_prev);
@@ -82,39 +96,55 @@ struct CellBackward {
   V h_prev;              // what zoneout hands to the previous h; unset for a plain cell
 };
 
-// Activated gates i..o, both cell states, and the gradients dh, dc that arrive at h_t and c_t.
-template <class Math, class V, class Rules = PlainCell>
-FASTLSTM_INLINE CellBackward<V> cell_backward(V i, V f, V g, V o, V c_prev, V c, V dh, V dc,
-                                              const Rules& rules = Rules{}) {
-  CellBackward<V> d;
-  V stays{};  // the part of dc that zoneout hands to c_prev
-  V unbound = c;
-  if constexpr (!Rules::kPlain) {
-    d.h_prev = dh - rules.new_h * dh;
-    dh = rules.new_h * dh;
-    stays = dc - rules.new_c * dc;
-    dc = rules.new_c * dc;
-    unbound = unbound_cell(i, f, g, c_prev, rules);
-    c = clipped(unbound, rules);
-  }
+// Of cell_output: the gradients of its c, which is returned, and of o's pre-activation.
+template <class Math, class V>
+FASTLSTM_INLINE V cell_output_backward(V o, V c, V dh, V& a_o) {
   const V tanh_c = Math::tanh(c);
   const V one = Math::one();
-  dc = dc + dh * o * (one - tanh_c * tanh_c);
+  a_o = dh * tanh_c * o * (one - o);
+  return dh * o * (one - tanh_c * tanh_c);
+}
+
+// Of cell_state, dc the gradient of the new cell state: all of d but a_o and h_prev.
+template <class Math, class V, class Rules>
+FASTLSTM_INLINE void cell_state_backward(V i, V f, V g, V c_prev, V dc, const Rules& rules,
+                                         CellBackward<V>& d) {
+  const V one = Math::one();
   if constexpr (!Rules::kPlain) {  // a bound that holds lets no gradient through
+    const V unbound = unbound_cell(i, f, g, c_prev, rules);
     dc = unbound > rules.clip ? V{} : dc;
     dc = unbound < -rules.clip ? V{} : dc;
   }
   d.a_i = dc * g * i * (one - i);
   d.a_f = dc * c_prev * f * (one - f);
   d.a_g = dc * i * (one - g * g);
-  d.a_o = dh * tanh_c * o * (one - o);
   d.c_prev = dc * f;
   if constexpr (!Rules::kPlain) {
     d.a_i = d.a_i * rules.update;
     d.a_g = d.a_g * rules.update;
-    d.c_prev = d.c_prev + stays;
   }
+}
+
+// Activated gates i..o, both cell states, and the gradients dh, dc that arrive at h_t and c_t.
+template <class Math, class V, class Rules = PlainCell>
+FASTLSTM_INLINE CellBackward<V> cell_backward(V i, V f, V g, V o, V c_prev, V c, V dh, V dc,
+                                              const Rules& rules = Rules{}) {
+  CellBackward<V> d;
+  V stays{};  // the part of dc that zoneout hands to c_prev
+  if constexpr (!Rules::kPlain) {
+    d.h_prev = dh - rules.new_h * dh;
+    dh = rules.new_h * dh;
+    stays = dc - rules.new_c * dc;
+    dc = rules.new_c * dc;
+    c = clipped(unbound_cell(i, f, g, c_prev, rules), rules);
+  }
+  dc = dc + cell_output_backward<Math>(o, c, dh, d.a_o);
+  cell_state_backward<Math>(i, f, g, c_prev, dc, rules, d);
+  if constexpr (!Rules::kPlain) d.c_prev = d.c_prev + stays;
   return d;
 }
+
+// Layer normalisation (Ba, Kiros and Hinton, 2016) divides by sqrt(variance + this).
+constexpr double kNormEpsilon = 1e-5;
 
 }  // namespace fastlstm

@@ -17,6 +17,11 @@ struct CellWeights {
   const void* b_ih;  // (4H)
   const void* b_hh;  // (4H)
   const void* w_hr;  // (P, H)
+  // With layer_norm: gains of W_ih x, W_hh h and c, and what is added to c's.
+  const void* norm_ih;      // (4H)
+  const void* norm_hh;      // (4H)
+  const void* norm_c;       // (H)
+  const void* norm_c_bias;  // (H)
 };
 
 // Where their gradients go; null where nobody needs one.
@@ -26,6 +31,10 @@ struct CellGrads {
   void* b_ih;
   void* b_hh;
   void* w_hr;
+  void* norm_ih;
+  void* norm_hh;
+  void* norm_c;
+  void* norm_c_bias;
 };
 
 // What cells do beyond nn.LSTM's (cell.h, rules.h); 0 where they do not.
@@ -50,14 +59,17 @@ struct Problem {
   double dropout;              // after every layer but the last
   const int64_t* seed;         // one element, or null where nothing is drawn
   CellOptions cell;
+  bool layer_norm;
 };
 
 // What forward writes, and backward reads again. `dtype` elements unless said otherwise.
 struct Saved {
   void* output;  // (rows, directions * P), the last layer's output
   void* hidden;  // (layers - 1, rows, directions * P), outputs of the other layers, undropped
-  void* gates;   // (layers * directions, rows, 4H) activated gates, or null for inference
-  void* cells;   // (layers * directions, rows, H) cell states in the accumulation type, or null
+  // (layers * directions, rows, 4H) activated gates, or null for inference. With layer_norm 12H:
+  // the gates, W_ih x and W_hh h.
+  void* gates;
+  void* cells;  // (layers * directions, rows, H) cell states in the accumulation type, or null
 };
 
 struct Forward {

@@ -61,11 +61,15 @@ struct Options {
   bool bidirectional;
   double dropout;
   CellOptions cell;
+  bool layer_norm;
   bool allow_tf32;    // float32 on a GPU's tensor cores
   int64_t algorithm;  // cuda::Algorithm; the CPU has one alone
 
   int64_t cells() const { return num_layers * (bidirectional ? 2 : 1); }
-  int64_t per_cell() const { return 2 + (has_bias ? 2 : 0) + (proj_size > 0 ? 1 : 0); }
+  int64_t per_cell() const {
+    return 2 + (has_bias ? 2 : 0) + (proj_size > 0 ? 1 : 0) + (layer_norm ? 4 : 0);
+  }
+  int64_t saved_per_unit() const { return layer_norm ? 12 : 4; }
 };
 
 // The problem, and the contiguous tensors that its pointers point into.
@@ -116,10 +120,12 @@ struct Inputs {
     p.dropout = options.num_layers > 1 ? options.dropout : 0;
     p.seed = seed ? static_cast<const int64_t*>(seed->const_data_ptr()) : nullptr;
     p.cell = options.cell;
+    p.layer_norm = options.layer_norm;
     STD_TORCH_CHECK(p.seed || (p.dropout <= 0 && p.cell.recurrent_dropout <= 0),
                     "fastlstm: dropout needs a seed");
-    STD_TORCH_CHECK(!p.projected || (p.cell.zoneout_h <= 0 && p.cell.zoneout_c <= 0),
-                    "fastlstm: there is no zoneout with a projection");
+    STD_TORCH_CHECK(
+        !p.projected || (p.cell.zoneout_h <= 0 && p.cell.zoneout_c <= 0 && !p.layer_norm),
+        "fastlstm: there is no zoneout and no layer norm with a projection");
     for (int64_t cell = 0; cell < options.cells(); ++cell) {
       const Tensor* w = &weights[cell * options.per_cell()];
       CellWeights c{};
@@ -130,6 +136,13 @@ struct Inputs {
         c.b_hh = w[3].const_data_ptr();
       }
       if (p.projected) c.w_hr = w[options.per_cell() - 1].const_data_ptr();
+      if (p.layer_norm) {
+        const Tensor* norm = w + options.per_cell() - 4;
+        c.norm_ih = norm[0].const_data_ptr();
+        c.norm_hh = norm[1].const_data_ptr();
+        c.norm_c = norm[2].const_data_ptr();
+        c.norm_c_bias = norm[3].const_data_ptr();
+      }
       cells.push_back(c);
     }
     p.weights = cells.data();
@@ -156,6 +169,8 @@ struct Inputs {
       for (int j = 2; options.has_bias && j < 4; ++j) check_tensor("bias", w[j], gates);
       if (p.projected)
         check_tensor("weight_hr", w[options.per_cell() - 1], p.out_size * p.hidden_size);
+      for (int j = 0; options.layer_norm && j < 4; ++j)
+        check_tensor("norm", w[options.per_cell() - 4 + j], j < 2 ? gates : p.hidden_size);
     }
   }
 
@@ -192,7 +207,7 @@ ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&&
   Tensor h_n = empty({cells, p.batch, p.out_size}, like);
   Tensor c_n = empty({cells, p.batch, p.hidden_size}, like);
   Tensor hidden = empty({p.layers - 1, p.rows, wide}, like);
-  Tensor gates = empty({save ? cells : 0, p.rows, 4 * p.hidden_size}, like);
+  Tensor gates = empty({save ? cells : 0, p.rows, options.saved_per_unit() * p.hidden_size}, like);
   Tensor states = empty({save ? cells : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
   if (p.rows > 0) {
     const Saved saved{mutable_data(output), mutable_data(hidden), mutable_data(gates),
@@ -220,7 +235,7 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
   const int64_t cell_rows = options.cells() * p.rows, wide = p.directions * p.out_size;
   in.check_tensor("output", given.output, p.rows * wide);
   in.check_tensor("hidden", given.hidden, (p.layers - 1) * p.rows * wide);
-  in.check_tensor("gates", given.gates, cell_rows * 4 * p.hidden_size);
+  in.check_tensor("gates", given.gates, cell_rows * options.saved_per_unit() * p.hidden_size);
   STD_TORCH_CHECK(given.cells.scalar_type() == accumulation_type(like) &&
                       given.cells.numel() == cell_rows * p.hidden_size,
                   "fastlstm: cells are not those of this problem's forward");
@@ -269,6 +284,13 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
         c.b_hh = mutable_data(g[3]);
       }
       if (p.projected) c.w_hr = mutable_data(g[options.per_cell() - 1]);
+      if (p.layer_norm) {
+        const Tensor* norm = g + options.per_cell() - 4;
+        c.norm_ih = mutable_data(norm[0]);
+        c.norm_hh = mutable_data(norm[1]);
+        c.norm_c = mutable_data(norm[2]);
+        c.norm_c_bias = mutable_data(norm[3]);
+      }
       pointers.push_back(c);
     }
     const Saved saved{

@@ -33,8 +33,8 @@ ForwardResult forward_cpu(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vec
                           MaybeTensor batch_sizes, MaybeTensor seed, int64_t hidden_size,
                           int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional,
                           double dropout, double recurrent_dropout, double zoneout_h,
-                          double zoneout_c, double cell_clip, bool allow_tf32, int64_t algorithm,
-                          bool save) {
+                          double zoneout_c, double cell_clip, bool layer_norm, bool allow_tf32,
+                          int64_t algorithm, bool save) {
   const Options options{hidden_size,
                         num_layers,
                         has_bias,
@@ -42,6 +42,7 @@ ForwardResult forward_cpu(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vec
                         bidirectional,
                         dropout,
                         {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        layer_norm,
                         allow_tf32,
                         algorithm};
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
@@ -57,7 +58,7 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
                             int64_t hidden_size, int64_t num_layers, bool has_bias,
                             int64_t proj_size, bool bidirectional, double dropout,
                             double recurrent_dropout, double zoneout_h, double zoneout_c,
-                            double cell_clip, bool allow_tf32, int64_t algorithm,
+                            double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
                             std::vector<bool> needs) {
   const Options options{hidden_size,
                         num_layers,
@@ -66,6 +67,7 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
                         bidirectional,
                         dropout,
                         {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        layer_norm,
                         allow_tf32,
                         algorithm};
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
@@ -92,7 +94,8 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
       "forward(Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, "
       "Tensor? seed, int hidden_size, int num_layers, bool has_bias, int proj_size, "
       "bool bidirectional, float dropout, float recurrent_dropout, float zoneout_h, "
-      "float zoneout_c, float cell_clip, bool allow_tf32, int algorithm, bool save) -> "
+      "float zoneout_c, float cell_clip, bool layer_norm, bool allow_tf32, int algorithm, bool "
+      "save) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor gates, Tensor cells)");
   m.def(
       "backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
@@ -100,7 +103,7 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
       "Tensor output, Tensor hidden, Tensor gates, Tensor cells, int hidden_size, "
       "int num_layers, bool has_bias, int proj_size, bool bidirectional, float dropout, "
       "float recurrent_dropout, float zoneout_h, float zoneout_c, float cell_clip, "
-      "bool allow_tf32, int algorithm, bool[] needs) -> "
+      "bool layer_norm, bool allow_tf32, int algorithm, bool[] needs) -> "
       "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def("_activations(Tensor x) -> (Tensor sigmoid, Tensor tanh)");
 }

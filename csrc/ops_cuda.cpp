@@ -64,6 +64,7 @@ void check(const Inputs& in, const MaybeTensor& seed) {
   if (seed) same(*seed, "seed");
   STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
                   "fastlstm: batch_sizes must be on the CPU");
+  STD_TORCH_CHECK(!in.problem.layer_norm, "fastlstm: layer_norm has no CUDA kernels");
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const Problem& p = in.problem;
   STD_TORCH_CHECK(p.rows < most && p.input_size < most && 4 * p.hidden_size < most,
@@ -90,7 +91,8 @@ ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
                            int64_t hidden_size, int64_t num_layers, bool has_bias,
                            int64_t proj_size, bool bidirectional, double dropout,
                            double recurrent_dropout, double zoneout_h, double zoneout_c,
-                           double cell_clip, bool allow_tf32, int64_t algorithm, bool save) {
+                           double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
+                           bool save) {
   const Options options{hidden_size,
                         num_layers,
                         has_bias,
@@ -98,6 +100,7 @@ ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
                         bidirectional,
                         dropout,
                         {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        layer_norm,
                         allow_tf32,
                         algorithm};
   STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
@@ -117,7 +120,7 @@ BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, Mayb
                              int64_t hidden_size, int64_t num_layers, bool has_bias,
                              int64_t proj_size, bool bidirectional, double dropout,
                              double recurrent_dropout, double zoneout_h, double zoneout_c,
-                             double cell_clip, bool allow_tf32, int64_t algorithm,
+                             double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
                              std::vector<bool> needs) {
   const Options options{hidden_size,
                         num_layers,
@@ -126,6 +129,7 @@ BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, Mayb
                         bidirectional,
                         dropout,
                         {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
+                        layer_norm,
                         allow_tf32,
                         algorithm};
   STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),

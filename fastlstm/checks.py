@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .reference import CellRules
 
+# Parameters of a layer-normalised cell, behind the others.
+NORMS = ["norm_ih", "norm_hh", "norm_c", "norm_c_bias"]
+
 INDEX_TYPES = (torch.int32, torch.int64)
 
 
@@ -26,6 +29,7 @@ class Sizes(NamedTuple):
     bias: bool = True
     bidirectional: bool = False
     proj_size: int = 0
+    layer_norm: bool = False
 
     @property
     def out_size(self) -> int:
@@ -42,6 +46,8 @@ class Sizes(NamedTuple):
             rest += [(gates,), (gates,)]
         if self.proj_size > 0:
             rest += [(out, self.hidden_size)]
+        if self.layer_norm:
+            rest += [(gates,), (gates,), (self.hidden_size,), (self.hidden_size,)]
         first = [(gates, self.input_size), *rest] * directions
         deeper = [(gates, directions * out), *rest] * directions
         return first + deeper * (self.num_layers - 1)
@@ -50,6 +56,7 @@ class Sizes(NamedTuple):
         kinds = ["weight_ih", "weight_hh"]
         kinds += ["bias_ih", "bias_hh"] if self.bias else []
         kinds += ["weight_hr"] if self.proj_size > 0 else []
+        kinds += NORMS if self.layer_norm else []
         cell, kind = divmod(position, len(kinds))
         layer, direction = divmod(cell, 1 + self.bidirectional)
         return f"{kinds[kind]}_l{layer}{'_reverse' if direction else ''}"
@@ -61,11 +68,12 @@ def check_rules(
     zoneout_c: float,
     cell_clip: float | None,
     proj_size: int,
+    layer_norm: bool,
 ) -> CellRules | None:
     """What cells do beyond ``nn.LSTM``'s; None for nothing.
 
     Raises:
-        ValueError: a number out of range, or zoneout with a projection.
+        ValueError: a number out of range, or zoneout or layer_norm with a projection.
     """
     given = {"recurrent_dropout": recurrent_dropout, "zoneout_h": zoneout_h, "zoneout_c": zoneout_c}
     for name, value in given.items():
@@ -75,6 +83,8 @@ def check_rules(
         raise ValueError(f"cell_clip should be a positive number or None, got {cell_clip}")
     if proj_size > 0 and (zoneout_h > 0 or zoneout_c > 0):
         raise ValueError(f"zoneout: expected proj_size=0, got {proj_size}")
+    if proj_size > 0 and layer_norm:
+        raise ValueError(f"layer_norm: expected proj_size=0, got {proj_size}")
     rules = CellRules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip or 0.0)
     return rules if any(rules) else None
 

@@ -60,6 +60,7 @@ def lstm(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     cell_clip: float | None = None,
+    layer_norm: bool = False,
 ) -> Any:
     """Run a whole LSTM stack in one call. The hidden size ``H`` is inferred from the weights.
 
@@ -73,7 +74,8 @@ def lstm(
         hx: ``(h_0, c_0)`` of shapes ``(L*D, B, P)`` and ``(L*D, B, H)``, without the batch
             dimension where input has none, or None for zeros.
         weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` of every layer and direction, in the order
-            of ``nn.LSTM``'s parameters, of one dtype and device with a floating input.
+            of ``nn.LSTM``'s parameters, of one dtype and device with a floating input; with
+            layer_norm ``norm_ih, norm_hh, norm_c, norm_c_bias`` behind each.
         dropout, training: the probability of dropping an element of a layer's output on its way
             to the next layer; only with ``training``.
         batch_sizes: int64 ``(T,)`` on the CPU, the number of sequences that reach each step, as
@@ -92,6 +94,8 @@ def lstm(
             without ``training`` that share of the old value is kept (Krueger et al., 2017). For
             stacks without a projection.
         cell_clip: a bound on the magnitude of every new c, before its tanh; None for none.
+        layer_norm: whether the gates' two products, and c on its way to h, are normalised
+            (Ba, Kiros and Hinton, 2016). For stacks without a projection.
 
     Under autocast float32, bfloat16 and float16 tensors are cast to the autocast dtype, and
     output and states have it.
@@ -113,17 +117,20 @@ def lstm(
         raise ValueError("num_layers must be greater than zero")
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
-    per_cell = 2 + 2 * bool(bias) + (proj_size > 0)
+    per_cell = 2 + 2 * bool(bias) + (proj_size > 0) + 4 * bool(layer_norm)
     expected = num_layers * (1 + bool(bidirectional)) * per_cell
     if len(weights) != expected:
         raise RuntimeError(f"expected {expected} weights for these options, got {len(weights)}")
     if weights[0].dim() != 2:
         raise RuntimeError(f"weights[0] (weight_ih_l0) must be 2-D, got {weights[0].dim()}-D")
     gates, input_size = weights[0].shape
-    sizes = Sizes(input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size)
+    sizes = Sizes(
+        input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size,
+        bool(layer_norm),
+    )  # fmt: skip
     if proj_size >= sizes.hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
-    rules = check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size)
+    rules = check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size, layer_norm)
     if lengths is None:
         return lstm_of_sizes(
             input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed,
@@ -411,6 +418,8 @@ def _run(
                 "recurrent_dropout, zoneout_h, zoneout_c and cell_clip need fastlstm's kernels: "
                 f"{missing}"
             )
+        if sizes.layer_norm:
+            raise NotImplementedError(f"layer_norm needs fastlstm's kernels: {missing}")
         return _run_torch(missing, input, h0, c0, weights, sizes, dropout, batch_sizes, seed)
     return ops.lstm(
         input,
@@ -426,6 +435,7 @@ def _run(
         seed=_seed_on(input.device, seed) if draws else None,
         batch_sizes=batch_sizes,
         return_cells=return_cells,
+        layer_norm=sizes.layer_norm,
         **({} if rules is None else rules._asdict()),
     )
 
@@ -458,6 +468,9 @@ def _run_shut(
         raise NotImplementedError(
             "recurrent_dropout and zoneout in training: expected lengths on the CPU"
         )
+
+    if sizes.layer_norm:  # which would normalise what shuts the cells, too
+        raise NotImplementedError("layer_norm: expected lengths on the CPU")
 
     def run(x: Tensor, h: Tensor | None, c: Tensor | None, own: Sequence[Tensor]) -> Any:
         one = Sizes(own[0].shape[1], sizes.hidden_size, bias=sizes.bias, proj_size=sizes.proj_size)

@@ -58,7 +58,8 @@ def generate(
         all tokens but the last, so ``generate(..., tokens[-1:], n, hx=(h_n, c_n))`` goes on. They
         are float64 for float64 modules and float32 for others.
 
-    Modules on other devices run step by step in torch, with the same results up to rounding.
+    Modules on other devices, or with layer_norm, run step by step in torch, with the same results
+    up to rounding.
 
     Raises:
         TypeError: lstm, decoder or prime is of another type.
@@ -116,7 +117,7 @@ def run(
         packed = lstm
     else:
         weights, sizes, head = _module(lstm, decoder)
-        if weights[0].device.type != "cpu":
+        if weights[0].device.type != "cpu" or sizes.layer_norm:
             return _loop(weights, sizes, head, prime, length, hx, how, offset, _rules(lstm))
         lossless = {torch.float64: "fp64", torch.bfloat16: "bf16"}
         storage = lossless.get(weights[0].dtype, "fp32")
@@ -167,6 +168,7 @@ def _module(lstm: Any, decoder: Any) -> tuple[list[Tensor], Sizes, nn.Linear]:
         lstm.num_layers,
         bool(lstm.bias),
         proj_size=lstm.proj_size,
+        layer_norm=isinstance(lstm, LSTM) and bool(lstm.layer_norm),
     )
     if (decoder.in_features, decoder.out_features) != (sizes.out_size, sizes.input_size):
         raise ValueError(
@@ -200,6 +202,8 @@ def _pack(
     storage: str,
     rules: CellRules | None,
 ) -> PackedLSTM:
+    if sizes.layer_norm:
+        raise ValueError("weights of an LSTM with layer_norm cannot be packed: give the module")
     if weights[0].device.type != "cpu":
         raise RuntimeError(f"packed weights are for the CPU, got a module on {weights[0].device}")
     packed = pack(weights, sizes, decoder.weight, decoder.bias, storage, rules)

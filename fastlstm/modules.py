@@ -7,13 +7,14 @@ from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from . import functional
-from .functional import Sizes, State
+from .checks import NORMS, Sizes, check_rules
+from .functional import State
 from .reference import CellRules
 
 __all__ = ["LSTM", "LSTMCell"]
@@ -55,6 +56,10 @@ class LSTM(RNNBase):
             training; in evaluation that share of the old value is kept (Krueger et al., 2017).
             Without proj_size.
         cell_clip: bound on the magnitude of every new c, before its tanh; None for none.
+        layer_norm: normalise the gates' two products, and c on its way to h (Ba, Kiros and Hinton,
+            2016). Adds the parameters ``norm_ih_l0`` and ``norm_hh_l0`` (4H, gains, 1 at first),
+            ``norm_c_l0`` and ``norm_c_bias_l0`` (H) of every layer and direction. Without
+            proj_size. On a GPU its steps run in PyTorch, slowly.
 
     Inputs: ``input, hx``
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without a
@@ -94,6 +99,7 @@ class LSTM(RNNBase):
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     cell_clip: float | None = None
+    layer_norm: bool = False
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class LSTM(RNNBase):
         zoneout_h: float = 0.0,
         zoneout_c: float = 0.0,
         cell_clip: float | None = None,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -139,19 +146,50 @@ class LSTM(RNNBase):
                 )
             if bidirectional:
                 raise ValueError("checkpoint_every: expected bidirectional=False")
-        functional.check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size)
+        check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size, layer_norm)
         given = (
             weight_dropout, checkpoint_every, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+            layer_norm,
         )  # fmt: skip
         for name, value in zip(self._options, given, strict=True):
             if value:  # so that a plain module's state is nn.LSTM's
                 setattr(self, name, value)
+        if layer_norm:
+            self._add_norms(device, dtype)
 
     # What nn.LSTM lacks.
     _options = (
         "weight_dropout", "checkpoint_every", "recurrent_dropout", "zoneout_h", "zoneout_c",
-        "cell_clip",
+        "cell_clip", "layer_norm",
     )  # fmt: skip
+
+    def _add_norms(self, device: Any, dtype: Any) -> None:
+        names = []
+        for own in self._all_weights:
+            suffix = own[0].removeprefix("weight_ih")
+            for norm in NORMS:
+                width = self.hidden_size * (1 if norm.startswith("norm_c") else 4)
+                weight = torch.empty(width, device=device, dtype=dtype)
+                own.append(norm + suffix)
+                self.register_parameter(own[-1], nn.Parameter(weight))
+            names += own
+        for name in names:  # parameters() has them cell by cell
+            self._parameters[name] = self._parameters.pop(name)
+        self._flat_weights_names = names
+        self._init_flat_weights()
+        self._reset_norms()
+
+    def _reset_norms(self) -> None:
+        for name in self._flat_weights_names:
+            if name.startswith("norm_c_bias"):
+                nn.init.zeros_(getattr(self, name))
+            elif name.startswith("norm_"):
+                nn.init.ones_(getattr(self, name))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.layer_norm:
+            self._reset_norms()
 
     def options(self) -> dict[str, Any]:
         """The options in use that ``nn.LSTM`` does not have, by name."""
@@ -317,6 +355,7 @@ class LSTM(RNNBase):
             self.bias,
             bool(self.bidirectional),  # RNNBase takes any truth value
             self.proj_size,
+            bool(self.layer_norm),
         )
 
     # What nn.LSTM has beside forward, for subclasses and callers that use it.

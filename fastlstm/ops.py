@@ -107,6 +107,7 @@ class Options(NamedTuple):
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     cell_clip: float = 0.0
+    layer_norm: bool = False
     allow_tf32: bool = False  # float32 on CUDA: steps on the tensor cores
     algorithm: int = 0  # on CUDA: place in algorithms.ALGORITHMS
 
@@ -135,6 +136,7 @@ def lstm(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     cell_clip: float = 0.0,
+    layer_norm: bool = False,
     seed: Tensor | None = None,
     batch_sizes: Tensor | None = None,
     return_cells: bool = False,
@@ -147,12 +149,15 @@ def lstm(
     """
     options = Options(
         hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout, recurrent_dropout,
-        zoneout_h, zoneout_c, cell_clip,
+        zoneout_h, zoneout_c, cell_clip, layer_norm,
     )  # fmt: skip
     if weights[0].is_cuda:
         allow_tf32, algorithm = algorithms.settings()
         options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
     how = How(options, return_cells)
+    if layer_norm and weights[0].is_cuda:  # no kernels there: the equations in PyTorch
+        found = _reference((input, h0, c0, *weights), batch_sizes, seed, options)
+        return found if return_cells else found[:3]
     if _in_forward_mode():
         # A function's jvp is not itself differentiated forward: what it saved has lost the tangents
         # of other levels.
@@ -483,6 +488,7 @@ def _forward_fake(
     zoneout_h: float,
     zoneout_c: float,
     cell_clip: float,
+    layer_norm: bool,
     allow_tf32: bool,
     algorithm: int,
     save: bool,
@@ -506,7 +512,7 @@ def _forward_fake(
         like.new_empty(cells, batch, options.out_size),
         like.new_empty(cells, batch, hidden_size),
         like.new_empty(num_layers - 1 if save else 0, rows, wide),
-        like.new_empty(cells if save else 0, rows, 4 * hidden_size),
+        like.new_empty(cells if save else 0, rows, (12 if layer_norm else 4) * hidden_size),
         like.new_empty(cells if save else 0, rows, hidden_size, dtype=accumulated),
     )
 
@@ -537,6 +543,7 @@ def _backward_fake(
     zoneout_h: float,
     zoneout_c: float,
     cell_clip: float,
+    layer_norm: bool,
     allow_tf32: bool,
     algorithm: int,
     needs: list[bool],

@@ -28,6 +28,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["CellRules", "cell_backward", "cell_forward", "dropout_mask", "lstm"]
@@ -150,6 +151,18 @@ def dropout_mask(
     return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
 
 
+_EPSILON = 1e-5  # kNormEpsilon in csrc/cell.h
+
+
+class _Norm(NamedTuple):
+    """The gains of W_ih x, W_hh h and c, and what is added to c's."""
+
+    ih: Tensor  # (4H)
+    hh: Tensor
+    c: Tensor  # (H)
+    c_bias: Tensor
+
+
 class _Factors(NamedTuple):
     """One for every row (R, H): of g, and the shares of the new states; None for none."""
 
@@ -189,7 +202,13 @@ def _zoned(share: Tensor | float | None, rows: slice, fresh: Tensor, before: Ten
 
 
 def _ruled_cell(
-    gates: Tensor, c: Tensor, h: Tensor, clip: float, factors: _Factors, rows: slice
+    gates: Tensor,
+    c: Tensor,
+    h: Tensor,
+    clip: float,
+    factors: _Factors,
+    rows: slice,
+    norm: _Norm | None,
 ) -> tuple[Tensor, Tensor]:
     """The new h and c of one step, whose rows have these factors."""
     a_i, a_f, a_g, a_o = gates.chunk(4, dim=-1)
@@ -199,7 +218,10 @@ def _ruled_cell(
     fresh = torch.sigmoid(a_f) * c + torch.sigmoid(a_i) * update
     if clip > 0:
         fresh = fresh.clamp(-clip, clip)
-    new_h = torch.sigmoid(a_o) * torch.tanh(fresh)
+    squashed = fresh
+    if norm is not None:
+        squashed = F.layer_norm(fresh, fresh.shape[-1:], norm.c, norm.c_bias, _EPSILON)
+    new_h = torch.sigmoid(a_o) * torch.tanh(squashed)
     return _zoned(factors.new_h, rows, new_h, h), _zoned(factors.new_c, rows, fresh, c)
 
 
@@ -213,6 +235,7 @@ def _layer(
     reverse: bool,
     clip: float = 0.0,
     factors: _Factors | None = None,
+    norm: _Norm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One direction of one layer over packed rows: x (R, I), h (B, P), c (B, H).
 
@@ -220,11 +243,18 @@ def _layer(
     """
     w_ih, w_hh = weights[0], weights[1]
     w_hr = weights[-1] if len(weights) % 2 else None
+
+    def normed(product: Tensor, gain: Tensor | None) -> Tensor:
+        if gain is None:
+            return product
+        return F.layer_norm(product, product.shape[-1:], gain, None, _EPSILON)
+
     bias = weights[2] + weights[3] if has_bias else None
     if x.dtype in (torch.int32, torch.int64):  # an index is a one-hot row: it picks a column
         projected = w_ih.t()[x.long()]
     else:
         projected = x @ w_ih.t()
+    projected = normed(projected, norm.ih if norm else None)
     if bias is not None:
         projected = projected + bias
     steps = list(torch.split(projected, list(sizes)))
@@ -233,12 +263,12 @@ def _layer(
     cells: list[Tensor] = [x] * len(steps)
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         n = sizes[t]
-        gates = steps[t] + h[:n] @ w_hh.t()
+        gates = steps[t] + normed(h[:n] @ w_hh.t(), norm.hh if norm else None)
         if factors is None:
             new_h, new_c, _ = cell_forward(gates, c[:n])
         else:
             rows = slice(first[t], first[t + 1])
-            new_h, new_c = _ruled_cell(gates, c[:n], h[:n], clip, factors, rows)
+            new_h, new_c = _ruled_cell(gates, c[:n], h[:n], clip, factors, rows, norm)
         if w_hr is not None:
             new_h = new_h @ w_hr.t()
         outputs[t], cells[t] = new_h, new_c
@@ -262,6 +292,7 @@ def lstm(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     cell_clip: float = 0.0,
+    layer_norm: bool = False,
     seed: Tensor | None = None,
     batch_sizes: Tensor | None = None,
     return_cells: bool = False,
@@ -274,9 +305,17 @@ def lstm(
         h0: ``(L*D, B, P)`` or None for zeros, ``P = proj_size or hidden_size``.
         c0: ``(L*D, B, H)`` or None for zeros.
         weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` for every layer and direction, in the order
-            of ``nn.LSTM``'s flat weights.
+            of ``nn.LSTM``'s flat weights, and with layer_norm ``norm_ih`` and ``norm_hh`` (4H),
+            ``norm_c`` and ``norm_c_bias`` (H) behind each.
         dropout, seed: dropout between layers, drawn from the one-element int64 ``seed``.
         recurrent_dropout, zoneout_h, zoneout_c, cell_clip: see :class:`CellRules`.
+        layer_norm: normalise the two products of the gates, and c on its way to h (Ba, Kiros and
+            Hinton, 2016):
+
+                a   = norm_ih * norm(W_ih x_t) + b_ih + norm_hh * norm(W_hh h_{t-1}) + b_hh
+                h_t = o * tanh(norm_c * norm(c_t) + norm_c_bias)
+
+            with norm(v) = (v - mean v) / sqrt(var v + 1e-5), over all four gates or over c.
         batch_sizes: ``(T,)`` int64 on the CPU, or None where all sequences have length T.
         return_cells: whether to return the cell states of every step too.
 
@@ -285,7 +324,7 @@ def lstm(
         and with ``return_cells`` ``(L*D, R, H)``, R = T*B rows where input is not packed.
     """
     directions = 2 if bidirectional else 1
-    per_cell = 2 + 2 * has_bias + (proj_size > 0)
+    per_cell = 2 + 2 * has_bias + (proj_size > 0) + 4 * layer_norm
     out_size = proj_size or hidden_size
     if batch_sizes is None:
         steps, batch = input.shape[:2]
@@ -311,11 +350,13 @@ def lstm(
         outputs = []
         for direction in range(directions):
             cell = layer * directions + direction
-            own = weights[cell * per_cell : (cell + 1) * per_cell]
+            own = list(weights[cell * per_cell : (cell + 1) * per_cell])
+            norm = _Norm(*own[-4:]) if layer_norm else None
+            own = own[:-4] if layer_norm else own
             given = (x, h0[cell], c0[cell], own, has_bias, sizes, direction == 1)
-            if any(rules):
+            if any(rules) or layer_norm:
                 factors = _factors(rules, seed, layer, direction, t, b, like, hidden_size)
-                y, h, c, every = _layer(*given, cell_clip, factors)
+                y, h, c, every = _layer(*given, cell_clip, factors, norm)
             else:
                 y, h, c, every = _layer(*given)
             h_n.append(h)

@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks import problems
 from benchmarks.problems import Problem
 from fastlstm import reference
+from fastlstm.checks import NORMS
 from fastlstm.reference import CellRules
 
 SIMT = Path(__file__).parent / "simt"
@@ -42,7 +43,8 @@ def _struct(name: str, **fields: Any) -> type[c.Structure]:
 
 
 # csrc/lstm.h and tests/simt/library.cpp
-_Weights = _struct("CellWeights", w_ih=_p, w_hh=_p, b_ih=_p, b_hh=_p, w_hr=_p)
+_Weights = _struct("CellWeights", w_ih=_p, w_hh=_p, b_ih=_p, b_hh=_p, w_hr=_p,
+                   **dict.fromkeys(NORMS, _p))  # fmt: skip
 _Problem = _struct(
     "Problem",
     **{"dtype": _i32, "input_kind": _i32, "steps": _i64, "batch": _i64, "rows": _i64},
@@ -50,6 +52,7 @@ _Problem = _struct(
     **{"layers": _i32, "directions": _i32, "batch_sizes": _p, "input": _p, "stride_t": _i64},
     **{"stride_b": _i64, "h0": _p, "c0": _p, "weights": _p, "dropout": c.c_double, "seed": _p},
     **dict.fromkeys(CellRules._fields, c.c_double),
+    layer_norm=c.c_bool,
 )
 _Saved = _struct("Saved", output=_p, hidden=_p, gates=_p, cells=_p)
 _Forward = _struct("Forward", problem=_Problem, saved=_Saved, h_n=_p, c_n=_p)
@@ -226,12 +229,13 @@ class _Call:
         dropout: float = 0.0,
         seed: Tensor | None = None,
         batch_sizes: Tensor | None = None,
+        layer_norm: bool = False,
         **rules: float,
     ) -> None:
         self.kept = [x for x in (input, h0, c0, seed, *weights) if x is not None]
         self.dtype = weights[0].dtype
         self.accumulated = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.per_cell = 2 + 2 * has_bias + (proj_size > 0)
+        self.per_cell = 2 + 2 * has_bias + (proj_size > 0) + 4 * layer_norm
         self.directions = 1 + bidirectional
         self.cells = num_layers * self.directions
         self.hidden_size, self.out_size = hidden_size, proj_size or hidden_size
@@ -243,7 +247,10 @@ class _Call:
         self.leading = (self.rows,) if packed else (self.steps, self.batch)
         self.batch_sizes = batch_sizes
         self.layers = num_layers
-        self.weights = self.by_cell(weights, has_bias, proj_size > 0)
+        self.names = ["w_ih", "w_hh", *["b_ih", "b_hh"] * has_bias, *["w_hr"] * (proj_size > 0)]
+        self.names += NORMS * layer_norm
+        self.saved_per_unit = 12 if layer_norm else 4
+        self.weights = self.by_cell(weights)
         self.problem = _Problem(
             dtype=_DTYPES.index(self.dtype),
             input_kind=kinds.get(input.dtype, 0),
@@ -265,14 +272,15 @@ class _Call:
             weights=c.cast(self.weights, c.c_void_p),
             dropout=dropout if num_layers > 1 else 0.0,
             seed=_pointer(seed),
+            layer_norm=layer_norm,
             **rules,
         )
 
-    def by_cell(self, tensors: Sequence[Tensor], has_bias: bool, projected: bool) -> Any:
-        names = ["w_ih", "w_hh", *["b_ih", "b_hh"] * has_bias, *["w_hr"] * projected]
+    def by_cell(self, tensors: Sequence[Tensor]) -> Any:
         array = (_Weights * self.cells)()
         for j, x in enumerate(tensors):
-            setattr(array[j // len(names)], names[j % len(names)], _pointer(x))
+            cell, kind = divmod(j, len(self.names))
+            setattr(array[cell], self.names[kind], _pointer(x))
         return array
 
 
@@ -286,7 +294,9 @@ class _Function(torch.autograd.Function):
         h_n = _nan(call.cells, call.batch, call.out_size, dtype=call.dtype)
         c_n = _nan(call.cells, call.batch, call.hidden_size, dtype=call.dtype)
         hidden = _nan(call.layers - 1, call.rows, wide, dtype=call.dtype)
-        gates = _nan(call.cells, call.rows, 4 * call.hidden_size, dtype=call.dtype)
+        gates = _nan(
+            call.cells, call.rows, call.saved_per_unit * call.hidden_size, dtype=call.dtype
+        )
         cells = _nan(call.cells, call.rows, call.hidden_size, dtype=call.accumulated)
         saved = [output, hidden, gates, cells]
         args = _Forward(call.problem, _Saved(*map(_pointer, saved)), _pointer(h_n), _pointer(c_n))
@@ -306,8 +316,7 @@ class _Function(torch.autograd.Function):
             torch.full(x.shape, torch.nan, dtype=x.dtype) if need else None
             for x, need in zip((input, h0, c0, *weights), needs, strict=True)
         ]
-        has_bias, proj = ctx.options.get("has_bias", True), ctx.options.get("proj_size", 0) > 0
-        into = call.by_cell(needed[3:], has_bias, proj)
+        into = call.by_cell(needed[3:])
         args = _Backward(
             call.problem,
             _Saved(*map(_pointer, ctx.saved)),

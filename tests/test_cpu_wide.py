@@ -14,7 +14,7 @@ import pytest
 import torch
 from simt_library import ROOT, Emulated
 
-from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make, outputs_and_gradients
+from benchmarks.problems import NORMED, OPTIONS, Problem, make, outputs_and_gradients, tolerance
 from fastlstm import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -80,14 +80,14 @@ def check(library, p, threads):
         floor = 1e-2 * max(b.norm() for b in theirs)  # see TOLERANCE
         for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             error = (a.double() - b).norm() / torch.maximum(b.norm(), floor).clamp_min(1e-6)
-            assert error < TOLERANCE[p.dtype], f"{j} of {p}: relative error {error:.2e}"
+            assert error < tolerance(p), f"{j} of {p}: relative error {error:.2e}"
     return [*found[0], *found[1]]
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", OPTIONS | NORMED)
 def test_wide_kernels_match_the_reference(name, dtype, libraries):
-    check(libraries[dtype], Problem(dtype=dtype, **OPTIONS[name]), threads=2)
+    check(libraries[dtype], Problem(dtype=dtype, **(OPTIONS | NORMED)[name]), threads=2)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

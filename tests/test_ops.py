@@ -46,6 +46,7 @@ OPTIONS = {
         "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
     },
     **{name: fields for name, fields in problems.OPTIONS.items() if "rules" in fields},
+    **problems.NORMED,
 }  # fmt: skip
 
 

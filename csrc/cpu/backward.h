@@ -22,10 +22,11 @@ class BackwardTask {
 
   // grad_y: gradient of the layer's (undropped) output, (rows, directions * P), or null.
   BackwardTask(const Backward& f, const Rows& rows, const S* grad_y, const Panels<E>& hh,
-               const Panels<E>& hr, const Chunk<E>& chunk, int layer, int direction, int64_t begin,
-               int64_t end)
+               const Panels<E>& hr, const NormWeights<S>& norm, const Chunk<E>& chunk, int layer,
+               int direction, int64_t begin, int64_t end)
       : p_(f.problem),
         rows_(rows),
+        norm_(norm),
         hh_(hh),
         hr_(hr),
         chunk_(chunk),
@@ -39,7 +40,8 @@ class BackwardTask {
     const int64_t index = int64_t(layer) * p_.directions + direction;
     const int64_t batch = end - begin, h_state = p_.batch * p_.out_size,
                   c_state = p_.batch * units_;
-    gates_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units_);
+    saved_wide_ = saved_per_unit(p_) * units_;
+    gates_ = cell_part<S>(f.saved.gates, index, p_.rows * saved_wide_);
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units_);
     grad_cells_ = cell_part<T>(f.grad_cells, index, p_.rows * units_);
     grad_h0_ = cell_part<S>(f.grad_h0, index, h_state);
@@ -50,6 +52,7 @@ class BackwardTask {
     dc_.reset(batch * c_wide_);
     c0_.reset(batch * c_wide_);
     if (p_.projected) raw_dh_.reset(batch * c_wide_);
+    if (p_.layer_norm) scratch_.reset(batch * spread<T>(6 * units_));
     fill(dh_, h_wide_, cell_part<S>(f.grad_h_n, index, h_state), p_.out_size);
     fill(dc_, c_wide_, cell_part<S>(f.grad_c_n, index, c_state), units_);
     fill(c0_, c_wide_, cell_part<S>(p_.c0, index, c_state), units_);
@@ -72,9 +75,7 @@ class BackwardTask {
   }
 
  private:
-  E* dgates(int64_t row) const {
-    return chunk_.dgates.get() + (row - chunk_.first) * chunk_.gates_wide;
-  }
+  E* dgates(int64_t row) const { return chunk_.row(chunk_.dgates, row); }
   E* projected_dh(int64_t row) const {
     return chunk_.dh.get() + (row - chunk_.first) * chunk_.dh_wide;
   }
@@ -115,17 +116,49 @@ class BackwardTask {
       });
       team_.meet();
     }
+    if (p_.layer_norm)
+      team_.share_ranges(member, active, [&](int64_t begin, int64_t end) {
+        add_grad_y(first + begin, end - begin, 0, units_, begin);
+        for (int64_t b = begin; b < end; ++b) run_normed(t, b, first + b);
+      });
+    else
+      run_cells(t, first, active, share);
+    if (s == 0 && !grad_h0_) return;
+    team_.meet();
+    // Zoneout left a part of dh there.
+    const bool add = p_.cell.zoneout_h > 0;
+    share(p_.out_size, [&](int64_t panel, int64_t begin, int64_t n) {
+      gemm_rows(dh_.get() + begin, h_wide_, chunk_.row(chunk_.to_hidden(), first),
+                chunk_.gates_wide, hh_.panel(panel), active, 4 * units_, n, add);
+    });
+  }
+
+  // c before row's step.
+  const T* previous_cell(int64_t t, int64_t b) const {
+    const int64_t before = direction_ == 0 ? t - 1 : t + 1;
+    return begin_ + b < rows_.active(before) ? cells_ + rows_.at(before, begin_ + b) * units_
+                                             : c0_.get() + b * c_wide_;
+  }
+
+  void run_normed(int64_t t, int64_t b, int64_t row) const {
+    norm_backward<S>(norm_, gates_ + row * saved_wide_, previous_cell(t, b),
+                     dh_.get() + b * h_wide_, dc_.get() + b * c_wide_,
+                     grad_cells_ ? grad_cells_ + row * units_ : nullptr, rules_,
+                     rules_.row(t, begin_ + b), units_, scratch_.get() + b * spread<T>(6 * units_),
+                     dgates(row), chunk_.row(chunk_.dz_x, row), chunk_.row(chunk_.dz_h, row),
+                     chunk_.terms.get() + (row - chunk_.first) * norm_terms(units_));
+  }
+
+  template <class Share>
+  void run_cells(int64_t t, int64_t first, int64_t active, Share&& share) {
     share(units_, [&](int64_t panel, int64_t begin, int64_t n) {
       if (p_.projected)
         gemm_rows(raw_dh_.get() + begin, c_wide_, projected_dh(first), chunk_.dh_wide,
                   hr_.panel(panel), active, p_.out_size, n, false);
       else
         add_grad_y(first, active, begin, n);
-      const int64_t before = direction_ == 0 ? t - 1 : t + 1;
       for (int64_t b = 0; b < active; ++b) {
-        const bool has_before = begin_ + b < rows_.active(before);
-        const T* c_prev =
-            has_before ? cells_ + rows_.at(before, begin_ + b) * units_ : c0_.get() + b * c_wide_;
+        const T* c_prev = previous_cell(t, b);
         T* dh = p_.projected ? raw_dh_.get() + b * c_wide_ : dh_.get() + b * h_wide_;
         if (rules_.plain)
           run_cell<false>(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
@@ -133,23 +166,16 @@ class BackwardTask {
           run_cell<true>(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
       }
     });
-    if (s == 0 && !grad_h0_) return;
-    team_.meet();
-    // Zoneout left a part of dh there.
-    const bool add = p_.cell.zoneout_h > 0;
-    share(p_.out_size, [&](int64_t panel, int64_t begin, int64_t n) {
-      gemm_rows(dh_.get() + begin, h_wide_, dgates(first), chunk_.gates_wide, hh_.panel(panel),
-                active, 4 * units_, n, add);
-    });
   }
 
-  void add_grad_y(int64_t first, int64_t active, int64_t begin, int64_t n) {
+  // Columns [begin, begin + n) of some rows, the first of which is sequence b's.
+  void add_grad_y(int64_t first, int64_t rows, int64_t begin, int64_t n, int64_t b = 0) {
     if (grad_y_ == nullptr) return;
     const int64_t y_wide = p_.directions * p_.out_size;
-    for (int64_t b = 0; b < active; ++b) {
-      const S* from = grad_y_ + (first + b) * y_wide + begin;
-      T* to = dh_.get() + b * h_wide_ + begin;
-      for (int64_t j = 0; j < n; ++j) to[j] += to_acc(from[j]);
+    for (int64_t j = 0; j < rows; ++j) {
+      const S* from = grad_y_ + (first + j) * y_wide + begin;
+      T* to = dh_.get() + (b + j) * h_wide_ + begin;
+      for (int64_t k = 0; k < n; ++k) to[k] += to_acc(from[k]);
     }
   }
 
@@ -188,15 +214,18 @@ class BackwardTask {
   Team team_{0};
   int64_t last_step_ = 0;
   const Rows& rows_;
+  const NormWeights<S>& norm_;
   const Panels<E>&hh_, &hr_;
   const Chunk<E>& chunk_;
   const int direction_;
   const int64_t begin_, end_, units_, h_wide_, c_wide_;
   const DrawnRules<T> rules_;
+  int64_t saved_wide_;
   const S *gates_, *grad_y_;
   const T *cells_, *grad_cells_;
   S *grad_h0_, *grad_c0_;
   Buffer<T> dh_, dc_, c0_, raw_dh_;  // dh: of h after projection; raw_dh: before it
+  Buffer<T> scratch_;                // of norm_backward
 };
 
 // Gradient of a layer's input, with the lower layer's dropout applied: to (rows, width).
@@ -229,7 +258,7 @@ class InputGrad {
     for_blocks(chunk.rows, [&](int64_t first, int64_t count) {
       Buffer<T> own(both_.get() ? 0 : count * wide_);
       T* sum = both_.get() ? both_.get() + (chunk.first + first) * wide_ : own.get();
-      gemm_rows(sum, wide_, chunk.dgates.get() + first * chunk.gates_wide, chunk.gates_wide,
+      gemm_rows(sum, wide_, chunk.to_input().get() + first * chunk.gates_wide, chunk.gates_wide,
                 ih_[direction].data.get(), count, 4 * p_.hidden_size, width_,
                 both_.get() != nullptr);
       if (both_.get() == nullptr) write_rows(sum, chunk.first + first, count);
@@ -293,9 +322,9 @@ void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
   const LayerInput<S> input(p, f.saved, rows, layer);
   Panels<E> hh[2], hr[2];
   Chunk<E> chunk[2];
-  const int64_t row_bytes = spread<E>(4 * p.hidden_size) * int64_t(sizeof(E));
-  const int64_t most = max_of(kChunkLeastRows, kChunkBytes / row_bytes);
+  const int64_t most = max_of(kChunkLeastRows, kChunkBytes / Chunk<E>::row_bytes(p));
   List<WeightGrads<S>> weights(p.directions);
+  List<NormWeights<S>> norms(p.directions);
   for (int d = 0; d < p.directions; ++d) {
     const CellWeights& w = p.weights[layer * p.directions + d];
     hh[d].pack_plain(runtime, static_cast<const S*>(w.w_hh), 4 * p.hidden_size, p.out_size);
@@ -303,6 +332,7 @@ void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
       hr[d].pack_plain(runtime, static_cast<const S*>(w.w_hr), p.out_size, p.hidden_size);
     chunk[d].reset(p, min_of(p.rows, max_of(most, p.batch)));
     weights.add(f, runtime, rows, input, layer, d);
+    norms.add(p, w);
   }
   InputGrad<S> input_grad(p, runtime, rows, layer, grad_x);
   const int64_t work = p.directions * p.rows * 4 * p.hidden_size * p.out_size;
@@ -311,7 +341,8 @@ void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
   List<BackwardTask<S>> tasks(p.directions * split.count);
   for (int64_t j = 0; j < split.count; ++j)
     for (int d = 0; d < p.directions; ++d)
-      tasks.add(f, rows, grad_y, hh[d], hr[d], chunk[d], layer, d, split.begin(j), split.end(j));
+      tasks.add(f, rows, grad_y, hh[d], hr[d], norms[d], chunk[d], layer, d, split.begin(j),
+                split.end(j));
   for (int64_t last = p.steps, first; last > 0; last = first) {
     first = last - 1;
     while (first > 0 && set_chunk(rows, chunk, p, first - 1, last) <= most) --first;

@@ -15,7 +15,7 @@
 // Moves per step and task: W_hh once from cache (4HP elements); h and c stay in the task's scratch.
 #pragma once
 
-#include "layer.h"
+#include "norm.h"
 
 namespace fastlstm {
 namespace {
@@ -26,7 +26,9 @@ constexpr int64_t kTableRows = 4096;
 // At most so many rows read the weights where they stand; packing costs about as much as three.
 constexpr int64_t kDirectRows = 8;
 constexpr int kDirectTile = 4;  // of them at a time
-FASTLSTM_INLINE bool runs_direct(const Problem& p) { return !p.projected && p.rows <= kDirectRows; }
+FASTLSTM_INLINE bool runs_direct(const Problem& p) {
+  return !p.projected && !p.layer_norm && p.rows <= kDirectRows;
+}
 
 template <class S>
 struct ForwardCell {
@@ -34,8 +36,13 @@ struct ForwardCell {
   typedef Operand<S> E;
 
   ForwardCell(const Problem& p, const Runtime& runtime, const CellWeights& w, int64_t input_width,
-              InputKind kind) {
+              InputKind kind)
+      : norm(p, w) {
     const int64_t units = p.hidden_size;
+    if (p.layer_norm) {
+      pack_plain_rows(p, runtime, w, input_width, kind);
+      return;
+    }
     const int64_t panels = 4 * panels_of<T>(units);
     // Row of W (4H rows) that stands in column j of a panel, or -1 in the padding.
     auto gate_row = [=](int64_t panel, int j) {
@@ -76,6 +83,19 @@ struct ForwardCell {
     if (p.projected) hr.pack_transposed(runtime, static_cast<const S*>(w.w_hr), units, p.out_size);
   }
 
+  // For norm.h: rows of products and the bias in the weights' order.
+  void pack_plain_rows(const Problem& p, const Runtime& runtime, const CellWeights& w,
+                       int64_t input_width, InputKind kind) {
+    const int64_t gates = 4 * p.hidden_size;
+    const S *b_ih = static_cast<const S*>(w.b_ih), *b_hh = static_cast<const S*>(w.b_hh);
+    bias.reset(gates);
+    for (int64_t j = 0; j < gates; ++j) bias[j] = b_ih ? to_acc(b_ih[j]) + to_acc(b_hh[j]) : T(0);
+    w_ih = static_cast<const S*>(w.w_ih);
+    vocabulary = input_width;
+    hh.pack_transposed(runtime, static_cast<const S*>(w.w_hh), p.out_size, gates);
+    if (kind == InputKind::dense) ih.pack_transposed(runtime, w_ih, input_width, gates);
+  }
+
   // Pre-activations for index x: a column of W_ih, and the bias, in the panels' order.
   void gather(T* to, int64_t x, int64_t units) const {
     const int64_t blocks = panels_of<T>(units);
@@ -88,6 +108,7 @@ struct ForwardCell {
         }
   }
 
+  const NormWeights<S> norm;
   Panels<E> ih, hh, hr;
   Buffer<T> bias, table;
   bool direct = false;
@@ -115,7 +136,7 @@ class ForwardTask {
         begin_(begin),
         end_(end),
         units_(p_.hidden_size),
-        gates_wide_(4 * padded<T>(units_)),
+        gates_wide_(p_.layer_norm ? spread<T>(4 * units_) : 4 * padded<T>(units_)),
         x_wide_(spread<E>(input.width)),
         h_wide_(spread<E>(max_of(units_, p_.out_size))),
         rules_(drawn_rules<T>(p_, layer, direction)) {
@@ -125,7 +146,8 @@ class ForwardTask {
     h_n_ = cell_part<S>(f.h_n, index, p_.batch * p_.out_size);
     const S* c0 = cell_part<S>(p_.c0, index, p_.batch * units_);
     c_n_ = cell_part<S>(f.c_n, index, p_.batch * units_);
-    gates_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units_);
+    saved_wide_ = saved_per_unit(p_) * units_;
+    gates_ = cell_part<S>(f.saved.gates, index, p_.rows * saved_wide_);
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units_);
     y_wide_ = p_.directions * p_.out_size;
     y_ = layer == p_.layers - 1 ? static_cast<S*>(f.saved.output)
@@ -143,6 +165,10 @@ class ForwardTask {
       raw_h_.reset(batch * h_wide_);
       projected_.reset(batch * h_wide_);
     }
+    if (p_.layer_norm) {
+      z_.reset(batch * gates_wide_);
+      rows_h_.reset(batch * 2 * c_wide());
+    }
     const int64_t most = max_of(kAheadRows, batch);
     start_.reset(most);
     ahead_row_.reset(most);
@@ -157,6 +183,7 @@ class ForwardTask {
   }
 
  private:
+  int64_t c_wide() const { return padded<T>(units_); }
   int64_t time(int64_t s) const { return direction_ == 0 ? s : p_.steps - 1 - s; }
   // How many of this task's sequences take part in step s.
   int64_t count(int64_t s) const {
@@ -203,7 +230,10 @@ class ForwardTask {
           E* x = x_.get() + n * x_wide_;
           input_.load(x, ahead_row_[n], 0, input_.width);
           for (int64_t k = input_.width; k < packed_depth<E>(input_.width); ++k) x[k] = E{};
-          memcpy(own, cell_.bias.get(), size_t(gates_wide_) * sizeof(T));
+          if (!p_.layer_norm) memcpy(own, cell_.bias.get(), size_t(gates_wide_) * sizeof(T));
+        } else if (p_.layer_norm) {
+          const S* column = cell_.w_ih + input_.index(ahead_row_[n]);
+          for (int64_t j = 0; j < 4 * units_; ++j) own[j] = to_acc(column[j * cell_.vocabulary]);
         } else if (own) {
           cell_.gather(own, input_.index(ahead_row_[n]), units_);
         }
@@ -211,10 +241,26 @@ class ForwardTask {
       }
     });
     team_.meet();
-    if (!dense || cell_.direct) return;
-    team_.share_ranges(member, gates_wide_ / kPanel<T>, [&](int64_t first, int64_t last) {
-      gemm_rows(ahead_.get() + first * kPanel<T>, gates_wide_, x_.get(), x_wide_,
-                cell_.ih.panel(first), ahead_rows_, input_.width, (last - first) * kPanel<T>, true);
+    if (dense && !cell_.direct) {
+      const int64_t panels = p_.layer_norm ? panels_of<T>(4 * units_) : gates_wide_ / kPanel<T>;
+      team_.share_ranges(member, panels, [&](int64_t first, int64_t last) {
+        gemm_rows(ahead_.get() + first * kPanel<T>, gates_wide_, x_.get(), x_wide_,
+                  cell_.ih.panel(first), ahead_rows_, input_.width, (last - first) * kPanel<T>,
+                  !p_.layer_norm);
+      });
+      team_.meet();
+    }
+    if (p_.layer_norm) normalise_input(member);
+  }
+
+  void normalise_input(int member) {
+    const int64_t count = 4 * units_;
+    team_.share_ranges(member, ahead_rows_, [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) {
+        T* own = ahead_.get() + n * gates_wide_;
+        if (gates_) convert(gates_ + ahead_row_[n] * saved_wide_ + count, own, count);
+        write_normed(own, own, cell_.norm.ih.get(), cell_.bias.get(), count);
+      }
     });
     team_.meet();
   }
@@ -224,6 +270,7 @@ class ForwardTask {
     const int64_t t = time(s), active = count(s);
     if (active == 0) return;
     if (projects_) project(member);
+    if (p_.layer_norm) return advance_normed(t, active, member);
     const int64_t blocks = panels_of<T>(units_);
     if (cell_.direct) {
       // So few steps that a team would hardly have met: threads for each of them.
@@ -241,6 +288,34 @@ class ForwardTask {
       });
     }
     if (p_.projected) project_h(t, active, member);
+  }
+
+  // The same with layer normalisation: whole rows of W_hh h first.
+  void advance_normed(int64_t t, int64_t active, int member) {
+    const int64_t count = 4 * units_;
+    team_.share_ranges(member, panels_of<T>(count), [&](int64_t first, int64_t last) {
+      gemm_rows(z_.get() + first * kPanel<T>, gates_wide_, h_[0].get(), h_wide_,
+                cell_.hh.panel(first), active, units_, (last - first) * kPanel<T>, false);
+    });
+    team_.meet();
+    team_.share_ranges(member, active, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) {
+        const int64_t row = rows_.at(t, begin_ + b);
+        const T* z = z_.get() + b * gates_wide_;
+        T *h = rows_h_.get() + b * 2 * c_wide(), *c = c_.get() + b * c_wide();
+        S* saved = gates_ ? gates_ + row * saved_wide_ : nullptr;
+        norm_forward<S>(cell_.norm, ahead_.get() + (row_ + b) * gates_wide_, z, c, h + c_wide(), h,
+                        h_[0].get() + b * h_wide_, rules_, rules_.row(t, begin_ + b), units_,
+                        saved);
+        S* y = y_ + row * y_wide_;
+        convert(y, h, units_);
+        convert(h_[1].get() + b * h_wide_, y, units_);  // as the output holds it
+        for (int64_t j = units_; j < packed_depth<E>(units_); ++j) h_[1][b * h_wide_ + j] = E{};
+        if (!saved) continue;
+        convert(saved + 2 * count, z, count);
+        convert(cells_ + row * units_, c, units_);
+      }
+    });
   }
 
   template <int M>
@@ -371,13 +446,14 @@ class ForwardTask {
   const int layer_, direction_;
   const int64_t begin_, end_, units_, gates_wide_, x_wide_, h_wide_;
   const DrawnRules<T> rules_;
-  int64_t y_wide_;
+  int64_t y_wide_, saved_wide_;
   const S* h0_;
   S *h_n_, *c_n_, *gates_, *y_;
   T* cells_;
   Buffer<E> h_[2];  // h before and after the step
   Buffer<E> raw_h_, x_;
   Buffer<T> c_, projected_, ahead_;
+  Buffer<T> z_, rows_h_;  // layer norm: W_hh h; rows of norm_forward
   Buffer<const T*> start_;
   Buffer<int64_t> ahead_row_;
   // Sequences that have begun; rows ahead, the first of them that the step reads, and whether it

@@ -17,6 +17,9 @@ FASTLSTM_INLINE int64_t spread(int64_t n) {
   return wide * int64_t(sizeof(T)) % 1024 == 0 ? wide + kPanel<T> : wide;
 }
 
+// Saved.gates, for each unit of a row.
+FASTLSTM_INLINE int64_t saved_per_unit(const Problem& p) { return p.layer_norm ? 12 : 4; }
+
 // The (t, b) pairs in time-major order, sequences of different lengths packed longest first.
 class Rows {
  public:

@@ -7,7 +7,7 @@
 // in an order that does not depend on threads.
 #pragma once
 
-#include "layer.h"
+#include "norm.h"
 
 namespace fastlstm {
 namespace {
@@ -15,19 +15,40 @@ namespace {
 constexpr int64_t kTileM = 24 * kTileRows, kTileN = 256, kSliceRows = 192;
 constexpr int64_t kTileColumns = 64;  // of dgates, in a task that sums rows
 
-// What the pass back through time leaves of a chunk of rows: gradients of the pre-activations and,
-// with a projection, of h. Rows are padded so that they spread over cache sets.
+// What the pass back through time leaves of a chunk of rows: gradients of the pre-activations;
+// with a projection, of h; with layer normalisation also those of the products of the
+// pre-activations, and the terms of the gains' gradients. Rows are padded so that they spread over
+// cache sets.
 template <class E>
 struct Chunk {
+  typedef Acc<E> T;
+
+  static int64_t row_bytes(const Problem& p) {
+    const int64_t wide = spread<E>(4 * p.hidden_size) * int64_t(sizeof(E));
+    return p.layer_norm ? 3 * wide + norm_terms(p.hidden_size) * int64_t(sizeof(T)) : wide;
+  }
   void reset(const Problem& p, int64_t most_rows) {
     gates_wide = spread<E>(4 * p.hidden_size);
     dgates.reset(most_rows * gates_wide);
+    normed = p.layer_norm;
+    if (normed) {
+      dz_x.reset(most_rows * gates_wide);
+      dz_h.reset(most_rows * gates_wide);
+      terms.reset(most_rows * norm_terms(p.hidden_size));
+    }
     if (p.projected) {
       dh_wide = spread<E>(p.out_size);
       dh.reset(most_rows * dh_wide);
     }
   }
-  Buffer<E> dgates, dh;
+  // What is multiplied by W_ih and the input, and by W_hh and h.
+  const Buffer<E>& to_input() const { return normed ? dz_x : dgates; }
+  const Buffer<E>& to_hidden() const { return normed ? dz_h : dgates; }
+  E* row(const Buffer<E>& of, int64_t r) const { return of.get() + (r - first) * gates_wide; }
+
+  Buffer<E> dgates, dh, dz_x, dz_h;
+  Buffer<T> terms;
+  bool normed = false;
   int64_t gates_wide = 0, dh_wide = 0;
   int64_t first = 0, rows = 0;  // which rows of the problem
 };
@@ -129,7 +150,8 @@ class WeightGrads {
                                 : static_cast<const S*>(f.saved.hidden) + layer * p_.rows * y_wide_;
     y_ += direction * p_.out_size;
     h0_ = cell_part<S>(p_.h0, index, p_.batch * p_.out_size);
-    gates_o_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units) + 3 * units;
+    if (p_.projected)
+      gates_o_ = cell_part<S>(f.saved.gates, index, p_.rows * 4 * units) + 3 * units;
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units);
     if (grads_.w_ih && input.kind == InputKind::dense) ih_.reset(4 * units, input.width);
     if (grads_.w_hh) hh_.reset(4 * units, p_.out_size);
@@ -138,19 +160,22 @@ class WeightGrads {
     // neighbouring elements.
     if (grads_.b_ih || grads_.b_hh) bias_.reset(1, 4 * units);
     if (grads_.w_ih && input.kind != InputKind::dense) by_index_.reset(input.width, 4 * units);
+    if (grads_.norm_ih || grads_.norm_hh || grads_.norm_c || grads_.norm_c_bias)
+      terms_.reset(1, norm_terms(units));
   }
 
   void add(const Chunk<E>& chunk) {
     const int64_t columns = bias_.n || by_index_.n ? ceil_div(4 * p_.hidden_size, kTileColumns) : 0;
     const int64_t ih = ih_.tiles(), hh = ih + hh_.tiles(), hr = hh + hr_.tiles();
-    parallel(runtime_, hr + columns, [&](int64_t task) {
+    const int64_t terms = ceil_div(terms_.n, kTileColumns);
+    parallel(runtime_, hr + columns + terms, [&](int64_t task) {
       if (task < ih)
-        ih_.add(task, chunk.dgates.get(), chunk.gates_wide, chunk.rows,
+        ih_.add(task, chunk.to_input().get(), chunk.gates_wide, chunk.rows,
                 [&](E* to, int64_t r, int64_t first, int64_t n) {
                   input_.load(to, chunk.first + r, first, n);
                 });
       else if (task < hh)
-        hh_.add(task - ih, chunk.dgates.get(), chunk.gates_wide, chunk.rows,
+        hh_.add(task - ih, chunk.to_hidden().get(), chunk.gates_wide, chunk.rows,
                 [&](E* to, int64_t r, int64_t first, int64_t n) {
                   load_h_prev(to, chunk.first + r, first, n);
                 });
@@ -159,8 +184,10 @@ class WeightGrads {
                 [&](E* to, int64_t r, int64_t first, int64_t n) {
                   load_raw_h(to, chunk.first + r, first, n);
                 });
-      else
+      else if (task < hr + columns)
         sum_columns(chunk, (task - hr) * kTileColumns);
+      else
+        sum_terms(chunk, (task - hr - columns) * kTileColumns);
     });
   }
 
@@ -170,6 +197,11 @@ class WeightGrads {
     if (hr_.n) hr_.write(runtime_, static_cast<S*>(grads_.w_hr));
     if (grads_.b_ih) bias_.write(runtime_, static_cast<S*>(grads_.b_ih));
     if (grads_.b_hh) bias_.write(runtime_, static_cast<S*>(grads_.b_hh));
+    const int64_t units = p_.hidden_size;
+    write_terms(grads_.norm_ih, 0, 4 * units);
+    write_terms(grads_.norm_hh, 4 * units, 4 * units);
+    write_terms(grads_.norm_c, 8 * units, units);
+    write_terms(grads_.norm_c_bias, 9 * units, units);
     S* w_ih = static_cast<S*>(grads_.w_ih);
     parallel(runtime_, ceil_div(by_index_.n, kTileColumns), [&](int64_t task) {
       const int64_t last = min_of(by_index_.n, (task + 1) * kTileColumns);
@@ -208,10 +240,25 @@ class WeightGrads {
       const E* from = chunk.dgates.get() + r * chunk.gates_wide + first;
       for (int64_t j = 0; j < n; ++j) sum[j] += to_acc(from[j]);
       if (by_index_.n == 0) continue;
+      from = chunk.to_input().get() + r * chunk.gates_wide + first;
       T* to = by_index_.values.get() + input_.index(chunk.first + r) * by_index_.wide + first;
       for (int64_t j = 0; j < n; ++j) to[j] += to_acc(from[j]);
     }
     for (int64_t j = 0; bias_.n && j < n; ++j) bias_.values[first + j] += sum[j];
+  }
+
+  void sum_terms(const Chunk<E>& chunk, int64_t first) const {
+    const int64_t n = min_of(kTileColumns, terms_.n - first);
+    T sum[kTileColumns] = {};
+    for (int64_t r = 0; r < chunk.rows; ++r) {
+      const T* from = chunk.terms.get() + r * terms_.n + first;
+      for (int64_t j = 0; j < n; ++j) sum[j] += from[j];
+    }
+    for (int64_t j = 0; j < n; ++j) terms_.values[first + j] += sum[j];
+  }
+
+  void write_terms(void* to, int64_t first, int64_t n) const {
+    if (to) convert(static_cast<S*>(to), terms_.values.get() + first, n);
   }
 
   const Problem& p_;
@@ -221,9 +268,9 @@ class WeightGrads {
   const int direction_;
   CellGrads grads_;
   int64_t y_wide_;
-  const S *y_, *h0_, *gates_o_;
+  const S *y_, *h0_, *gates_o_ = nullptr;
   const T* cells_;
-  Sum<E> ih_, hh_, hr_, bias_, by_index_;
+  Sum<E> ih_, hh_, hr_, bias_, by_index_, terms_;
 };
 
 }  // namespace

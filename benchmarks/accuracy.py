@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlstm import ops, reference
 
-from .problems import TOLERANCE, Problem, make, outputs_and_gradients
+from .problems import PLAIN, TOLERANCE, Problem, make, outputs_and_gradients
 
 # name: dtype, whether float32 may use tf32, tolerance
 PRECISIONS = {
@@ -99,6 +99,7 @@ def distances(
 
 def candidates_for(problem: Problem) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {"fastlstm": ops.lstm}
-    if problem.dropout == 0:  # torch draws other masks
+    plain = problem.rules == PLAIN and not problem.layer_norm
+    if plain and problem.dropout == 0:  # torch draws other masks, and has no other cells
         found["torch"] = torch_lstm
     return found

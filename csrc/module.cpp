@@ -20,7 +20,8 @@ using namespace fastlstm;
 // See fastlstm/algorithms.py, which names the arguments for users.
 py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidden_size,
               int64_t proj_size, int layers, int directions, bool backward, int capability, int sms,
-              int64_t shared_per_block, int algorithm, bool allow_tf32, bool plain_cells) {
+              int64_t shared_per_block, int algorithm, bool allow_tf32, bool plain_cells,
+              bool layer_norm) {
   static const int64_t lengths = 0;  // only whether there are any matters here
   Problem p{};
   p.dtype = DType(dtype);
@@ -33,6 +34,7 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
   p.projected = proj_size > 0;
   p.layers = layers;
   p.directions = directions;
+  p.layer_norm = layer_norm;
   p.cell.clip = plain_cells ? 0 : 1;  // as any of its options would
   const cuda::Plan found =
       cuda::plan(p, backward ? cuda::Pass::backward : cuda::Pass::forward,
@@ -94,6 +96,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("packed"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("layers"),
         py::arg("directions"), py::arg("backward"), py::arg("capability"), py::arg("sms"),
         py::arg("shared_per_block"), py::arg("algorithm"), py::arg("allow_tf32"),
-        py::arg("plain_cells") = true,
+        py::arg("plain_cells") = true, py::arg("layer_norm") = false,
         "What the CUDA planner picks for a problem on a device that need not be there.");
 }

@@ -64,7 +64,6 @@ void check(const Inputs& in, const MaybeTensor& seed) {
   if (seed) same(*seed, "seed");
   STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
                   "fastlstm: batch_sizes must be on the CPU");
-  STD_TORCH_CHECK(!in.problem.layer_norm, "fastlstm: layer_norm has no CUDA kernels");
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const Problem& p = in.problem;
   STD_TORCH_CHECK(p.rows < most && p.input_size < most && 4 * p.hidden_size < most,

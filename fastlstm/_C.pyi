@@ -22,4 +22,5 @@ def plan(
     algorithm: int,
     allow_tf32: bool,
     plain_cells: bool = True,
+    layer_norm: bool = False,
 ) -> dict[str, Any]: ...

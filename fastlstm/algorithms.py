@@ -166,6 +166,7 @@ def explain(
             algorithm=forced,
             allow_tf32=allow_tf32,
             plain_cells=lstm.rules() is None,
+            layer_norm=bool(lstm.layer_norm),
         )
         for in_backward in (False, True)
     )

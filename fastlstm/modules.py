@@ -59,7 +59,7 @@ class LSTM(RNNBase):
         layer_norm: normalise the gates' two products, and c on its way to h (Ba, Kiros and Hinton,
             2016). Adds the parameters ``norm_ih_l0`` and ``norm_hh_l0`` (4H, gains, 1 at first),
             ``norm_c_l0`` and ``norm_c_bias_l0`` (H) of every layer and direction. Without
-            proj_size. On a GPU its steps run in PyTorch, slowly.
+            proj_size.
 
     Inputs: ``input, hx``
         * **input**: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without a

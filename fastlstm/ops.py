@@ -155,9 +155,6 @@ def lstm(
         allow_tf32, algorithm = algorithms.settings()
         options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
     how = How(options, return_cells)
-    if layer_norm and weights[0].is_cuda:  # no kernels there: the equations in PyTorch
-        found = _reference((input, h0, c0, *weights), batch_sizes, seed, options)
-        return found if return_cells else found[:3]
     if _in_forward_mode():
         # A function's jvp is not itself differentiated forward: what it saved has lost the tangents
         # of other levels.

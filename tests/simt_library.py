@@ -347,7 +347,7 @@ def assert_matches(
         floor = 1e-2 * max(b.norm() for b in theirs)  # see problems.TOLERANCE
         for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             error = (a.double() - b).norm() / torch.maximum(b.norm(), floor).clamp_min(1e-6)
-            assert error < (tolerance or problems.TOLERANCE[p.dtype]), (
+            assert error < (tolerance or problems.tolerance(p)), (
                 f"{kind} {j} of {p}, {schedule}: relative error {error:.2e}"
             )
     assert emulated.races == 0, emulated.first_race

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "gradient_part.cuh"
+#include "norm.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -25,6 +26,9 @@ class BackwardPass : GradientPart<S, kTensor> {
       dc_[d] = arena.template take<T>(p.batch * units_);
       hh_[d] = this->take_operand(out_, 4 * units_, false);
       if (p.projected) hr_[d] = this->take_operand(units_, out_, false);
+      if (!p.layer_norm) continue;
+      dh_row_[d] = arena.template take<T>(p.batch * units_);
+      scratch_[d] = arena.template take<T>(p.batch * 6 * units_);
     }
   }
 
@@ -42,7 +46,10 @@ class BackwardPass : GradientPart<S, kTensor> {
       }
       for (int64_t s = p.steps - 1; s >= 0; --s) {
         if (p.projected) hidden(layer, s);
-        cell(layer, s);
+        if (p.layer_norm)
+          cell_normed(layer, s);
+        else
+          cell(layer, s);
       }
     });
   }
@@ -67,7 +74,7 @@ class BackwardPass : GradientPart<S, kTensor> {
   Operands<S> recurrent(int layer, int64_t t, int d) const {
     const int64_t after = after_of(t, d);
     const int count = active(after);
-    const S* a = dgates(layer, d) + (count ? first[after] * gates_wide_ : 0);
+    const S* a = this->to_hidden(layer, d) + (count ? first[after] * gates_wide_ : 0);
     return {a, hh_[d], gates_wide_, depth_, count, int(depth_ * sizeof(S))};
   }
 
@@ -118,8 +125,48 @@ class BackwardPass : GradientPart<S, kTensor> {
     this->step(plan.cell, units_, args);
   }
 
+  void cell_normed(int layer, int64_t s) const {
+    StepArgs<HiddenRowStep<S>> product{};
+    NormBackwardArgs<S> args{};
+    for (int d = 0; d < p.directions; ++d) {
+      const int64_t t = step_of(s, d), before = before_of(t, d), cell = layer * p.directions + d;
+      product.active[d] = active(t);
+      product.operands[d] = recurrent(layer, t, d);
+      product.step[d] = {int(units_), from_above(layer, t, d), dh_stays_[d], dh_row_[d]};
+      NormCellBackward<S>& own = args.cell[d];
+      own.active = active(t);
+      own.after = active(after_of(t, d));
+      own.before = active(before);
+      own.units = int(units_);
+      own.first = first[t];
+      own.before_first = own.before ? first[before] : 0;
+      own.t = t;
+      own.dh = dh_row_[d];
+      own.gains = norm_gains<S>(p.weights[cell]);
+      own.saved = part<S>(saved.gates, cell, p.rows * 12 * units_);
+      own.cells = part<T>(saved.cells, cell, p.rows * units_);
+      own.grad_cells = part<T>(f_.grad_cells, cell, p.rows * units_);
+      own.c0 = part<S>(p.c0, cell, p.batch * units_);
+      own.grad_c_n = part<S>(f_.grad_c_n, cell, p.batch * units_);
+      own.dc = dc_[d];
+      own.dh_stays = dh_stays_[d];
+      own.scratch = scratch_[d];
+      own.da = dgates(layer, d);
+      own.dz_x = this->to_input(layer, d);
+      own.dz_h = this->to_hidden(layer, d);
+      own.grad_c0 = part<S>(f_.grad_c0, cell, p.batch * units_);
+      own.wide = gates_wide_;
+      own.terms = this->terms_[d];
+      own.rules = drawn_rules<T>(p, layer, d);
+    }
+    this->step(plan.cell, units_, product);
+    this->run_kernel(norm_backward_kernel<S>, this->row_grid(product.active), kRowThreads,
+                     kNormShared<T>, args);
+  }
+
   S *hh_[2], *hr_[2];
   T* dc_[2];
+  T *dh_row_[2], *scratch_[2];  // layer normalisation
 };
 
 template <class S, bool kTensor>

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "input_part.cuh"
+#include "norm.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -26,8 +27,12 @@ class ForwardPass : InputPart<S, kTensor> {
     for (int d = 0; d < p.directions; ++d) {
       bias_[d] = this->take_bias();
       c_[d] = arena.template take<T>(p.batch * units_);
-      hh_[d] = this->take_operand(4 * units_, out_, true);
+      hh_[d] = this->take_operand(4 * units_, out_, !p.layer_norm);
       if (p.projected) hr_[d] = this->take_operand(out_, units_, false);
+      if (!p.layer_norm) continue;
+      z_[d] = arena.template take<T>(p.batch * 4 * units_);
+      scratch_[d] = arena.template take<T>(p.batch * 2 * units_);
+      normed_[d] = arena.template take<T>(this->tabled(0) ? p.rows * 4 * units_ : 0);
     }
   }
 
@@ -39,7 +44,10 @@ class ForwardPass : InputPart<S, kTensor> {
     for (int layer = 0; layer < p.layers; ++layer) {
       prepare(layer);
       for (int64_t s = 0; s < p.steps; ++s) {
-        advance(layer, s);
+        if (p.layer_norm)
+          advance_normed(layer, s);
+        else
+          advance(layer, s);
         if (p.projected) project(layer, s);
       }
     }
@@ -55,9 +63,10 @@ class ForwardPass : InputPart<S, kTensor> {
     for (int d = 0; d < p.directions; ++d) {
       const int cell = layer * p.directions + d;
       const CellWeights& w = p.weights[cell];
-      this->pack_operand(hh_[d], w.w_hh, 4 * units_, out_, out_, 1, true);
+      this->pack_operand(hh_[d], w.w_hh, 4 * units_, out_, out_, 1, !p.layer_norm);
       if (p.projected) this->pack_operand(hr_[d], w.w_hr, out_, units_, units_, 1, false);
       this->add_biases(cell, bias_[d]);
+      if (p.layer_norm) normalise_input(layer, d);
     }
     // Both buffers: a sequence may enter at any step (packed input, second direction).
     const S* h0 = part<S>(p.h0, layer, p.directions * p.batch * out_);
@@ -103,6 +112,69 @@ class ForwardPass : InputPart<S, kTensor> {
     this->step(plan.gates, this->gate_columns(units_), args);
   }
 
+  // ---- layer normalisation ----
+  S* saved_of(int64_t cell) const {
+    return part<S>(saved.gates, cell, p.rows * (p.layer_norm ? 12 : 4) * units_);
+  }
+  T* pre(int layer, int d) const { return this->tabled(layer) ? normed_[d] : start_[d]; }
+
+  void normalise_input(int layer, int d) const {
+    const int64_t cell = layer * p.directions + d;
+    const CellWeights& w = p.weights[cell];
+    S* saved_rows = saved_of(cell);
+    NormRowsArgs<S> args{};
+    args.from = start_[d];
+    args.index = this->start_index(layer);
+    args.to = pre(layer, d);
+    args.gain = static_cast<const S*>(w.norm_ih);
+    args.bias = w.b_ih ? bias_[d] : nullptr;
+    args.saved = saved_rows ? saved_rows + 4 * units_ : nullptr;
+    args.saved_wide = 12 * units_;
+    args.units = int(units_);
+    this->run_kernel(norm_rows_kernel<S>, dim3(unsigned(p.rows)), kRowThreads, kNormShared<T>,
+                     args);
+  }
+
+  void advance_normed(int layer, int64_t s) const {
+    StepArgs<ProductStep<S>> product{};
+    NormForwardArgs<S> args{};
+    for (int d = 0; d < p.directions; ++d) {
+      const int64_t t = step_of(s, d), cell = layer * p.directions + d;
+      const int count = product.active[d] = active(t);
+      S *h = h_[s % 2] + d * p.batch * padded(out_), *next = h_[(s + 1) % 2] + (h - h_[s % 2]);
+      product.operands[d] = {
+          h, hh_[d], padded(out_), padded(out_), count, int(padded(out_) * sizeof(S))};
+      product.step[d] = {int(4 * units_), z_[d]};
+      const CellWeights& w = p.weights[cell];
+      NormCell<S>& own = args.cell[d];
+      own.active = count;
+      own.entered = active(before_of(t, d));
+      own.staying = active(next_of(t, d));
+      own.units = int(units_);
+      own.first = first[t];
+      own.t = t;
+      own.z = z_[d];
+      own.pre = pre(layer, d);
+      own.gains = norm_gains<S>(w);
+      own.c0 = part<S>(p.c0, cell, p.batch * units_);
+      own.h_before = h;
+      own.c = c_[d];
+      own.scratch = scratch_[d];
+      own.h = next;
+      own.y = output(layer, t, d);
+      own.saved = saved_of(cell);
+      own.cells = part<T>(saved.cells, cell, p.rows * units_);
+      own.h_n = part<S>(f_.h_n, cell, p.batch * out_);
+      own.c_n = part<S>(f_.c_n, cell, p.batch * units_);
+      own.h_wide = padded(out_);
+      own.y_wide = wide;
+      own.rules = drawn_rules<T>(p, layer, d);
+    }
+    this->step(plan.gates, 4 * units_, product);
+    this->run_kernel(norm_forward_kernel<S>, this->row_grid(product.active), kRowThreads,
+                     kNormShared<T>, args);
+  }
+
   void project(int layer, int64_t s) const {
     StepArgs<ProjectStep<S>> args{};
     for (int d = 0; d < p.directions; ++d) {
@@ -130,6 +202,7 @@ class ForwardPass : InputPart<S, kTensor> {
   const int64_t out_;
   S *h_[2], *raw_, *hh_[2], *hr_[2];
   T *bias_[2], *c_[2];
+  T *z_[2], *scratch_[2], *normed_[2];  // layer normalisation
 };
 
 template <class S, bool kTensor>

@@ -40,7 +40,13 @@ class GradientPart : protected Stack<S, kTensor> {
       stacked_ = arena.template take<S>(gates_wide_ * widest);
     }
     partial_ = arena.template take<T>(parts() * 4 * units_);
-    dgates_ = arena.template take<S>(plan.wave * p.rows * gates_wide_);
+    dgates_ = dz_x_ = dz_h_ = arena.template take<S>(plan.wave * p.rows * gates_wide_);
+    if (p.layer_norm) {
+      dz_x_ = arena.template take<S>(p.rows * gates_wide_);
+      dz_h_ = arena.template take<S>(p.rows * gates_wide_);
+      for (int d = 0; d < p.directions; ++d)
+        terms_[d] = arena.template take<T>(p.rows * 10 * units_);
+    }
     for (int d = 0; d < p.directions; ++d) {
       dh_[d] = arena.template take<S>(p.projected ? p.rows * padded(out_) : 0);
       const bool stays = p.cell.zoneout_h > 0;
@@ -55,8 +61,12 @@ class GradientPart : protected Stack<S, kTensor> {
     this->fill_map();
     if (index_) this->fill_index(index_);
     // The padding of K.
-    if (depth_ != 4 * units_)
-      this->zero(dgates_, plan.wave * p.rows * gates_wide_ * int64_t(sizeof(S)));
+    if (depth_ != 4 * units_) {
+      const int64_t bytes = p.rows * gates_wide_ * int64_t(sizeof(S));
+      this->zero(dgates_, plan.wave * bytes);
+      if (p.layer_norm) this->zero(dz_x_, bytes);
+      if (p.layer_norm) this->zero(dz_h_, bytes);
+    }
     for (int top = p.layers - 1; top >= 0; top -= plan.wave) {
       const int layers = min_of(plan.wave, top + 1), lowest = top - layers + 1;
       steps(top, layers);
@@ -66,9 +76,10 @@ class GradientPart : protected Stack<S, kTensor> {
   }
 
   // The layers of a wavefront each have their own.
-  S* dgates(int layer, int d) const {
-    return dgates_ + (p.layers - 1 - layer) % plan.wave * p.rows * gates_wide_ + d * depth_;
-  }
+  S* dgates(int layer, int d) const { return of_layer(dgates_, layer, d); }
+  // What is multiplied by W_ih and the input, and by W_hh and h.
+  S* to_input(int layer, int d) const { return of_layer(dz_x_, layer, d); }
+  S* to_hidden(int layer, int d) const { return of_layer(dz_h_, layer, d); }
   int64_t before_of(int64_t t, int d) const { return d == 0 ? t - 1 : t + 1; }
 
   const Backward& f_;
@@ -76,8 +87,12 @@ class GradientPart : protected Stack<S, kTensor> {
   S* dh_[2];
   T* dh_stays_[2];  // what zoneout hands to the h before the last step that ran, or null
   T* upper_input_;
+  T* terms_[2];  // layer normalisation: what the gradients of gains and bias sum
 
  private:
+  S* of_layer(S* all, int layer, int d) const {
+    return all + (p.layers - 1 - layer) % plan.wave * p.rows * gates_wide_ + d * depth_;
+  }
   int64_t parts() const { return (p.rows + kSumRows - 1) / kSumRows; }
 
   // to (m x n) = left^T (rows x m, at left_wide) times right (rows x n).
@@ -102,7 +117,7 @@ class GradientPart : protected Stack<S, kTensor> {
     for (int d = 0; d < p.directions; ++d) {
       const CellGrads& g = grads[d];
       if (g.w_ih && x)
-        sum_product(g.w_ih, dgates(layer, d), gates_wide_, 4 * units_, x, x_wide,
+        sum_product(g.w_ih, to_input(layer, d), gates_wide_, 4 * units_, x, x_wide,
                     this->input_width(layer));
       else if (g.w_ih)
         index_gradient(static_cast<S*>(g.w_ih), d);
@@ -111,6 +126,7 @@ class GradientPart : protected Stack<S, kTensor> {
         bias_gradient(layer, d, static_cast<S*>(g.b_ih), static_cast<S*>(g.b_hh));
       if (g.w_hr) projection_gradient(layer, d, g.w_hr);
       if (f_.grad_h0) first_hidden_gradient(layer, d);
+      if (p.layer_norm) norm_gradients(g, d);
     }
   }
 
@@ -124,12 +140,12 @@ class GradientPart : protected Stack<S, kTensor> {
       args.width = int(p.input_size);
       args.index = index_;
       this->rows(args);
-      return sum_product(to, dgates(0, d), gates_wide_, 4 * units_, one_hot_, p.input_size,
+      return sum_product(to, to_input(0, d), gates_wide_, 4 * units_, one_hot_, p.input_size,
                          p.input_size);
     }
     const dim3 grid(blocks_of(p.input_size, kSumIndices), blocks_of(4 * units_, kSumColumns));
     this->run_kernel(index_sum_kernel<S>, grid, kSumColumns, sizeof(IndexSumShared<S>),
-                     IndexSumArgs<S>{dgates(0, d), index_, to, p.rows, gates_wide_, p.input_size,
+                     IndexSumArgs<S>{to_input(0, d), index_, to, p.rows, gates_wide_, p.input_size,
                                      int(4 * units_)});
   }
 
@@ -145,17 +161,35 @@ class GradientPart : protected Stack<S, kTensor> {
     args.h0 = part<S>(p.h0, layer * p.directions + d, p.batch * out_);
     args.direction = d;
     this->rows(args);
-    sum_product(to, dgates(layer, d), gates_wide_, 4 * units_, previous_, out_, out_);
+    sum_product(to, to_hidden(layer, d), gates_wide_, 4 * units_, previous_, out_, out_);
   }
 
   void bias_gradient(int layer, int d, S* to, S* also_to) const {
-    const int columns = int(4 * units_);
-    const dim3 grid(unsigned(parts()), blocks_of(columns, 32));
-    this->run_kernel(column_kernel<S, T>, grid, 32 * kSumWarps, kColumnShared<T>,
-                     ColumnArgs<S, T>{dgates(layer, d), partial_, nullptr, p.rows, gates_wide_,
-                                      kSumRows, columns});
+    sum_columns(dgates(layer, d), gates_wide_, 4 * units_, to, also_to);
+  }
+
+  // Of rows of From, in two launches.
+  template <class From>
+  void sum_columns(const From* from, int64_t from_wide, int64_t columns, S* to,
+                   S* also_to = nullptr) const {
+    const int n = int(columns);
+    const dim3 grid(unsigned(parts()), blocks_of(n, 32));
+    this->run_kernel(column_kernel<From, T>, grid, 32 * kSumWarps, kColumnShared<T>,
+                     ColumnArgs<From, T>{from, partial_, nullptr, p.rows, from_wide, kSumRows, n});
     this->run_kernel(column_kernel<T, S>, dim3(1, grid.y), 32 * kSumWarps, kColumnShared<T>,
-                     ColumnArgs<T, S>{partial_, to, also_to, parts(), columns, parts(), columns});
+                     ColumnArgs<T, S>{partial_, to, also_to, parts(), columns, parts(), n});
+  }
+
+  void norm_gradients(const CellGrads& g, int d) const {
+    int64_t at = 0;
+    auto sum = [&](void* to, int64_t columns) {
+      if (to) sum_columns(terms_[d] + at, 10 * units_, columns, static_cast<S*>(to));
+      at += columns;
+    };
+    sum(g.norm_ih, 4 * units_);
+    sum(g.norm_hh, 4 * units_);
+    sum(g.norm_c, units_);
+    sum(g.norm_c_bias, units_);
   }
 
   void projection_gradient(int layer, int d, void* to) const {
@@ -184,7 +218,7 @@ class GradientPart : protected Stack<S, kTensor> {
                   end - begin,
                   out_,
                   4 * units_,
-                  {dgates(layer, d) + (first[t] + begin) * gates_wide_, gates_wide_, 1},
+                  {to_hidden(layer, d) + (first[t] + begin) * gates_wide_, gates_wide_, 1},
                   {p.weights[cell].w_hh, out_, 1},
                   to + begin * out_});
     }
@@ -214,7 +248,7 @@ class GradientPart : protected Stack<S, kTensor> {
                 p.rows,
                 width,
                 depth,
-                {dgates(layer, 0), gates_wide_, 1},
+                {to_input(layer, 0), gates_wide_, 1},
                 {weights, width, 1},
                 to});
     if (!this->dropped(layer)) return;
@@ -227,7 +261,7 @@ class GradientPart : protected Stack<S, kTensor> {
   }
 
   int* index_ = nullptr;
-  S *one_hot_ = nullptr, *stacked_ = nullptr, *dgates_, *copy_, *previous_, *raw_;
+  S *one_hot_ = nullptr, *stacked_ = nullptr, *dgates_, *dz_x_, *dz_h_, *copy_, *previous_, *raw_;
   T* partial_;
 };
 

@@ -72,10 +72,10 @@ class InputPart : protected Stack<S, kTensor> {
     }
   }
 
+  // Whether start_ is a table of W_ih's columns.
+  bool tabled(int layer) const { return !this->dense(layer) && table_; }
   // Which row of start_ belongs to a row of the input: its own (null) or that of its index.
-  const int* start_index(int layer) const {
-    return !this->dense(layer) && table_ ? index_ : nullptr;
-  }
+  const int* start_index(int layer) const { return tabled(layer) ? index_ : nullptr; }
 
   const int64_t units_;
   T* start_[2];

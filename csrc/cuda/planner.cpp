@@ -88,7 +88,7 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
   found.cell = cell.index;
   const double cycles = (pass == Pass::forward ? gates.cycles : cell.cycles) +
                         (p.projected ? (pass == Pass::forward ? project : hidden).cycles : 0);
-  const int launches = p.projected ? 2 : 1;
+  const int launches = p.projected || p.layer_norm ? 2 : 1;
   found.microseconds = p.layers * (cycles / kCyclesPerMicrosecond + launches * kLaunchMicroseconds);
   return found;
 }
@@ -101,6 +101,7 @@ const char* cannot_persist(const Problem& p, const Plan& stepwise, const Device&
                                  : "float32 has persistent kernels only where tf32 is allowed";
   if (p.projected) return "persistent kernels have no projection";
   if (p.batch_sizes) return "persistent kernels have no packed sequences";
+  if (p.layer_norm) return "persistent kernels have no layer normalisation";
   if (!plain(p.cell)) return "persistent kernels have no zoneout, recurrent dropout or clipping";
   return nullptr;
 }

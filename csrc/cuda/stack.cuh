@@ -159,6 +159,12 @@ class Stack {
     run_kernel(row_kernel<S>, dim3(unsigned(p.rows)), kRowThreads, 0, args);
   }
 
+  // A CTA for each sequence of a step, in both directions.
+  dim3 row_grid(const int (&sequences)[2]) const {
+    const int most = sequences[0] > sequences[1] ? sequences[0] : sequences[1];
+    return dim3(unsigned(most), 1, unsigned(p.directions));
+  }
+
   void fill_index(int* index) const {
     const IndexArgs args{map,          p.input, p.input_kind == InputKind::index64, place(), p.rows,
                          p.input_size, index};

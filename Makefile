@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt tests/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 
-.PHONY: help train test test-floor test-newest shim compile-gate bench-cpu gpu-check lint format build clean
+.PHONY: help develop docs train test test-floor test-newest shim compile-gate bench-cpu gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,14 @@ format: $(VENV)/.test  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+develop: $(VENV)/.test  ## an editable install, with every tool; then `make build` after changes
+	$(BIN)/pip install --quiet pre-commit
+	$(BIN)/pip install --quiet --editable ".[text,test,models,docs]"
+
+docs: $(VENV)/.docs  ## the pages as HTML, in build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
+
 build: $(VENV)/.test  ## rebuild the native modules beside the sources
 	$(BIN)/python setup.py build_ext --inplace
 
@@ -67,6 +75,10 @@ $(VENV)/.text: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
 
 $(VENV)/.bench: $(VENV)/.test
 	$(BIN)/pip install --quiet ".[bench]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
+	$(BIN)/pip install --quiet ".[docs]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)

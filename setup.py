@@ -5,6 +5,7 @@ matter that pip builds in an isolated environment. There the installed torch is 
 environment's site-packages; only where there is none does the build ask for one.
 
     CXX                    the compiler                      (default: c++, then g++, clang++)
+    FASTLSTM_CCACHE        0: do not use ccache or sccache   (default: where one is on PATH)
     MAX_JOBS               how many compilers run at once    (default: by cores and memory)
     FASTLSTM_CUDA          auto: the CUDA kernels where torch has CUDA and nvcc is found, and one
                            line that says why not elsewhere; 0: never; 1: or an error
@@ -132,6 +133,14 @@ def find_compiler() -> str:
     raise SystemExit("fastlstm: building needs a C++17 compiler (g++ or clang++), none was found")
 
 
+def compiler_cache() -> str:
+    """ccache or sccache as a prefix of the compiler's commands; empty without one."""
+    if os.environ.get("FASTLSTM_CCACHE") == "0":
+        return ""
+    found = shutil.which("ccache") or shutil.which("sccache")
+    return f"{shlex.quote(found)} " if found else ""
+
+
 def pybind11_include(torch: Path) -> Path:
     """pybind11's own headers or, on a machine without the package, the copy inside torch."""
     try:
@@ -211,7 +220,7 @@ class NinjaBuild(build_ext):
             f"flags = {quote(flags + defines)}",
             f"link = {quote(link)}",
             "rule compile",
-            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compiler_cache()}$cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
@@ -251,7 +260,7 @@ class NinjaBuild(build_ext):
             f"flags = $flags {include}",
             f"link = $link {quote(libraries)}",
             "rule nvcc",
-            "  command = $nvcc -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compiler_cache()}$nvcc -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = nvcc $in",

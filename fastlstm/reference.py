@@ -37,7 +37,7 @@ _U32 = 0xFFFFFFFF
 
 
 class CellRules(NamedTuple):
-    """What cells do beyond ``nn.LSTM``'s. With a seed, r, z_c and z_h are drawn anew at every step:
+    """What cells do beyond ``nn.LSTM``'s; r, z_c and z_h are drawn from the seed at every step::
 
         c~_t = f * c_{t-1} + i * (r * g),     |c~_t| <= cell_clip
         h~_t = o * tanh(c~_t)
@@ -46,7 +46,7 @@ class CellRules(NamedTuple):
 
     r is 0 with probability recurrent_dropout, else 1 / (1 - recurrent_dropout) (Semeniuta, Severyn
     and Barth, 2016, "Recurrent Dropout without Memory Loss"). z_c and z_h are 1 with probability
-    zoneout_c and zoneout_h, else 0, and without a seed those probabilities themselves (Krueger et
+    zoneout_c and zoneout_h, else 0; without a seed they are those probabilities (Krueger et
     al., 2017, "Zoneout").
     """
 

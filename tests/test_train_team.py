@@ -101,17 +101,13 @@ def workers(process):
     return [int(pid) for pid in children.read_text().split()]
 
 
-@pytest.mark.skipif(
-    "FASTLSTM_TEST_ELASTIC" not in os.environ or not Path("/proc/self/task").exists(),
-    reason="set FASTLSTM_TEST_ELASTIC: gloo's meeting after a loss can hang on a busy host",
-)
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_lost_process_is_replaced_and_the_run_goes_on_bit_for_bit(tmp_path, text):
     options = [*TINY, "--data", text, "--dropout", "0.3", "--steps", 120]
     process = torchrun(2, *options, "--out", tmp_path / "whole")
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    # Some to spare: gloo may fail to meet again while the lost process's port still answers.
-    process = torchrun(2, *options, "--out", tmp_path / "lost", restarts=3)
+    process = torchrun(2, *options, "--out", tmp_path / "lost", restarts=1)
     wait_for_step(tmp_path / "lost", 30, process)
     os.kill(workers(process)[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=120)

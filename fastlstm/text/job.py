@@ -188,10 +188,10 @@ def spread(net: CharModel, config: Config, team: Team) -> Callable[..., Any]:
 
 def choose_folder(request: Request, team: Team) -> Path:
     """The run's folder, the same for the whole team; a restarted team goes on with it."""
-    if team.restarted and request.out is None:
+    if team.restarts and request.out is None:
         raise UserError("--out: a run that torchrun may start again needs a folder with a name")
     out = request.out or str(free_folder(corpus.slug(request.config.data)))
-    resume = request.resume or (team.restarted and (Path(out) / "config.json").exists())
+    resume = request.resume or (team.restarts and (Path(out) / "config.json").exists())
     said = team.word(f"{int(resume)}{out}")
     if said[0] == "1":
         request.resume, request.init_from = True, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -20,14 +20,14 @@ class Team:
     Attributes:
         rank, size: which of how many; rank 0 alone writes.
         local: which on this machine.
-        restarted: whether torchrun started it again after another was lost.
+        restarts: how often torchrun started them again after one was lost.
         device: where what the processes tell each other lies.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    restarted: bool = False
+    restarts: int = 0
     device: torch.device | None = None
 
     @staticmethod
@@ -44,7 +44,7 @@ class Team:
             raise UserError(f"WORLD_SIZE and RANK must be numbers: {error}") from None
         if size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
             raise UserError("several processes are started by: torchrun -m fastlstm.train")
-        return Team(rank, size, local, restarts > 0)
+        return Team(rank, size, local, restarts)
 
     def join(self, device: torch.device) -> Team:
         """Meet the others, which a team of one has not."""
@@ -52,8 +52,12 @@ class Team:
             return self
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return Team(self.rank, self.size, self.local, self.restarted, device)
+        # torchrun's store outlives a lost process, whose address nobody should find there.
+        store, _, _ = next(dist.rendezvous("env://", self.rank, self.size))
+        store = dist.PrefixStore(f"attempt_{self.restarts}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+        return replace(self, device=device)
 
     def leave(self) -> None:
         """Once all have come here."""

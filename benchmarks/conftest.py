@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +17,7 @@ from .report import table
 from .timing import geometric_mean, wall
 
 ROWS: list[dict[str, Any]] = []
+CEILINGS: dict[str, float] = {}  # FLOP/s of multiply-adds, bytes/s of a copy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,9 +39,44 @@ def multiply_add_rate(threads: int) -> float:
         return max(done / wall(run, 1) for _ in range(5))
 
 
+def copy_rate() -> float:
+    """Bytes/s that torch reads and writes when it copies what no cache holds."""
+    a = torch.ones(1 << 26)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / min(wall(lambda: b.copy_(a), 1) for _ in range(5))
+
+
 @pytest.fixture(scope="session")
 def peak():
-    return multiply_add_rate(torch.get_num_threads())
+    CEILINGS["multiply_adds"] = multiply_add_rate(torch.get_num_threads())
+    CEILINGS["copy"] = copy_rate()
+    return CEILINGS["multiply_adds"]
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: Any) -> None:
+    """What benchmarks/report.py reads: the tables' rows, and what they were measured on."""
+    del config, benchmarks
+    output_json["fastlstm"] = {
+        "date": output_json["datetime"][:10],
+        "processor": f"{processor()}, {_C.cpu_selected()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": output_json["commit_info"]["id"],
+        "dirty": output_json["commit_info"]["dirty"],
+        "command": "pytest " + " ".join(x for x in sys.argv[1:] if "json" not in x),
+        "ceilings": CEILINGS,
+        "rows": ROWS,
+    }
 
 
 @pytest.fixture

@@ -31,6 +31,14 @@ class Case:
         products = sum(8 * self.hidden_size * (width + self.hidden_size) for width in widths)
         return float(products * directions * self.steps * self.batch * (3 if training else 1))
 
+    def bytes(self, size: int) -> float:
+        """Of weights, input and output, in elements of ``size`` bytes: what must move once."""
+        directions = 1 + self.bidirectional
+        widths = [self.input_size, *[directions * self.hidden_size] * (self.num_layers - 1)]
+        weights = sum(4 * self.hidden_size * (width + self.hidden_size + 2) for width in widths)
+        rows = self.steps * self.batch * (self.input_size + directions * self.hidden_size)
+        return float(size * (weights * directions + rows))
+
     def twins(self, dtype: torch.dtype, device: str) -> tuple[nn.LSTM, fastlstm.LSTM]:
         """torch's module and ours with the same weights."""
         sizes = (self.input_size, self.hidden_size, self.num_layers)

@@ -73,6 +73,8 @@ def test_against_peers(case, kind, training, benchmark, rows, peak):
     row = {
         "what": f"{'training' if training else 'inference'}, {kind}",
         "case": case.name,
+        "flops": case.flops(training),
+        "bytes": case.bytes(dtype.itemsize),
         **milliseconds,
         "ratio": ratio,
         "of_peak": case.flops(training) / found["ours"].median / peak,
@@ -247,7 +249,8 @@ def test_scaling(axis, benchmark, rows, peak):
     work = {value: case.flops(True) for value, case in zip(x, points, strict=True)}
     for value, seconds in x.items():
         rows.append({
-            "what": f"scaling in {axis}", "case": f"{axis} = {value}", "ours": 1e3 * seconds,
+            "what": f"scaling in {axis}", "case": f"{axis} = {value}", "x": value,
+            "ours": 1e3 * seconds,
             "of_peak": work[value] / seconds / peak,
         })  # fmt: skip
     benchmark.extra_info.update(axis=axis, seconds=x)

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt tests/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 
-.PHONY: help develop docs train test test-floor test-newest shim compile-gate bench-cpu gpu-check lint format build clean
+.PHONY: help develop docs train test test-floor test-newest shim compile-gate bench-cpu report gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,9 @@ compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architec
 
 bench-cpu: $(VENV)/.bench  ## the CPU kernels against nn.LSTM and ONNX Runtime, with the targets
 	$(BIN)/python -m pytest benchmarks/test_cpu.py --benchmark-json=benchmarks/results/cpu.json
+
+report: $(VENV)/.bench  ## a page with charts of what was measured, in build/report
+	$(BIN)/python -m benchmarks.report $(sort $(wildcard benchmarks/results/*.json))
 
 gpu-check: $(VENV)/.test  ## on a GPU machine: build, check every kernel, time them against nn.LSTM
 	$(BIN)/python -m benchmarks.gpu_check

@@ -13,7 +13,7 @@ import torch
 from fastlstm import _C
 from fastlstm.train import keep_freed_memory
 
-from .report import table
+from .tables import table
 from .timing import geometric_mean, wall
 
 ROWS: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from .report import write_json
+from .tables import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = 3

@@ -9,7 +9,7 @@ from typing import Any
 from .accuracy import PRECISIONS
 from .gpu_checks import WORSE_THAN_TORCH, determinism, graphs, parity, sanitizer, streams
 from .gpu_times import benchmark, ceilings
-from .report import table
+from .tables import table
 
 
 def stages(device: str, quick: bool) -> list[Callable[[float], dict[str, Any]]]:

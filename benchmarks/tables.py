@@ -1,0 +1,36 @@
+"""JSON files and tables of what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write beside the file and rename, so that a reader never sees half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns aligned: text to the left, numbers (three digits) to the right."""
+
+    def cell(x: object) -> str:
+        if isinstance(x, float):
+            return f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}"
+        return "" if x is None else str(x)
+
+    lines = [[cell(x) for x in row] for row in [head, *rows]]
+    widths = [max(len(line[j]) for line in lines) for j in range(len(head))]
+    right = [any(isinstance(row[j], (int, float)) for row in rows) for j in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            x.rjust(w) if r else x.ljust(w) for x, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,76 @@
+"""The charts and figures of what was measured, and that the pages show what the files hold."""
+
+import json
+import re
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import report
+from benchmarks.report import PAGES, RESULTS, main, read
+
+KEPT = sorted(RESULTS.glob("*.json"))
+kept = pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
+
+
+@kept
+def test_every_result_says_what_it_was_measured_on(path):
+    result = read(path)
+    assert {"date", "commit", "torch"} <= set(result)
+    assert re.fullmatch(r"[0-9a-f]{40}", result["commit"])
+    assert "processor" in result or "gpu" in result
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_show_what_the_files_hold(page):
+    text = page.read_text()
+    assert report.MARKED.search(text)
+    assert report.filled(text) == text, "run: python -m benchmarks.report FILE --pages"
+
+
+def test_a_figure_that_disagrees_is_seen():
+    text = PAGES[0].read_text()
+    wrong = re.sub(r"(small, inference, fp32 \| )[\d.]+", r"\g<1>0.001", text)
+    assert wrong != text
+    assert report.filled(wrong) == text
+
+
+@kept
+def test_page_holds_everything_itself(path, tmp_path, capsys):
+    assert main([str(path), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
+    text = (tmp_path / "index.html").read_text()
+    assert "data:image/png;base64," in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    for row in read(path)["rows"]:
+        assert row["case"].replace("'", "&#x27;") in text
+    assert (tmp_path / f"{path.stem}-ratios.png").stat().st_size > 5000
+
+
+def test_stages_of_a_gpu_become_tables(tmp_path):
+    parity = {"rows": [{"problem": "plain", "relative": 1e-7}], "seconds": 3.0}
+    found = {"date": "2026-01-31", "commit": "0" * 40, "gpu": "a GPU", "parity": parity}
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(found))
+    assert main([str(path), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "index.html").read_text()
+    assert "<h3>parity</h3>" in text
+    assert "<td>1e-07</td>" in text
+
+
+def test_keeping_a_run_of_the_suite(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    rows = [{"what": "inference, fp32", "case": "small", "ours": 1.0, "torch": 2.0, "ratio": 2.0}]
+    own = {"date": "2026-01-31", "commit": "0" * 40, "rows": rows}
+    (tmp_path / "cpu.json").write_text(json.dumps({"benchmarks": [], "fastlstm": own}))
+    assert main([str(tmp_path / "cpu.json"), "--keep", "--out", str(tmp_path / "page")]) == 0
+    assert json.loads((tmp_path / "cpu-2026-01-31.json").read_text()) == own
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rows": []}', '{"date": 1, "commit": 2}'])
+def test_other_files_are_refused_in_one_line(text, tmp_path, capsys):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    assert main([str(path)]) == 2
+    assert re.fullmatch(rf"benchmarks.report: {path}: expected .*\n", capsys.readouterr().err)

@@ -20,6 +20,15 @@ ROWS: list[dict[str, Any]] = []
 CEILINGS: dict[str, float] = {}  # FLOP/s of multiply-adds, bytes/s of a copy
 
 
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--quick", action="store_true", help="tiny problems: whether it runs at all")
+
+
+@pytest.fixture
+def quick(request):
+    return request.config.getoption("--quick")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _machine():
     keep_freed_memory()  # for all candidates alike

@@ -59,6 +59,9 @@ class Case:
 
 KARPATHY = Case("Karpathy's batch", 65, 512, 2, 100, 100)
 
+BASE = Case("H256", 256, 256, 1, 32, 50)
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 GPU_CASES = [
     KARPATHY,
     Case("Karpathy's batch, dropout", 65, 512, 2, 100, 100, dropout=0.5),

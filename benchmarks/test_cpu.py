@@ -13,19 +13,11 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-import fastlstm
-from fastlstm.text.model import CharModel, loss_nats
-
-from . import timing
-from .grid import CPU_CASES, KARPATHY, Case
+from .grid import BASE, CPU_CASES, KARPATHY, TYPES, Case
 from .onnx_lstm import runner
+from .timing import ROUNDS, interleaved_cpu
 
-ROUNDS = 7
-interleaved = partial(timing.interleaved, pause=0.1, region=0.03)
-RATES: dict[str, float] = {}  # characters a second of each kind of weights
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SENTENCES = Case("H128, batch 16", 128, 128, 2, 16, 100)
-BASE = Case("H256", 256, 256, 1, 32, 50)
 cases = pytest.mark.parametrize("case", CPU_CASES, ids=lambda case: case.name)
 
 
@@ -66,7 +58,7 @@ def test_against_peers(case, kind, training, benchmark, rows, peak):
         if onnx is not None:
             torch.testing.assert_close(onnx(x), ours(x)[0], atol=1e-4, rtol=1e-4)
             candidates["onnx"] = lambda: onnx(x)
-    found = interleaved(candidates, ROUNDS)
+    found = interleaved_cpu(candidates, ROUNDS)
     milliseconds = {name: 1e3 * samples.median for name, samples in found.items()}
     ratio = min(x for name, x in milliseconds.items() if name != "ours") / milliseconds["ours"]
     text, least, least_of_peak = target(case, kind, training)
@@ -83,34 +75,6 @@ def test_against_peers(case, kind, training, benchmark, rows, peak):
     row["met"] = "" if ratio >= least and row["of_peak"] >= least_of_peak else "missed"
     rows.append(row)
     benchmark.extra_info.update(row, spread={name: s.spread for name, s in found.items()})
-    benchmark.pedantic(candidates["ours"], rounds=1)
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-def test_streaming(batch, benchmark, rows):
-    """One call a time step, the states handed on, as live speech does."""
-    case = Case("streaming", 512, 512, 2, batch, 1)
-    theirs, ours = case.twins(torch.float32, "cpu")
-    x, _ = case.data(torch.float32, "cpu")
-    states = {"torch": None, "ours": None}
-
-    def step(name, module):
-        with torch.no_grad():
-            _, states[name] = module(x, states[name])
-
-    candidates = {"torch": lambda: step("torch", theirs), "ours": lambda: step("ours", ours)}
-    onnx = runner(theirs, torch.get_num_threads())
-    if onnx is not None:
-        candidates["onnx"] = lambda: onnx(x)
-    samples = interleaved(candidates, ROUNDS)
-    found = {name: 1e3 * s.median for name, s in samples.items()}
-    ratio = min(x for name, x in found.items() if name != "ours") / found["ours"]
-    row = {
-        "what": "a step a call", "case": f"2x512, batch {batch}", **found, "ratio": ratio,
-        "target": ">= 1.0", "met": "" if ratio >= 1 else "missed",
-    }  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row)
     benchmark.pedantic(candidates["ours"], rounds=1)
 
 
@@ -138,7 +102,7 @@ def test_packed_input(case, benchmark, rows):
         for name, module in modules.items()
         for form, given in inputs.items()
     }
-    found = interleaved(calls, ROUNDS)
+    found = interleaved_cpu(calls, ROUNDS)
     for form in inputs:
         own, other = (1e3 * found[f"{name}, {form}"].median for name in modules)
         row = {"what": "training, packed", "case": f"{case.name}, {form}", "ours": own,
@@ -150,70 +114,6 @@ def test_packed_input(case, benchmark, rows):
         benchmark.extra_info[form] = row
     benchmark.extra_info["share of the rows"] = float(drawn.sum()) / (case.batch * case.steps)
     benchmark.pedantic(lambda: train(ours, x), rounds=1)
-
-
-@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
-def test_generate(weights, benchmark, rows):
-    """Characters a second of a 2x512 model, batch 1, beside a loop over nn.LSTM."""
-    length = 300
-    theirs, ours = replace(KARPATHY, dropout=0.0).twins(torch.float32, "cpu")
-    decoder = torch.nn.Linear(512, 65)
-    packed = fastlstm.prepack(ours, decoder, weights)
-    prime = torch.zeros(1, 1, dtype=torch.int64)
-
-    def loop():
-        token, hx = prime, None
-        with torch.inference_mode():
-            for _ in range(length):
-                one_hot = torch.nn.functional.one_hot(token, 65).float()
-                y, hx = theirs(one_hot, hx)
-                token = torch.multinomial(decoder(y[0]).softmax(-1), 1)
-
-    found = interleaved(
-        {"ours": lambda: fastlstm.generate(packed, None, prime, length), "torch": loop}, ROUNDS
-    )
-    ours_ms, torch_ms = (1e3 * found[name].median for name in ("ours", "torch"))
-    rate = length / found["ours"].median
-    RATES[weights] = rate
-    base = RATES.get("fp32", rate)
-    least = {"fp32": 7000.0, "bf16": 1.8 * base, "int8": 3 * base}[weights]
-    row = {
-        "what": "generate", "case": f"2x512, {weights}: {rate:.0f} characters/s", "ours": ours_ms,
-        "torch": torch_ms, "ratio": torch_ms / ours_ms,
-        "target": f">= {least:.0f}/s", "met": "" if rate >= least else "missed",
-    }  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row, characters_per_second=rate)
-    benchmark.pedantic(lambda: fastlstm.generate(packed, None, prime, length), rounds=1)
-
-
-@pytest.mark.parametrize(("kind", "least"), [("fp32", 1.35), ("bf16", 2.2)])
-def test_trainer_step(kind, least, benchmark, rows):
-    """Karpathy's whole training step: model, loss, clipping and Adam."""
-    steps = {}
-    tokens = torch.randint(65, (101, 100))
-    for name, cell in (("torch", "torch-lstm"), ("ours", "lstm")):
-        model = CharModel(65, cell, 512, 2, 0.0)
-        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-
-        def step(model=model, optimizer=optimizer, lower=name == "ours" and kind == "bf16"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-                loss = loss_nats(model(tokens[:-1])[0], tokens[1:])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-
-        steps[name] = step
-    found = {name: 1e3 * s.median for name, s in interleaved(steps, 5).items()}
-    ratio = found["torch"] / found["ours"]
-    row = {
-        "what": "a training step", "case": f"{KARPATHY.name}, {kind} against torch's fp32",
-        **found, "ratio": ratio, "target": f">= {least}", "met": "" if ratio >= least else "missed",
-    }  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(steps["ours"], rounds=1)
 
 
 SCALES = {
@@ -243,7 +143,7 @@ def test_scaling(axis, benchmark, rows, peak):
                 ours(data)[0].backward(gradient)
 
             value = j + 1 if axis == "threads" else getattr(case, NAMES[axis])
-            x[value] = interleaved({"ours": train}, ROUNDS)["ours"].median
+            x[value] = interleaved_cpu({"ours": train}, ROUNDS)["ours"].median
     finally:
         torch.set_num_threads(before)
     work = {value: case.flops(True) for value, case in zip(x, points, strict=True)}
@@ -255,37 +155,3 @@ def test_scaling(axis, benchmark, rows, peak):
         })  # fmt: skip
     benchmark.extra_info.update(axis=axis, seconds=x)
     benchmark.pedantic(train, rounds=1)
-
-
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("case", [KARPATHY, BASE], ids=lambda case: case.name)
-def test_memory_held_for_backward(case, kind, benchmark, rows):
-    """Bytes of the tensors that autograd keeps, input and weights left out, in the times' columns
-    as MB."""
-    dtype = TYPES[kind]
-    held = {}
-    theirs, ours = case.twins(dtype, "cpu")
-    x, _ = case.data(dtype, "cpu")
-    for name, module in (("torch", theirs), ("ours", ours)):
-        kept: dict[int, int] = {}
-
-        def keep(tensor, kept=kept):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = module(x)
-        own = [x, *module.parameters()]
-        for tensor in own:
-            kept.pop(tensor.untyped_storage().data_ptr(), None)
-        held[name] = sum(kept.values()) / 1e6
-        del output
-    row = {
-        "what": "MB held for backward", "case": f"{case.name}, {kind}", **held,
-        "ratio": held["torch"] / held["ours"], "target": ">= 1.0",
-        "met": "" if held["ours"] <= held["torch"] else "missed",
-    }  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(lambda: ours(x), rounds=1)

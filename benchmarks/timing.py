@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -90,6 +91,11 @@ def interleaved(
                 clock(candidates[name], number)
             seconds[name].append(clock(candidates[name], number))
     return {name: Samples(tuple(values)) for name, values in seconds.items()}
+
+
+# On a CPU, where threads of the last candidate may still spin.
+ROUNDS = 7
+interleaved_cpu = partial(interleaved, pause=0.1, region=0.03)
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import fastlstm
+from fastlstm import reference
+
 from .grid import BASE, CPU_CASES, KARPATHY, TYPES, Case
 from .onnx_lstm import runner
 from .timing import ROUNDS, interleaved_cpu
@@ -114,6 +117,54 @@ def test_packed_input(case, benchmark, rows):
         benchmark.extra_info[form] = row
     benchmark.extra_info["share of the rows"] = float(drawn.sum()) / (case.batch * case.steps)
     benchmark.pedantic(lambda: train(ours, x), rounds=1)
+
+
+OPTIONS = {
+    "plain": {},
+    "zoneout": {"zoneout_h": 0.1, "zoneout_c": 0.1},
+    "recurrent dropout": {"recurrent_dropout": 0.2},
+    "cell clip": {"cell_clip": 5.0},
+    "layer norm": {"layer_norm": True},
+}
+
+
+def test_options(benchmark, rows):
+    """A training step with what nn.LSTM lacks, beside one without, and beside PyTorch's steps."""
+    x, gradient = BASE.data(torch.float32, "cpu")
+    modules = {
+        name: fastlstm.LSTM(BASE.input_size, BASE.hidden_size, **options)
+        for name, options in OPTIONS.items()
+    }
+
+    def train(module):
+        module.zero_grad(set_to_none=True)
+        module(x)[0].backward(gradient)
+
+    def in_pytorch(options):
+        module = fastlstm.LSTM(BASE.input_size, BASE.hidden_size, **options)
+        weights = list(module.parameters())
+        seed = torch.zeros(1, dtype=torch.int64) if "zoneout_h" in options else None
+
+        def call():
+            output, *_ = reference.lstm(
+                x, None, None, weights, hidden_size=BASE.hidden_size, seed=seed, **options
+            )
+            torch.autograd.grad(output, weights, gradient)
+
+        return call
+
+    calls = {name: partial(train, module) for name, module in modules.items()}
+    peers = {f"{name} in PyTorch": in_pytorch(OPTIONS[name]) for name in ("zoneout", "layer norm")}
+    found = interleaved_cpu(calls | peers, ROUNDS)
+    for name in OPTIONS:
+        row = {"what": "training, options", "case": f"{BASE.name}, {name}",
+               "ours": 1e3 * found[name].median}  # fmt: skip
+        if (peer := f"{name} in PyTorch") in found:
+            row["torch"] = 1e3 * found[peer].median
+            row["ratio"] = row["torch"] / row["ours"]
+        rows.append(row)
+        benchmark.extra_info[name] = row
+    benchmark.pedantic(calls["plain"], rounds=1)
 
 
 SCALES = {

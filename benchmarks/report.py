@@ -252,6 +252,7 @@ def cpu_table(result: Result) -> str:
             text += f" ({geometric_mean(r['ratio'] for r in rows):.2f} of the faster of both)"
         means.append(text)
     missed = sum(row.get("met") == "missed" for row in result["rows"])
+    unknown = sum(row.get("met") == "not known" for row in result["rows"])
     targets = sum(bool(row.get("target")) for row in result["rows"])
     rates = ", ".join(
         f"{re.sub('2x512, ', '', row['case']).replace(': ', ' ')}"
@@ -262,7 +263,8 @@ def cpu_table(result: Result) -> str:
         + markdown(["problem", "fastlstm", "nn.LSTM", "ONNX Runtime"], lines)
         + f"\n\nnn.LSTM's time over ours, geometric means over the grid: {'; '.join(means)}. "
         f"Drawing text, 2x512: {rates}. "
-        f"{missed} of {targets} targets of the design are missed."
+        f"{missed} of {targets} targets of the design are missed"
+        + (f", {unknown} not known." if unknown else ".")
     )
 
 
@@ -278,7 +280,19 @@ def packed_table(result: Result) -> str:
     return f"{_source(result)}. Milliseconds a training step:\n\n" + markdown(head, lines)
 
 
-FIGURES: dict[str, Callable[[Result], str]] = {"cpu": cpu_table, "packed": packed_table}
+def recomputation_table(result: Result) -> str:
+    lines = []
+    for row in rows_of(result, "recomputation"):
+        found = re.fullmatch(r"(.*), (\S+): (\S+) MB", row["case"])
+        assert found is not None
+        lines.append([found[1], found[2], row["ours"], float(found[3])])
+    head = ["training step", "recomputed", "ms", "MB at the most"]
+    return f"{_source(result)}:\n\n" + markdown(head, lines)
+
+
+FIGURES: dict[str, Callable[[Result], str]] = {
+    "cpu": cpu_table, "packed": packed_table, "recomputation": recomputation_table,
+}  # fmt: skip
 MARKED = re.compile(r"<!-- measured: (\w+), (\S+) -->\n.*?<!-- end -->", re.S)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .modules import LSTM
 
 __all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain"]
+
+T = TypeVar("T")
 
 ALGORITHMS = ("auto", "stepwise", "persistent", "cluster")  # csrc/cuda/planner.h's order
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/lstm.h's order
@@ -74,8 +76,16 @@ def _allow_tf32() -> bool:
     return bool(torch.backends.cudnn.allow_tf32)
 
 
-# A constant of what torch.compile traces: a compiled call keeps what was in force at its tracing.
-settings = torch.compiler.assume_constant_result(_settings)
+def constant_in_compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """torch.compiler.assume_constant_result, without importing all of Dynamo (two seconds) for it.
+
+    A compiled call keeps what was in force at its tracing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+settings = constant_in_compiled(_settings)
 
 
 @dataclass(frozen=True)
@@ -165,8 +175,8 @@ def explain(
             shared_per_block=shared,
             algorithm=forced,
             allow_tf32=allow_tf32,
-            plain_cells=lstm.rules() is None,
-            layer_norm=bool(lstm.layer_norm),
+            plain_cells=lstm._cell_rules() is None,
+            layer_norm=lstm._sizes().layer_norm,
         )
         for in_backward in (False, True)
     )

@@ -53,7 +53,7 @@ def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
         ValueError: an LSTM has an option that changes its numbers and that torch's has not.
     """
     for name, inner in module.named_modules() if isinstance(module, nn.Module) else ():
-        for option in inner.options() if isinstance(inner, LSTM) else ():
+        for option in inner._own_options() if isinstance(inner, LSTM) else ():
             if option != "checkpoint_every":
                 raise ValueError(f"{name or 'module'}: nn.LSTM has no {option}")
     return _exchange_all(module, {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}, copy)

@@ -168,7 +168,7 @@ def _module(lstm: Any, decoder: Any) -> tuple[list[Tensor], Sizes, nn.Linear]:
         lstm.num_layers,
         bool(lstm.bias),
         proj_size=lstm.proj_size,
-        layer_norm=isinstance(lstm, LSTM) and bool(lstm.layer_norm),
+        layer_norm=isinstance(lstm, LSTM) and lstm._sizes().layer_norm,
     )
     if (decoder.in_features, decoder.out_features) != (sizes.out_size, sizes.input_size):
         raise ValueError(
@@ -188,7 +188,7 @@ def _module(lstm: Any, decoder: Any) -> tuple[list[Tensor], Sizes, nn.Linear]:
 
 
 def _rules(lstm: RNNBase) -> CellRules | None:
-    return lstm.rules() if isinstance(lstm, LSTM) else None
+    return lstm._cell_rules() if isinstance(lstm, LSTM) else None
 
 
 def _kind(x: Any) -> str:

@@ -92,14 +92,9 @@ class LSTM(RNNBase):
         >>> output, (h_n, c_n) = lstm(torch.randint(10, (5, 3)), (h_n, c_n))
     """
 
-    # Of modules that from_torch made, too.
-    weight_dropout: float = 0.0
-    checkpoint_every: int | None = None
-    recurrent_dropout: float = 0.0
-    zoneout_h: float = 0.0
-    zoneout_c: float = 0.0
-    cell_clip: float | None = None
-    layer_norm: bool = False
+    # Names of the options in use that nn.LSTM lacks. Their values are attributes of the instance;
+    # on the class they would hide what a subclass calls by the same name (a module `layer_norm`).
+    _extra_options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -147,21 +142,21 @@ class LSTM(RNNBase):
             if bidirectional:
                 raise ValueError("checkpoint_every: expected bidirectional=False")
         check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size, layer_norm)
-        given = (
-            weight_dropout, checkpoint_every, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
-            layer_norm,
-        )  # fmt: skip
-        for name, value in zip(self._options, given, strict=True):
-            if value:  # so that a plain module's state is nn.LSTM's
-                setattr(self, name, value)
+        given: dict[str, Any] = {
+            "weight_dropout": weight_dropout,
+            "checkpoint_every": checkpoint_every,
+            "recurrent_dropout": recurrent_dropout,
+            "zoneout_h": zoneout_h,
+            "zoneout_c": zoneout_c,
+            "cell_clip": cell_clip,
+            "layer_norm": bool(layer_norm),
+        }
+        used = {name: value for name, value in given.items() if value}
+        if used:  # a plain module's state is nn.LSTM's
+            self._extra_options = tuple(used)
+            self.__dict__.update(used)
         if layer_norm:
             self._add_norms(device, dtype)
-
-    # What nn.LSTM lacks.
-    _options = (
-        "weight_dropout", "checkpoint_every", "recurrent_dropout", "zoneout_h", "zoneout_c",
-        "cell_clip", "layer_norm",
-    )  # fmt: skip
 
     def _add_norms(self, device: Any, dtype: Any) -> None:
         names = []
@@ -188,24 +183,25 @@ class LSTM(RNNBase):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if self.layer_norm:
+        if self._option("layer_norm"):
             self._reset_norms()
 
-    def options(self) -> dict[str, Any]:
-        """The options in use that ``nn.LSTM`` does not have, by name."""
-        found = {name: getattr(self, name) for name in self._options}
-        return {name: value for name, value in found.items() if value}
+    def _option(self, name: str, default: Any = None) -> Any:
+        """What nn.LSTM lacks: its value, where the module was made with it."""
+        return getattr(self, name) if name in self._extra_options else default
 
-    def rules(self) -> CellRules | None:
+    def _own_options(self) -> dict[str, Any]:
+        return {name: self._option(name) for name in self._extra_options}
+
+    def _cell_rules(self) -> CellRules | None:
         """What the cells do beyond ``nn.LSTM``'s; None for nothing."""
-        if not (self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.cell_clip):
+        if not self._extra_options:
             return None
-        return CellRules(
-            self.recurrent_dropout, self.zoneout_h, self.zoneout_c, self.cell_clip or 0.0
-        )
+        found = CellRules(*(self._option(name) or 0.0 for name in CellRules._fields))
+        return found if any(found) else None
 
     def extra_repr(self) -> str:
-        words = [f"{name}={value}" for name, value in self.options().items()]
+        words = [f"{name}={value}" for name, value in self._own_options().items()]
         return ", ".join([super().extra_repr(), *words])
 
     @overload
@@ -248,9 +244,10 @@ class LSTM(RNNBase):
 
     def forward(self, input, hx=None, *, lengths=None, return_cells=False):
         packed = isinstance(input, PackedSequence)
-        if return_cells and self.checkpoint_every is not None:
+        checkpoint_every = self._option("checkpoint_every")
+        if return_cells and checkpoint_every is not None:
             raise ValueError("return_cells: expected checkpoint_every=None")
-        if self.checkpoint_every is not None and (packed or lengths is not None):
+        if checkpoint_every is not None and (packed or lengths is not None):
             raise ValueError("checkpoint_every: expected padded input without lengths")
         if packed:
             if lengths is not None:
@@ -267,9 +264,9 @@ class LSTM(RNNBase):
                 self.dropout,
                 self.training,
                 return_cells=return_cells,
-                rules=self.rules(),
+                rules=self._cell_rules(),
             )
-        if self.checkpoint_every is not None and torch.is_grad_enabled():
+        if checkpoint_every is not None and torch.is_grad_enabled():
             return self._forward_in_segments(input, hx, self._current_weights())
         return self._forward_padded(input, hx, self._current_weights(), return_cells)
 
@@ -289,19 +286,18 @@ class LSTM(RNNBase):
             self.dropout,
             self.training,
             return_cells=return_cells,
-            rules=self.rules(),
+            rules=self._cell_rules(),
         )
 
     def _forward_in_segments(
         self, input: Tensor, hx: State | None, weights: list[Tensor]
     ) -> tuple[Tensor, State]:
         """Backward calls every segment again, from the state that the one before left."""
-        assert self.checkpoint_every is not None
         index = not input.is_floating_point()
         batched = input.dim() + index == 3
         time = 1 if self.batch_first and batched else 0
         outputs = []
-        for segment in input.split(self.checkpoint_every, min(time, input.dim() - 1)):
+        for segment in input.split(self._option("checkpoint_every"), min(time, input.dim() - 1)):
             output, hx = checkpoint(self._forward_padded, segment, hx, weights, use_reentrant=False)
             outputs.append(output)
         return torch.cat(outputs, time), cast(State, hx)
@@ -323,7 +319,7 @@ class LSTM(RNNBase):
             training=self.training,
             batch_sizes=batch_sizes,
             return_cells=return_cells,
-            rules=self.rules(),
+            rules=self._cell_rules(),
         )
 
         def pack(rows: Tensor) -> PackedSequence:
@@ -340,10 +336,11 @@ class LSTM(RNNBase):
         """
         own: dict[str, Any] = self._parameters
         weights = [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
-        if self.weight_dropout == 0 or not self.training:
+        weight_dropout = self._option("weight_dropout", 0.0)
+        if weight_dropout == 0 or not self.training:
             return weights
         return [
-            F.dropout(w, self.weight_dropout) if n.startswith("weight_hh") else w
+            F.dropout(w, weight_dropout) if n.startswith("weight_hh") else w
             for n, w in zip(self._flat_weights_names, weights, strict=True)
         ]
 
@@ -355,7 +352,7 @@ class LSTM(RNNBase):
             self.bias,
             bool(self.bidirectional),  # RNNBase takes any truth value
             self.proj_size,
-            bool(self.layer_norm),
+            bool(self._option("layer_norm")),
         )
 
     # What nn.LSTM has beside forward, for subclasses and callers that use it.

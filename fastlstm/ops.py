@@ -88,7 +88,7 @@ def _image_missing(device: int) -> str | None:
     )
 
 
-@torch.compiler.assume_constant_result  # of what torch.compile traces
+@algorithms.constant_in_compiled
 def image_missing(device: int) -> str | None:
     """Why the CUDA kernels cannot run on the GPU of this number; None where they can."""
     return _image_missing(device)

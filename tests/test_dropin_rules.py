@@ -25,7 +25,8 @@ UPDATE, ZONE_C, ZONE_H = 1, 2, 3  # dropout_mask's streams
 def by_hand(lstm, x, seed):
     """One layer, one direction, from the definition: outputs and cells, step by step."""
     steps, batch, _ = x.shape
-    units = lstm.hidden_size
+    units, own = lstm.hidden_size, lstm._own_options()
+    zoneout_h, zoneout_c = own.get("zoneout_h", 0.0), own.get("zoneout_c", 0.0)
     h = c = x.new_zeros(batch, units)
     outputs, cells = [], []
     b = torch.arange(batch)
@@ -38,19 +39,19 @@ def by_hand(lstm, x, seed):
         a = x[t] @ lstm.weight_ih_l0.t() + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.t()
         i, f, g, o = (a + lstm.bias_hh_l0).chunk(4, -1)
         update = g.tanh()
-        if lstm.recurrent_dropout and lstm.training:
-            p = lstm.recurrent_dropout
+        if own.get("recurrent_dropout") and lstm.training:
+            p = own["recurrent_dropout"]
             update = update * keeps(p, UPDATE) / (1 - p)
         new_c = f.sigmoid() * c + i.sigmoid() * update
-        if lstm.cell_clip:
-            new_c = new_c.clamp(-lstm.cell_clip, lstm.cell_clip)
+        if "cell_clip" in own:
+            new_c = new_c.clamp(-own["cell_clip"], own["cell_clip"])
         new_h = o.sigmoid() * new_c.tanh()
         if lstm.training:
-            c = torch.where(keeps(lstm.zoneout_c, ZONE_C) > 0, new_c, c)
-            h = torch.where(keeps(lstm.zoneout_h, ZONE_H) > 0, new_h, h)
+            c = torch.where(keeps(zoneout_c, ZONE_C) > 0, new_c, c)
+            h = torch.where(keeps(zoneout_h, ZONE_H) > 0, new_h, h)
         else:
-            c = (1 - lstm.zoneout_c) * new_c + lstm.zoneout_c * c
-            h = (1 - lstm.zoneout_h) * new_h + lstm.zoneout_h * h
+            c = (1 - zoneout_c) * new_c + zoneout_c * c
+            h = (1 - zoneout_h) * new_h + zoneout_h * h
         outputs.append(h)
         cells.append(c)
     return torch.stack(outputs), torch.stack(cells)
@@ -59,7 +60,7 @@ def by_hand(lstm, x, seed):
 def call(lstm, x, seed, **more):
     return fastlstm.functional.lstm(
         x, None, list(lstm.parameters()), seed=seed, training=lstm.training,
-        num_layers=lstm.num_layers, bidirectional=lstm.bidirectional, **lstm.options(), **more,
+        num_layers=lstm.num_layers, bidirectional=lstm.bidirectional, **lstm._own_options(), **more,
     )  # fmt: skip
 
 
@@ -235,7 +236,7 @@ def test_text_is_drawn_as_in_evaluation(weights):
 def test_the_persistent_algorithm_leaves_it_to_stepwise():
     lstm = fastlstm.LSTM(256, 256, dtype=torch.bfloat16)
     assert fastlstm.explain(lstm, 16, 100, gpu="H200").algorithm == "persistent"
-    lstm.zoneout_h = 0.1
+    lstm = fastlstm.LSTM(256, 256, dtype=torch.bfloat16, zoneout_h=0.1)
     found = fastlstm.explain(lstm, 16, 100, gpu="H200")
     assert (found.algorithm, found.backward_algorithm) == ("stepwise", "stepwise")
     assert found.reason == "persistent kernels have no zoneout, recurrent dropout or clipping"
@@ -244,12 +245,38 @@ def test_the_persistent_algorithm_leaves_it_to_stepwise():
 def test_rules_are_kept_shown_and_not_converted():
     lstm = fastlstm.LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)
     for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
-        assert twin.rules() == CellRules(zoneout_h=0.1, cell_clip=3.0)
+        assert twin._cell_rules() == CellRules(zoneout_h=0.1, cell_clip=3.0)
     assert repr(lstm) == "LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)"
     with pytest.raises(ValueError, match=r"^module: nn.LSTM has no zoneout_h"):
         fastlstm.to_torch(lstm)
     with pytest.raises(NotImplementedError, match="zoneout_h, zoneout_c and cell_clip need"):
         lstm.to(torch.complex64)(torch.randn(2, 1, 3, dtype=torch.complex64))
+
+
+def test_an_option_can_change_while_one_trains():
+    lstm, x = fastlstm.LSTM(3, 4, zoneout_h=0.5).eval(), torch.randn(5, 2, 3)
+    lstm.zoneout_h = 0.25
+    other = fastlstm.LSTM(3, 4, zoneout_h=0.25).eval()
+    other.load_state_dict(lstm.state_dict())
+    assert torch.equal(lstm(x)[0], other(x)[0])
+
+
+@pytest.mark.parametrize("base", [nn.LSTM, fastlstm.LSTM])
+def test_subclasses_may_call_their_own_by_these_names(base):
+    class Own(base):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.layer_norm = nn.LayerNorm(4)
+            self.weight_dropout = nn.Dropout(0.5)
+            self.zoneout_h, self.checkpoint_every = "theirs", 3
+
+        def forward(self, x):
+            return self.layer_norm(super().forward(x)[0])
+
+    own = Own()
+    assert own(torch.randn(5, 2, 3)).shape == (5, 2, 4)
+    assert len(list(own.parameters())) == 6
+    assert "theirs" not in repr(own)
 
 
 @pytest.mark.parametrize(

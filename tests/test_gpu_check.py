@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import accuracy, gpu_check, gpu_checks, gpu_stages, gpu_times, report, timing
+from benchmarks import accuracy, gpu_check, gpu_checks, gpu_stages, gpu_times, tables, timing
 from benchmarks.grid import GPU_CASES, Case
 from benchmarks.problems import OPTIONS, Problem
 from fastlstm import reference
@@ -274,5 +274,5 @@ def test_file_names():
 
 
 def test_table_aligns_columns():
-    text = report.table(["name", "x"], [["a", 1.23456], ["long", 12345.6], ["none", None]])
+    text = tables.table(["name", "x"], [["a", 1.23456], ["long", 12345.6], ["none", None]])
     assert text.splitlines() == ["name      x", "a      1.23", "long  12346", "none"]

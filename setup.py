@@ -42,7 +42,9 @@ INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": AVX512,
     "avx512dot": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
+YOUNG = ["avx512dot", "amx"]  # left out where the compiler does not know them (GCC 9, GCC 10)
 
 
 def find_torch() -> Path | None:
@@ -133,6 +135,11 @@ def find_compiler() -> str:
     raise SystemExit("fastlstm: building needs a C++17 compiler (g++ or clang++), none was found")
 
 
+def understands(compiler: str, flags: list[str]) -> bool:
+    command = [*shlex.split(compiler), *flags, "-fsyntax-only", "-x", "c++", "-"]
+    return subprocess.run(command, input="", capture_output=True, text=True).returncode == 0
+
+
 def compiler_cache() -> str:
     """ccache or sccache as a prefix of the compiler's commands; empty without one."""
     if os.environ.get("FASTLSTM_CCACHE") == "0":
@@ -203,6 +210,8 @@ class NinjaBuild(build_ext):
             f'-DFASTLSTM_COMPILER="{version[0] if version else compiler}"',
             f'-DFASTLSTM_TORCH_VERSION="{torch_version(torch)}"',
         ]
+        unknown = [isa for isa in YOUNG if not understands(compiler, INSTRUCTION_SETS[isa])]
+        defines += [f"-DFASTLSTM_NO_{isa.upper()}" for isa in unknown]
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         flags += ["-ffp-contract=fast", f"-I{ROOT / 'csrc'}"]
         # Torch's headers are not ours to warn about.
@@ -233,10 +242,12 @@ class NinjaBuild(build_ext):
         objects = []
         for source in ext.sources:
             name = Path(source).stem
+            isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
+            if isa in unknown:
+                continue
             rule = "nvcc" if source.endswith(".cu") else "compile"
             objects.append(ninja_path(f"{name}.o"))
             lines.append(f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}")
-            isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
             if isa is not None:
                 lines.append(f"  isa = {quote(INSTRUCTION_SETS[isa])}")
         lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")

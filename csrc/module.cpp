@@ -87,11 +87,18 @@ PYBIND11_MODULE(_C, m) {
           throw py::value_error("no such instruction set on this processor: " + name);
       },
       py::arg("name"), "Use this instruction set from now on, in all threads.");
-  m.def(
-      "cpu_multiply_adds",
-      [](int64_t rounds) { return fastlstm::instruction_set().kernels[0]->multiply_adds(rounds); },
-      py::arg("rounds"), py::call_guard<py::gil_scoped_release>(),
-      "Run float32 multiply-adds from registers alone; returns how many operations they were.");
+  auto multiply_adds = [&m](const char* name, DType dtype, const char* doc) {
+    m.def(
+        name,
+        [dtype](int64_t rounds) {
+          return fastlstm::instruction_set().kernels[int(dtype)]->multiply_adds(rounds);
+        },
+        py::arg("rounds"), py::call_guard<py::gil_scoped_release>(), doc);
+  };
+  multiply_adds("cpu_multiply_adds", DType::f32,
+                "Run float32 multiply-adds from registers alone; returns how many operations.");
+  multiply_adds("cpu_multiply_adds_bf16", DType::bf16,
+                "The same with what multiplies bfloat16 on this processor.");
   m.def("plan", &plan, py::kw_only(), py::arg("dtype"), py::arg("steps"), py::arg("batch"),
         py::arg("packed"), py::arg("hidden_size"), py::arg("proj_size"), py::arg("layers"),
         py::arg("directions"), py::arg("backward"), py::arg("capability"), py::arg("sms"),

@@ -1,8 +1,8 @@
-"""The kernels of AVX-512 on processors without it.
+"""The kernels of AVX-512 and AMX on processors without them.
 
-They are compiled with 64-byte vectors for the instructions that are there, and the product of
-bfloat16 pairs from its definition, so that everything but the compiler's choice of instructions is
-what runs on AVX-512 and AVX-512-BF16.
+They are compiled with 64-byte vectors for the instructions that are there, and the products of
+bfloat16 pairs and tiles from their definitions, so that everything but the compiler's choice of
+instructions is what runs on AVX-512, AVX-512-BF16 and AMX.
 """
 
 import ctypes
@@ -19,7 +19,13 @@ from fastlstm import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-TYPES = {torch.float32: "float", torch.bfloat16: "BFloat16"}
+# The type and what kernels_*.cpp of the set define.
+KERNELS = {
+    "float": (torch.float32, "float", []),
+    "pairs": (torch.bfloat16, "BFloat16", ["-DFASTLSTM_BF16_PAIRS=1"]),
+    "tiles": (torch.bfloat16, "BFloat16", ["-DFASTLSTM_BF16_PAIRS=1", "-DFASTLSTM_AMX=1"]),
+}
+every_kernel = pytest.mark.parametrize("kernels", KERNELS)
 
 
 class _Options(ctypes.Structure):
@@ -46,23 +52,23 @@ class Wide(Emulated):
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    """Built side by side: one of each type."""
+    """Built side by side."""
     folder, flags = tmp_path_factory.mktemp("wide"), []
     if platform.machine().lower() in ("x86_64", "amd64") and _has_avx2():
         flags = ["-mavx2", "-mfma"]
     running = {}
-    for dtype, storage in TYPES.items():
+    for name, (_, storage, defines) in KERNELS.items():
         command = [
             "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-psabi", *flags,
-            f"-I{ROOT / 'csrc'}", f"-DSTORAGE={storage}", "-DFASTLSTM_BF16_PAIRS=1",
-            str(ROOT / "tests/wide/kernels.cpp"), "-o", str(folder / f"{storage}.so"),
+            f"-I{ROOT / 'csrc'}", f"-DSTORAGE={storage}", *defines,
+            str(ROOT / "tests/wide/kernels.cpp"), "-o", str(folder / f"{name}.so"),
         ]  # fmt: skip
-        running[dtype] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        running[name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     found = {}
-    for dtype, process in running.items():
+    for name, process in running.items():
         _, said = process.communicate()
         assert process.returncode == 0, said
-        found[dtype] = ctypes.CDLL(str(folder / f"{TYPES[dtype]}.so"))
+        found[name] = ctypes.CDLL(str(folder / f"{name}.so"))
     return found
 
 
@@ -84,32 +90,40 @@ def check(library, p, threads):
     return [*found[0], *found[1]]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@every_kernel
 @pytest.mark.parametrize("name", OPTIONS | NORMED)
-def test_wide_kernels_match_the_reference(name, dtype, libraries):
-    check(libraries[dtype], Problem(dtype=dtype, **(OPTIONS | NORMED)[name]), threads=2)
+def test_wide_kernels_match_the_reference(name, kernels, libraries):
+    check(
+        libraries[kernels],
+        Problem(dtype=KERNELS[kernels][0], **(OPTIONS | NORMED)[name]),
+        threads=2,
+    )
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("batch", [1, 7, 13, 50])
+@every_kernel
+@pytest.mark.parametrize("batch", [1, 7, 17, 50])
 @pytest.mark.parametrize("hidden", [1, 3, 31, 33, 129])
-def test_wide_kernels_at_odd_sizes(hidden, batch, dtype, libraries):
-    p = Problem(hidden_size=hidden, input_size=hidden + 2, batch=batch, steps=11, dtype=dtype)
-    check(libraries[dtype], p, threads=2)
+def test_wide_kernels_at_odd_sizes(hidden, batch, kernels, libraries):
+    p = Problem(
+        hidden_size=hidden, input_size=hidden + 2, batch=batch, steps=11, dtype=KERNELS[kernels][0]
+    )
+    check(libraries[kernels], p, threads=2)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_wide_kernels_and_the_gradient_of_all_cells(dtype, libraries):
-    check(libraries[dtype], Problem(dtype=dtype, num_layers=2, cells=True), threads=2)
+@every_kernel
+def test_wide_kernels_and_the_gradient_of_all_cells(kernels, libraries):
+    check(
+        libraries[kernels], Problem(dtype=KERNELS[kernels][0], num_layers=2, cells=True), threads=2
+    )
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_wide_kernels_do_not_depend_on_the_threads(dtype, libraries):
+@every_kernel
+def test_wide_kernels_do_not_depend_on_the_threads(kernels, libraries):
     """Teams of one to five, and parts of the batch, in both directions."""
     p = Problem(
         hidden_size=150, input_size=40, batch=5, steps=12, num_layers=2, bidirectional=True,
-        proj_size=35, packed=True, dtype=dtype,
+        proj_size=35, packed=True, dtype=KERNELS[kernels][0],
     )  # fmt: skip
-    first, *others = (check(libraries[dtype], p, threads) for threads in (1, 2, 3, 6))
+    first, *others = (check(libraries[kernels], p, threads) for threads in (1, 2, 3, 6))
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -111,7 +111,6 @@ class BackwardTask {
         for (int64_t b = 0; b < active; ++b) {
           E* to = projected_dh(first + b) + begin;
           convert(to, dh_.get() + b * h_wide_ + begin, n);
-          for (int64_t j = n; j < packed_depth<E>(n); ++j) to[j] = E{};
         }
       });
       team_.meet();
@@ -129,7 +128,8 @@ class BackwardTask {
     const bool add = p_.cell.zoneout_h > 0;
     share(p_.out_size, [&](int64_t panel, int64_t begin, int64_t n) {
       gemm_rows(dh_.get() + begin, h_wide_, chunk_.row(chunk_.to_hidden(), first),
-                chunk_.gates_wide, hh_.panel(panel), active, 4 * units_, n, add);
+                chunk_.gates_wide, hh_.panel(panel), active, 4 * units_, n,
+                add ? Start<T>{dh_.get() + begin, h_wide_} : Start<T>{});
     });
   }
 
@@ -154,7 +154,7 @@ class BackwardTask {
     share(units_, [&](int64_t panel, int64_t begin, int64_t n) {
       if (p_.projected)
         gemm_rows(raw_dh_.get() + begin, c_wide_, projected_dh(first), chunk_.dh_wide,
-                  hr_.panel(panel), active, p_.out_size, n, false);
+                  hr_.panel(panel), active, p_.out_size, n, {});
       else
         add_grad_y(first, active, begin, n);
       for (int64_t b = 0; b < active; ++b) {
@@ -182,31 +182,34 @@ class BackwardTask {
   // Units [begin, end) of a row.
   template <bool kRules>
   void run_cell(int64_t row, const T* c_prev, T* dh, T* dc, int64_t begin, int64_t end) const {
+    typedef Pick<kRules, Vec<T>, Twice<Vec<T>>> V;
+    typedef Elements<V> Own;
+    constexpr int kAll = kLanes<T, V>;
     const RuleRow drawn = kRules ? rules_.row(rows_.t(row), rows_.b(row)) : RuleRow{};
     const S* gates = gates_ + row * 4 * units_;
     const T* c = cells_ + row * units_;
     E* out = dgates(row);
-    for (int64_t unit = begin; unit < end; unit += kWidth<T>) {
-      const int n = int(min_of(kWidth<T>, end - unit));
-      Vec<T> dc_in = load(dc + unit);
-      if (grad_cells_) dc_in += load_part(grad_cells_ + row * units_ + unit, n);
-      const Vec<T> i = load_part(gates + unit, n), f = load_part(gates + units_ + unit, n),
-                   g = load_part(gates + 2 * units_ + unit, n),
-                   o = load_part(gates + 3 * units_ + unit, n),
-                   before = load_part(c_prev + unit, n), after = load_part(c + unit, n);
-      CellBackward<Vec<T>> d;
+    for (int64_t unit = begin; unit < end; unit += kAll) {
+      const int n = int(min_of(kAll, end - unit));
+      V dc_in = Own::read(dc + unit, kAll);
+      if (grad_cells_) dc_in = dc_in + Own::read(grad_cells_ + row * units_ + unit, n);
+      const V i = Own::read(gates + unit, n), f = Own::read(gates + units_ + unit, n),
+              g = Own::read(gates + 2 * units_ + unit, n),
+              o = Own::read(gates + 3 * units_ + unit, n), before = Own::read(c_prev + unit, n),
+              after = Own::read(c + unit, n), dh_in = Own::read(dh + unit, kAll);
+      CellBackward<V> d;
       if constexpr (kRules) {
-        d = cell_backward<Math<T>>(i, f, g, o, before, after, load(dh + unit), dc_in,
+        d = cell_backward<Math<T>>(i, f, g, o, before, after, dh_in, dc_in,
                                    rules_of(rules_, drawn, unit));
         if (!p_.projected) store(dh + unit, d.h_prev);
       } else {
-        d = cell_backward<Math<T>>(i, f, g, o, before, after, load(dh + unit), dc_in);
+        d = cell_backward<MathOf<T, V>>(i, f, g, o, before, after, dh_in, dc_in);
       }
-      store_part<E>(out + unit, d.a_i, n);
-      store_part<E>(out + units_ + unit, d.a_f, n);
-      store_part<E>(out + 2 * units_ + unit, d.a_g, n);
-      store_part<E>(out + 3 * units_ + unit, d.a_o, n);
-      store(dc + unit, d.c_prev);
+      Own::write(out + unit, d.a_i, n);
+      Own::write(out + units_ + unit, d.a_f, n);
+      Own::write(out + 2 * units_ + unit, d.a_g, n);
+      Own::write(out + 3 * units_ + unit, d.a_o, n);
+      Own::write(dc + unit, d.c_prev, kAll);
     }
   }
 
@@ -260,7 +263,7 @@ class InputGrad {
       T* sum = both_.get() ? both_.get() + (chunk.first + first) * wide_ : own.get();
       gemm_rows(sum, wide_, chunk.to_input().get() + first * chunk.gates_wide, chunk.gates_wide,
                 ih_[direction].data.get(), count, 4 * p_.hidden_size, width_,
-                both_.get() != nullptr);
+                both_.get() ? Start<T>{sum, wide_} : Start<T>{});
       if (both_.get() == nullptr) write_rows(sum, chunk.first + first, count);
     });
   }
@@ -275,7 +278,7 @@ class InputGrad {
  private:
   template <class F>
   void for_blocks(int64_t rows, F&& f) const {
-    constexpr int64_t kBlock = 16 * kTileRows;
+    constexpr int64_t kBlock = 96;
     parallel(runtime_, ceil_div(rows, kBlock),
              [&](int64_t task) { f(task * kBlock, min_of(kBlock, rows - task * kBlock)); });
   }
@@ -336,7 +339,7 @@ void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
   }
   InputGrad<S> input_grad(p, runtime, rows, layer, grad_x);
   const int64_t work = p.directions * p.rows * 4 * p.hidden_size * p.out_size;
-  const Division division(p, runtime.threads, work);
+  const Division division(p, runtime.threads, work, sizeof(E));
   const BatchSplit split(rows, p.rows, division.parts);
   List<BackwardTask<S>> tasks(p.directions * split.count);
   for (int64_t j = 0; j < split.count; ++j)

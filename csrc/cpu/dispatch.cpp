@@ -1,6 +1,13 @@
 // Which instruction set's kernels run: the best that this processor has.
 #include <cstdlib>
 #include <cstring>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels.h"
 
@@ -16,7 +23,7 @@ FASTLSTM_DECLARE(baseline)
 #if defined(__x86_64__)
 FASTLSTM_DECLARE(avx2)
 FASTLSTM_DECLARE(avx512)
-extern const Kernels k_avx512dot_bf16;
+extern const Kernels k_avx512dot_bf16, k_amx_bf16;  // setup.py: not of every compiler
 #endif
 
 #if defined(__x86_64__)
@@ -24,15 +31,39 @@ static bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+[[maybe_unused]] static bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// The processor's word for AMX-TILE and AMX-BF16, and the kernel's for the room to save its tiles,
+// which a process asks for once, for all its threads.
+[[maybe_unused]] static bool has_amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
+  constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
+  return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTile) &&
+         (d & kBf16) && syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-    // As avx512, but bfloat16 is multiplied as it stands, two at a time.
+    // As avx512, but bfloat16 is multiplied as it stands: by tiles, or two at a time.
+#if !defined(FASTLSTM_NO_AMX)
+    {"amx",
+     {&k_avx512_f32, &k_avx512_f64, &k_amx_bf16, &k_avx512_f16},
+     &k_avx512_generate,
+     has_amx},
+#endif
+#if !defined(FASTLSTM_NO_AVX512DOT)
     {"avx512_bf16",
      {&k_avx512_f32, &k_avx512_f64, &k_avx512dot_bf16, &k_avx512_f16},
      &k_avx512_generate,
-     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+     has_avx512_bf16},
+#endif
     {"avx512", FASTLSTM_TABLES(avx512), has_avx512},
     {"avx2", FASTLSTM_TABLES(avx2),
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},

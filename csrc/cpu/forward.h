@@ -154,7 +154,8 @@ class ForwardTask {
                                 : static_cast<S*>(f.saved.hidden) + layer * p_.rows * y_wide_;
     y_ += direction * p_.out_size;
 
-    for (Buffer<E>& h : h_) h.reset(batch * h_wide_);
+    // Zeros: what stands beyond a row's elements is multiplied too (gemm.h).
+    for (Buffer<E>& h : h_) h.reset_to_zero(batch * h_wide_);
     c_.reset(batch * padded<T>(units_));
     for (int64_t b = 0; b < batch; ++b) {
       T* c = c_.get() + b * padded<T>(units_);
@@ -162,7 +163,7 @@ class ForwardTask {
       if (c0) convert(c, c0 + (begin + b) * units_, units_);
     }
     if (p_.projected) {
-      raw_h_.reset(batch * h_wide_);
+      raw_h_.reset_to_zero(batch * h_wide_);
       projected_.reset(batch * h_wide_);
     }
     if (p_.layer_norm) {
@@ -172,7 +173,7 @@ class ForwardTask {
     const int64_t most = max_of(kAheadRows, batch);
     start_.reset(most);
     ahead_row_.reset(most);
-    if (input.kind == InputKind::dense) x_.reset(most * x_wide_);
+    if (input.kind == InputKind::dense) x_.reset_to_zero(most * x_wide_);
     if (!cell.table.get()) ahead_.reset(most * gates_wide_);
     enter(0);
   }
@@ -193,9 +194,8 @@ class ForwardTask {
   // Before step s: the states of the sequences that begin with it, and the rows to project.
   void enter(int64_t s) {
     for (; entered_ < count(s); ++entered_) {
-      E* h = h_[0].get() + entered_ * h_wide_;
-      memset(h, 0, size_t(h_wide_) * sizeof(E));
-      if (h0_) convert(h, h0_ + (begin_ + entered_) * p_.out_size, p_.out_size);
+      const S* from = h0_ ? h0_ + (begin_ + entered_) * p_.out_size : nullptr;
+      if (from) convert(h_[0].get() + entered_ * h_wide_, from, p_.out_size);
     }
     projects_ = count(s) > 0 && row_ == ahead_rows_;
     if (!projects_) return;
@@ -229,8 +229,7 @@ class ForwardTask {
         if (dense) {
           E* x = x_.get() + n * x_wide_;
           input_.load(x, ahead_row_[n], 0, input_.width);
-          for (int64_t k = input_.width; k < packed_depth<E>(input_.width); ++k) x[k] = E{};
-          if (!p_.layer_norm) memcpy(own, cell_.bias.get(), size_t(gates_wide_) * sizeof(T));
+          if (cell_.direct) memcpy(own, cell_.bias.get(), size_t(gates_wide_) * sizeof(T));
         } else if (p_.layer_norm) {
           const S* column = cell_.w_ih + input_.index(ahead_row_[n]);
           for (int64_t j = 0; j < 4 * units_; ++j) own[j] = to_acc(column[j * cell_.vocabulary]);
@@ -246,7 +245,7 @@ class ForwardTask {
       team_.share_ranges(member, panels, [&](int64_t first, int64_t last) {
         gemm_rows(ahead_.get() + first * kPanel<T>, gates_wide_, x_.get(), x_wide_,
                   cell_.ih.panel(first), ahead_rows_, input_.width, (last - first) * kPanel<T>,
-                  !p_.layer_norm);
+                  p_.layer_norm ? Start<T>{} : Start<T>{cell_.bias.get() + first * kPanel<T>, 0});
       });
       team_.meet();
     }
@@ -276,15 +275,14 @@ class ForwardTask {
       // So few steps that a team would hardly have met: threads for each of them.
       const int64_t work = 4 * active * units_ * (units_ + input_.width);
       parallel_if_worth(runtime_, work, blocks, [&](int64_t block) {
-        for_row_blocks<kDirectTile>(active, [&](auto size, int64_t b) {
-          run_direct<decltype(size)::value>(t, b, block, row_ + b);
+        for_even_blocks(active, kDirectTile, [&](int rows, int64_t b) {
+          with_rows<kDirectTile>(
+              rows, [&](auto size) { run_direct<decltype(size)::value>(t, b, block); });
         });
       });
     } else {
       team_.share(member, blocks, [&](int64_t block) {
-        for_row_blocks(active, [&](auto size, int64_t b) {
-          run_tile<decltype(size)::value>(t, b, block, start_.get() + row_ + b);
-        });
+        for_row_blocks(active, [&](int rows, int64_t b) { run_tile(t, b, block, rows); });
       });
     }
     if (p_.projected) project_h(t, active, member);
@@ -295,7 +293,7 @@ class ForwardTask {
     const int64_t count = 4 * units_;
     team_.share_ranges(member, panels_of<T>(count), [&](int64_t first, int64_t last) {
       gemm_rows(z_.get() + first * kPanel<T>, gates_wide_, h_[0].get(), h_wide_,
-                cell_.hh.panel(first), active, units_, (last - first) * kPanel<T>, false);
+                cell_.hh.panel(first), active, units_, (last - first) * kPanel<T>, {});
     });
     team_.meet();
     team_.share_ranges(member, active, [&](int64_t first, int64_t last) {
@@ -310,7 +308,6 @@ class ForwardTask {
         S* y = y_ + row * y_wide_;
         convert(y, h, units_);
         convert(h_[1].get() + b * h_wide_, y, units_);  // as the output holds it
-        for (int64_t j = units_; j < packed_depth<E>(units_); ++j) h_[1][b * h_wide_ + j] = E{};
         if (!saved) continue;
         convert(saved + 2 * count, z, count);
         convert(cells_ + row * units_, c, units_);
@@ -318,38 +315,24 @@ class ForwardTask {
     });
   }
 
-  template <int M>
-  void run_tile(int64_t t, int64_t b, int64_t block, const T* const* start) {
-    // Few rows: several gates at once, for enough independent sums to fill the FMA pipeline.
-    constexpr int G = M * 4 <= kTileRows ? 4 : M * 2 <= kTileRows ? 2 : 1;
-    alignas(64) T pre[4][M][kPanel<T>];
-    const int64_t panel = cell_.hh.stored * kPanel<T>;
-    for (int g = 0; g < 4; g += G) {
-      Tile<T, G, M> acc;
-      for (int j = 0; j < G; ++j)
-        for (int m = 0; m < M; ++m)
-          for (int v = 0; v < kPanelVecs; ++v)
-            acc[j][m][v] = load(start[m] + (block * 4 + g + j) * kPanel<T> + v * kWidth<T>);
-      tile_fma<E, G, M, false>(h_[0].get() + b * h_wide_, h_wide_, cell_.hh.panel(block * 4 + g),
-                               panel, cell_.hh.depth, acc);
-      for (int j = 0; j < G; ++j)
-        for (int m = 0; m < M; ++m)
-          for (int v = 0; v < kPanelVecs; ++v) store(&pre[g + j][m][v * kWidth<T>], acc[j][m][v]);
-    }
-    run_cells<M>(t, b, block, pre);
+  void run_tile(int64_t t, int64_t b, int64_t block, int rows) {
+    alignas(64) T pre[4][kTileRows][kPanel<T>];
+    multiply_gates(pre, h_[0].get() + b * h_wide_, h_wide_, cell_.hh.panel(block * 4),
+                   cell_.hh.stored * kPanel<T>, cell_.hh.depth, rows);
+    run_cells(t, b, block, pre, rows);
   }
 
-  // The same from weights as they stand; `at` is the rows' place among the projected ones.
+  // The same from weights as they stand.
   template <int M>
-  void run_direct(int64_t t, int64_t b, int64_t block, int64_t at) {
+  void run_direct(int64_t t, int64_t b, int64_t block) {
+    static_assert(kDirectTile <= kTileRows, "rows of a block");
     // Rows of weights at a time.
     constexpr int R = 2 * kDirectTile / M < kPanel<T> ? 2 * kDirectTile / M : kPanel<T>;
-    alignas(64) T pre[4][M][kPanel<T>];
+    alignas(64) T pre[4][kTileRows][kPanel<T>];
     const int64_t first = block * kPanel<T>, depth = units_;
     const int n = int(min_of(kPanel<T>, units_ - first));
     for (int g = 0; g < 4; ++g) {
-      for (int m = 0; m < M; ++m)
-        memcpy(pre[g][m], start_[at + m] + (block * 4 + g) * kPanel<T>, sizeof pre[g][m]);
+      for (int m = 0; m < M; ++m) memset(pre[g][m], 0, sizeof pre[g][m]);
       auto add = [&](auto count, int j) {
         constexpr int N = decltype(count)::value;
         T sums[N][M] = {};
@@ -358,7 +341,7 @@ class ForwardTask {
                               h_wide_, depth);
         if (input_.kind == InputKind::dense)
           row_products<S, N, M>(sums, cell_.w_ih + row * input_.width, input_.width,
-                                x_.get() + at * x_wide_, x_wide_, input_.width);
+                                x_.get() + (row_ + b) * x_wide_, x_wide_, input_.width);
         for (int r = 0; r < N; ++r)
           for (int m = 0; m < M; ++m) pre[g][m][j + r] += sums[r][m];
       };
@@ -366,54 +349,61 @@ class ForwardTask {
       for (; j + R <= n; j += R) add(Int<R>{}, j);
       for (; j < n; ++j) add(Int<1>{}, j);
     }
-    run_cells<M>(t, b, block, pre);
+    run_cells(t, b, block, pre, M);
   }
 
-  // The cells of a block of units and M sequences, from their pre-activations.
-  template <int M>
-  void run_cells(int64_t t, int64_t b, int64_t block, const T (*pre)[M][kPanel<T>]) {
+  // The cells of a block of units and some sequences, from h's part of their pre-activations.
+  void run_cells(int64_t t, int64_t b, int64_t block, const T (*pre)[kTileRows][kPanel<T>],
+                 int rows) {
     if (rules_.plain)
-      run_cells_by<M, false>(t, b, block, pre);
+      run_cells_by<false>(t, b, block, pre, rows);
     else
-      run_cells_by<M, true>(t, b, block, pre);
+      run_cells_by<true>(t, b, block, pre, rows);
   }
 
-  template <int M, bool kRules>
-  void run_cells_by(int64_t t, int64_t b, int64_t block, const T (*pre)[M][kPanel<T>]) {
-    for (int m = 0; m < M; ++m) {
+  template <bool kRules>
+  void run_cells_by(int64_t t, int64_t b, int64_t block, const T (*pre)[kTileRows][kPanel<T>],
+                    int rows) {
+    typedef Pick<kRules, Vec<T>, Twice<Vec<T>>> V;
+    typedef Elements<V> Own;
+    constexpr int kAll = kLanes<T, V>;
+    for (int m = 0; m < rows; ++m) {
       const int64_t row = rows_.at(t, begin_ + b + m);
+      const T* start = start_[row_ + b + m] + block * 4 * kPanel<T>;
       const RuleRow drawn = kRules ? rules_.row(t, begin_ + b + m) : RuleRow{};
-      for (int v = 0; v < kPanelVecs; ++v) {
-        const int64_t unit = block * kPanel<T> + v * kWidth<T>;
-        const int n = int(min_of(kWidth<T>, units_ - unit));
+      for (int at = 0; at < kPanel<T>; at += kAll) {
+        const int64_t unit = block * kPanel<T> + at;
+        const int n = int(min_of(kAll, units_ - unit));
         if (n <= 0) break;
         T* c = c_.get() + (b + m) * padded<T>(units_) + unit;
-        const int at = v * kWidth<T>;
-        const Vec<T> a_i = load(&pre[0][m][at]), a_f = load(&pre[1][m][at]),
-                     a_g = load(&pre[2][m][at]), a_o = load(&pre[3][m][at]);
-        CellForward<Vec<T>> out;
+        auto gate = [&](int g) {
+          return Own::read(start + g * kPanel<T> + at, kAll) + Own::read(&pre[g][m][at], kAll);
+        };
+        const V a_i = gate(0), a_f = gate(1), a_g = gate(2), a_o = gate(3);
+        const V before = Own::read(c, kAll);
+        CellForward<V> out;
         if constexpr (kRules) {
-          const Vec<T> h = load_as<E>(h_[0].get() + (b + m) * h_wide_ + unit);
-          out =
-              cell_forward<Math<T>>(a_i, a_f, a_g, a_o, load(c), h, rules_of(rules_, drawn, unit));
+          const V h = load_as<E>(h_[0].get() + (b + m) * h_wide_ + unit);
+          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, before, h,
+                                      rules_of(rules_, drawn, unit));
         } else {
-          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, load(c));
+          out = cell_forward<MathOf<T, V>>(a_i, a_f, a_g, a_o, before);
         }
-        store(c, out.c);
+        Own::write(c, out.c, kAll);
         if (p_.projected) {
-          store_as<E>(raw_h_.get() + (b + m) * h_wide_ + unit, out.h);
+          Own::write(raw_h_.get() + (b + m) * h_wide_ + unit, out.h, kAll);
         } else {
           // The recurrence sees h as the output holds it: rounded to the storage type.
-          store_as<E>(h_[1].get() + (b + m) * h_wide_ + unit, round_to<S>(out.h));
-          store_part<S>(y_ + row * y_wide_ + unit, out.h, n);
+          Own::write(h_[1].get() + (b + m) * h_wide_ + unit, Own::template rounded<S>(out.h), kAll);
+          Own::write(y_ + row * y_wide_ + unit, out.h, n);
         }
         if (gates_) {
           S* gates = gates_ + row * 4 * units_ + unit;
-          store_part<S>(gates, out.i, n);
-          store_part<S>(gates + units_, out.f, n);
-          store_part<S>(gates + 2 * units_, out.g, n);
-          store_part<S>(gates + 3 * units_, out.o, n);
-          store_part<T>(cells_ + row * units_ + unit, out.c, n);
+          Own::write(gates, out.i, n);
+          Own::write(gates + units_, out.f, n);
+          Own::write(gates + 2 * units_, out.g, n);
+          Own::write(gates + 3 * units_, out.o, n);
+          Own::write(cells_ + row * units_ + unit, out.c, n);
         }
       }
     }
@@ -425,14 +415,12 @@ class ForwardTask {
     team_.share_ranges(member, panels_of<T>(p_.out_size), [&](int64_t first, int64_t last) {
       const int64_t begin = first * kPanel<T>, n = min_of(p_.out_size, last * kPanel<T>) - begin;
       gemm_rows(projected_.get() + begin, h_wide_, raw_h_.get(), h_wide_, cell_.hr.panel(first),
-                active, units_, n, false);
+                active, units_, n, {});
       for (int64_t b = 0; b < active; ++b) {
         E* h = h_[1].get() + b * h_wide_ + begin;
         S* y = y_ + rows_.at(t, begin_ + b) * y_wide_ + begin;
         convert(y, projected_.get() + b * h_wide_ + begin, n);
         convert(h, y, n);
-        if (last == panels_of<T>(p_.out_size))
-          for (int64_t j = n; j < packed_depth<E>(n); ++j) h[j] = E{};
       }
     });
   }
@@ -469,7 +457,7 @@ void forward(const Forward& f, const Runtime& runtime) {
   for (int layer = 0; layer < p.layers; ++layer) {
     const LayerInput<S> input(p, f.saved, rows, layer);
     const int64_t work = p.directions * p.rows * 4 * p.hidden_size * (p.hidden_size + input.width);
-    const Division division(p, runs_direct(p) ? 1 : runtime.threads, work);
+    const Division division(p, runs_direct(p) ? 1 : runtime.threads, work, sizeof(Operand<S>));
     const BatchSplit split(rows, p.rows, division.parts);
     List<ForwardCell<S>> cells(p.directions);
     for (int d = 0; d < p.directions; ++d)

@@ -186,7 +186,9 @@ class Generator {
   template <class F>
   void share(int member, int64_t panels, F&& f) const {
     team_.share(member, panels, [&](int64_t panel) {
-      for_row_blocks<kRows>(g_.batch, [&](auto rows, int64_t b) { f(rows, panel, b); });
+      for_even_blocks(g_.batch, kRows, [&](int rows, int64_t b) {
+        with_rows<kRows>(rows, [&](auto size) { f(size, panel, b); });
+      });
     });
   }
 

@@ -173,19 +173,30 @@ class BatchSplit {
 // the units of a part among a team, whose members meet in every step. Sequences that share a part
 // share every read of the weights. Results do not depend on any of it.
 struct Division {
-  Division(const Problem& p, int64_t threads, int64_t work) {
+  // In multiplications of one thread: the least that a weight costs, what one costs besides that
+  // does not stay in a second-level cache of 2 MiB, and a meeting.
+#if FASTLSTM_AMX
+  static constexpr int64_t kReadWeight = 16, kFarWeight = 100, kMeeting = 480000;
+#elif FASTLSTM_VEC_BYTES == 64
+  static constexpr int64_t kReadWeight = 2, kFarWeight = 16, kMeeting = 24000;
+#else
+  static constexpr int64_t kReadWeight = 2, kFarWeight = 0, kMeeting = 24000;
+#endif
+  static constexpr int64_t kNearBytes = 5 << 18;
+
+  Division(const Problem& p, int64_t threads, int64_t work, int64_t weight_bytes) {
     if (work < 2 * kWorthAThread) return;
-    // In multiplications of one thread, per step.
-    constexpr int64_t kReadWeight = 2, kMeeting = 24000;
     const int64_t blocks = ceil_div(p.hidden_size, 16), block = 64 * p.out_size;
     const int64_t batch = ceil_div(p.rows, p.steps);
     int64_t least = 0;
     for (int64_t n = min_of(batch, threads); n > 0; --n) {
       const int64_t teams = n * p.directions;
       const int64_t size = max_of(1, min_of(min_of(threads / teams, Team::kMost), blocks));
-      const int64_t cost = ceil_div(teams, threads) * ceil_div(blocks, size) * block *
-                               max_of(kReadWeight, ceil_div(batch, n)) +
-                           (size > 1 ? size * kMeeting : 0);
+      const int64_t own = ceil_div(blocks, size) * block;
+      const int64_t far = own * weight_bytes > kNearBytes ? kFarWeight : 0;
+      const int64_t cost =
+          ceil_div(teams, threads) * own * (max_of(kReadWeight, ceil_div(batch, n)) + far) +
+          (size > 1 ? size * kMeeting : 0);
       if (least > 0 && cost >= least) continue;
       least = cost;
       parts = n;
@@ -210,26 +221,28 @@ struct Panels {
   typedef Acc<E> T;
 
   // B's columns are rows in memory: `column(panel, j)` is where the panel's column j begins, or
-  // null in the padding.
+  // null in the padding. Squares of words are transposed in registers.
   template <class Column>
   void pack_columns(const Runtime& runtime, int64_t count, int64_t rows, Column&& column) {
-    // So many k at a time: a cache line of each column, and the lines that they go to, stay near.
-    constexpr int64_t kBlock = 16;
+    constexpr int kWords = kWidth<T>, kBlock = kWords * kPair<E>;
     for_panels(runtime, count, rows, [&](E* panel, int64_t p) {
-      for (int64_t first = 0; first < stored; first += kBlock) {
-        const int64_t n = min_of(kBlock, depth - first), last = min_of(kBlock, stored - first);
-        for (int j = 0; j < kPanel<T>; ++j) {
-          E* to = panel + first * kPanel<T>;
-          const auto* from = column(p, j);
-          if (from && n == kBlock)
-            for (int64_t k = 0; k < kBlock; ++k)
-              from_acc(to_acc(from[first + k]), to[packed_at<E>(k, j, kPanel<T>)]);
-          else
-            for (int64_t k = 0; k < last; ++k)
-              from_acc(from && k < n ? to_acc(from[first + k]) : T(0),
-                       to[packed_at<E>(k, j, kPanel<T>)]);
+      for (int first = 0; first < kPanel<T>; first += kWords)
+        for (int64_t k = 0; k < stored; k += kBlock) {
+          Vec<Word<E>> words[kWords];
+          for (int j = 0; j < kWords; ++j) {
+            E elements[kBlock] = {};
+            const auto* from = column(p, first + j);
+            const int64_t n = min_of(kBlock, depth - k);
+            if (from && n == kBlock)
+              convert(elements, from + k, kBlock);
+            else if (from && n > 0)
+              convert(elements, from + k, n);
+            words[j] = load_words(elements);
+          }
+          transpose(words);
+          for (int j = 0; j < kWords && k + j * kPair<E> < stored; ++j)
+            memcpy(panel + packed_at<E>(k + j * kPair<E>, first), &words[j], sizeof words[j]);
         }
-      }
     });
   }
   // B (rows x columns, row-major), as it stands.
@@ -237,15 +250,17 @@ struct Panels {
   void pack_plain(const Runtime& runtime, const S* b, int64_t rows, int64_t columns) {
     for_panels(runtime, panels_of<T>(columns), rows, [&](E* panel, int64_t p) {
       const int64_t first = p * kPanel<T>, n = min_of(kPanel<T>, columns - first);
-      for (int64_t k = 0; k < stored; ++k) {
-        const S* row = b + k * columns + first;
-        if (n == kPanel<T> && k < depth)
-          for (int64_t j = 0; j < kPanel<T>; ++j)
-            from_acc(to_acc(row[j]), panel[packed_at<E>(k, j, kPanel<T>)]);
-        else
-          for (int64_t j = 0; j < kPanel<T>; ++j)
-            from_acc(j < n && k < depth ? to_acc(row[j]) : T(0),
-                     panel[packed_at<E>(k, j, kPanel<T>)]);
+      for (int64_t k = 0; k < stored; k += kPair<E>) {
+        E own[kPair<E>][kPanel<T>] = {};
+        const E* at[kPair<E>];
+        for (int q = 0; q < kPair<E>; ++q) {
+          at[q] = own[q];
+          if (n == kPanel<T> && k + q < depth)
+            convert(own[q], b + (k + q) * columns + first, kPanel<T>);
+          else if (k + q < depth)
+            convert(own[q], b + (k + q) * columns + first, n);
+        }
+        interleave(panel + packed_at<E>(k, 0), at, kPanel<T>);
       }
     });
   }
@@ -261,7 +276,7 @@ struct Panels {
   const E* panel(int64_t p) const { return data.get() + p * stored * kPanel<T>; }
 
   Buffer<E> data;
-  int64_t depth = 0, stored = 0;  // stored: rounded up to whole words
+  int64_t depth = 0, stored = 0;  // stored: packed_depth
 
  private:
   template <class F>

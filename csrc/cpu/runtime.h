@@ -3,9 +3,13 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../generate.h"
 #include "../lstm.h"
+#if FASTLSTM_AMX
+#include "amx.h"
+#endif
 
 namespace fastlstm {
 
@@ -21,6 +25,15 @@ typedef void (*GenerateKernel)(const Generate&, const Runtime&);
 
 namespace {
 
+// A thread at work.
+struct Worker {
+  ~Worker() {
+#if FASTLSTM_AMX
+    release_tiles();
+#endif
+  }
+};
+
 // Multiplications for which another thread is worth its start and its meetings. A copy of an
 // element costs about four.
 constexpr int64_t kWorthAThread = 100000;
@@ -35,6 +48,7 @@ void parallel(const Runtime& runtime, int64_t n, F&& body) {
   } work = {body, n, 0};
   auto take = [](void* context, int64_t) {
     Work& w = *static_cast<Work*>(context);
+    const Worker worker;
     for (int64_t j; (j = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED)) < w.n;) w.body(j);
   };
   const int64_t workers = n < runtime.threads ? n : runtime.threads;
@@ -77,6 +91,10 @@ class Buffer {
     T* data = a.data_;
     a.data_ = b.data_;
     b.data_ = data;
+  }
+  void reset_to_zero(int64_t n) {
+    reset(n);
+    memset(data_, 0, size_t(n) * sizeof(T));
   }
   T* get() const { return data_; }
   T& operator[](int64_t j) const { return data_[j]; }

@@ -10,8 +10,8 @@
 
 #include "../cell.h"
 #include "../dropout.h"
-#ifdef __AVX512BF16__
-#include "dot_pairs.h"
+#ifdef __AVX512F__
+#include "avx512.h"
 #endif
 
 #ifndef FASTLSTM_VEC_BYTES
@@ -23,6 +23,7 @@ namespace {
 
 typedef float VecF __attribute__((vector_size(FASTLSTM_VEC_BYTES)));
 typedef int32_t VecFi __attribute__((vector_size(FASTLSTM_VEC_BYTES)));
+typedef uint32_t VecFu __attribute__((vector_size(FASTLSTM_VEC_BYTES)));
 typedef double VecD __attribute__((vector_size(FASTLSTM_VEC_BYTES)));
 typedef int64_t VecDi __attribute__((vector_size(FASTLSTM_VEC_BYTES)));
 
@@ -55,6 +56,11 @@ struct Half {
   uint16_t bits;
 };
 
+template <class A, class B>
+constexpr bool kSame = false;
+template <class A>
+constexpr bool kSame<A, A> = true;
+
 // The type that a storage type is computed and accumulated in.
 template <class S>
 struct AccOf {
@@ -75,37 +81,65 @@ FASTLSTM_INLINE To bit_cast(From x) {
   return y;
 }
 
-FASTLSTM_INLINE float to_acc(float x) { return x; }
-FASTLSTM_INLINE double to_acc(double x) { return x; }
-FASTLSTM_INLINE float to_acc(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+// A half type's bits stand low in a word, of a float or of each lane of a vector of them.
+template <class F>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  typedef uint32_t U;
+};
+template <>
+struct BitsOf<VecF> {
+  typedef VecFu U;
+};
+template <class F>
+using Bits = typename BitsOf<F>::U;
+
+template <class F>
+FASTLSTM_INLINE F value_of(Bits<F> bits, BFloat16) {
+  return bit_cast<F>(bits << 16);
+}
+template <class F>
+FASTLSTM_INLINE Bits<F> bits_of(F x, BFloat16) {
+  const Bits<F> u = bit_cast<Bits<F>>(x);
+  const Bits<F> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  return (u & 0x7fffffff) > 0x7f800000U ? (u >> 16) | 0x40 : rounded;
+}
 // Multiplying by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals;
 // infinities and NaN keep an all-ones exponent instead.
-FASTLSTM_INLINE float to_acc(Half x) {
-  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
-  const float normal = bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t special = magnitude | 0x7f800000U;
-  const uint32_t bits = magnitude >= 0x0f800000U ? special : bit_cast<uint32_t>(normal);
-  return bit_cast<float>(bits | uint32_t(x.bits & 0x8000) << 16);
+template <class F>
+FASTLSTM_INLINE F value_of(Bits<F> half, Half) {
+  typedef Bits<F> U;
+  const U magnitude = (half & 0x7fff) << 13;
+  const U normal = bit_cast<U>(bit_cast<F>(magnitude) * 0x1p112f);
+  const U bits = magnitude >= 0x0f800000U ? magnitude | 0x7f800000U : normal;
+  return bit_cast<F>(bits | (half & 0x8000) << 16);
+}
+// Subnormal halves round in a float addition whose last bit is 2^-24; normal ones in integers.
+template <class F>
+FASTLSTM_INLINE Bits<F> bits_of(F x, Half) {
+  typedef Bits<F> U;
+  const U u = bit_cast<U>(x), magnitude = u & 0x7fffffff;
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
+  const U normal = (magnitude - 0x38000000U + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  U bits = magnitude < 0x38800000U ? subnormal : normal;
+  bits = magnitude >= 0x477ff000U ? U{} + 0x7c00 : bits;  // rounds past the largest half
+  bits = magnitude > 0x7f800000U ? U{} + 0x7e00 : bits;   // NaN
+  return bits | (u >> 16 & 0x8000);
+}
+
+FASTLSTM_INLINE float to_acc(float x) { return x; }
+FASTLSTM_INLINE double to_acc(double x) { return x; }
+template <class S>
+FASTLSTM_INLINE float to_acc(S x) {
+  return value_of<float>(x.bits, S{});
 }
 
 FASTLSTM_INLINE void from_acc(float x, float& y) { y = x; }
 FASTLSTM_INLINE void from_acc(double x, double& y) { y = x; }
-FASTLSTM_INLINE void from_acc(float x, BFloat16& y) {
-  const uint32_t u = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  y.bits = uint16_t((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
-}
-// Subnormal halves round in a float addition whose last bit is 2^-24; normal ones in integers.
-FASTLSTM_INLINE void from_acc(float x, Half& y) {
-  const uint32_t u = bit_cast<uint32_t>(x);
-  const uint32_t magnitude = u & 0x7fffffff;
-  const uint32_t subnormal =
-      bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
-  const uint32_t normal = (magnitude - 0x38000000U + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  uint32_t bits = magnitude < 0x38800000U ? subnormal : normal;
-  bits = magnitude >= 0x477ff000U ? 0x7c00 : bits;  // rounds past the largest half
-  bits = magnitude > 0x7f800000U ? 0x7e00 : bits;   // NaN
-  y.bits = uint16_t(bits | (u >> 16 & 0x8000));
+template <class S>
+FASTLSTM_INLINE void from_acc(float x, S& y) {
+  y.bits = uint16_t(bits_of(x, S{}));
 }
 
 template <class T>
@@ -120,37 +154,28 @@ FASTLSTM_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// A whole vector of converted elements. The loops are what the compiler vectorises.
+// A whole vector of converted elements.
+typedef uint16_t Narrow __attribute__((vector_size(FASTLSTM_VEC_BYTES / 2)));
+
 template <class S>
 FASTLSTM_INLINE Vec<Acc<S>> load_as(const S* p) {
-  typedef Acc<S> T;
-  T lanes[kWidth<T>];
-  for (int j = 0; j < kWidth<T>; ++j) lanes[j] = to_acc(p[j]);
-  return load(lanes);
-}
-template <>
-FASTLSTM_INLINE VecF load_as<float>(const float* p) {
-  return load(p);
-}
-template <>
-FASTLSTM_INLINE VecD load_as<double>(const double* p) {
-  return load(p);
+  if constexpr (kSame<S, Acc<S>>) {
+    return load(p);
+  } else {
+    Narrow bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return value_of<VecF>(__builtin_convertvector(bits, VecFu), S{});
+  }
 }
 
 template <class S>
 FASTLSTM_INLINE void store_as(S* p, Vec<Acc<S>> v) {
-  typedef Acc<S> T;
-  T lanes[kWidth<T>];
-  store(lanes, v);
-  for (int j = 0; j < kWidth<T>; ++j) from_acc(lanes[j], p[j]);
-}
-template <>
-FASTLSTM_INLINE void store_as<float>(float* p, VecF v) {
-  store(p, v);
-}
-template <>
-FASTLSTM_INLINE void store_as<double>(double* p, VecD v) {
-  store(p, v);
+  if constexpr (kSame<S, Acc<S>>) {
+    store(p, v);
+  } else {
+    const Narrow bits = __builtin_convertvector(bits_of(v, S{}), Narrow);
+    __builtin_memcpy(p, &bits, sizeof bits);
+  }
 }
 
 // The first n elements of such a vector; lanes past n load as zero and are not stored.
@@ -175,15 +200,19 @@ FASTLSTM_INLINE void store_part(S* p, Vec<Acc<S>> v, int n) {
 // v rounded to the storage type and back.
 template <class S>
 FASTLSTM_INLINE Vec<Acc<S>> round_to(Vec<Acc<S>> v) {
-  S lanes[kWidth<Acc<S>>];
-  store_as<S>(lanes, v);
-  return load_as(lanes);
+  if constexpr (kSame<S, Acc<S>>)
+    return v;
+  else
+    return value_of<VecF>(bits_of(v, S{}), S{});
 }
 
 // n elements converted from one type to another.
 template <class To, class From>
 FASTLSTM_INLINE void convert(To* to, const From* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) from_acc(to_acc(from[j]), to[j]);
+  if constexpr (kSame<To, From>)
+    memcpy(to, from, size_t(n) * sizeof(To));
+  else
+    for (int64_t j = 0; j < n; ++j) from_acc(to_acc(from[j]), to[j]);
 }
 
 // What the matrix products multiply: elements of the accumulation type, or, where the processor
@@ -215,6 +244,15 @@ using Word = typename WordOf<E>::W;
 template <class E>
 constexpr int kPair = int(sizeof(Word<E>) / sizeof(E));
 
+// Depths are rounded up to so many elements of K: what one instruction sums.
+#if FASTLSTM_AMX
+template <class E>
+constexpr int kDeep = 32;
+#else
+template <class E>
+constexpr int kDeep = kPair<E>;
+#endif
+
 template <class E>
 FASTLSTM_INLINE Word<E> load_word(const E* p) {
   Word<E> w;
@@ -227,6 +265,37 @@ FASTLSTM_INLINE Vec<Word<E>> load_words(const E* p) {
   Vec<Word<E>> v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
+}
+
+// The lanes of a and b in turn, from their first or their second half.
+template <class V>
+FASTLSTM_INLINE V interleaved(V a, V b, bool second) {
+  typedef decltype(a < b) Lanes;
+  constexpr int N = int(sizeof(V) / sizeof(a[0]));
+#ifdef __clang__
+  V out;
+  for (int j = 0; j < N; ++j) out[j] = (j % 2 ? b : a)[j / 2 + second * N / 2];
+  return out;
+#else
+  Lanes from;
+  for (int j = 0; j < N; ++j) from[j] = j / 2 + second * N / 2 + j % 2 * N;
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Transposes a square of lanes. Interleaving a vector with the one half the square further on turns
+// the bits of an element's place (row, then lane) round by one; log2(N) turns exchange the two.
+template <class V, int N>
+FASTLSTM_INLINE void transpose(V (&rows)[N]) {
+  static_assert(N == sizeof(V) / sizeof(rows[0][0]), "a square");
+#pragma GCC unroll 4
+  for (int turn = 1; turn < N; turn *= 2) {
+    V turned[N];
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) turned[j] = interleaved(rows[j / 2], rows[j / 2 + N / 2], j % 2);
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) rows[j] = turned[j];
+  }
 }
 
 // sum + a * b, b the same in every lane.
@@ -249,13 +318,38 @@ FASTLSTM_INLINE VecF multiply_add(VecF sum, VecFi a, int32_t b) {
 template <class T>
 struct Math;
 
+// 1 / x. AVX-512 divides 16 floats in 16 cycles; its estimate and a step of Newton's take five.
+FASTLSTM_INLINE VecF reciprocal(VecF x) {
+#ifdef __AVX512F__
+  const VecF y = bit_cast<VecF>(estimate_reciprocal(bit_cast<__m512>(x)));
+  return y + y * (1.0f - x * y);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// The larger and the smaller; x where it is NaN.
+FASTLSTM_INLINE VecF larger(VecF bound, VecF x) {
+#ifdef __AVX512F__
+  return bit_cast<VecF>(larger_or_second(bit_cast<__m512>(bound), bit_cast<__m512>(x)));
+#else
+  return x < bound ? bound : x;
+#endif
+}
+FASTLSTM_INLINE VecF smaller(VecF bound, VecF x) {
+#ifdef __AVX512F__
+  return bit_cast<VecF>(smaller_or_second(bit_cast<__m512>(bound), bit_cast<__m512>(x)));
+#else
+  return x > bound ? bound : x;
+#endif
+}
+
 template <>
 struct Math<float> {
   static FASTLSTM_INLINE VecF one() { return VecF{} + 1.0f; }
 
   static FASTLSTM_INLINE VecF exp(VecF x) {
-    x = x < -87.0f ? VecF{} - 87.0f : x;
-    x = x > 88.0f ? VecF{} + 88.0f : x;
+    x = smaller(VecF{} + 88.0f, larger(VecF{} - 87.0f, x));
     const VecF shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to integer
     const VecF n = shifted - 12582912.0f;
     const VecF r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -269,7 +363,7 @@ struct Math<float> {
     return p * bit_cast<VecF>((bit_cast<VecFi>(shifted) << 23) + (127 << 23));
   }
 
-  static FASTLSTM_INLINE VecF sigmoid(VecF x) { return 1.0f / (1.0f + exp(-x)); }
+  static FASTLSTM_INLINE VecF sigmoid(VecF x) { return reciprocal(1.0f + exp(-x)); }
 
   static FASTLSTM_INLINE VecF tanh(VecF x) {
     const VecF z = x * x;
@@ -278,9 +372,10 @@ struct Math<float> {
     p = p * z + 1.33314422036e-1f;
     p = p * z + -3.33332819422e-1f;
     const VecF small = p * z * x + x;
-    const VecF magnitude = x < 0.0f ? -x : x;
-    const VecF large = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
-    return magnitude < 0.625f ? small : (x < 0.0f ? -large : large);
+    const VecFi sign = bit_cast<VecFi>(x) & INT32_MIN;
+    const VecF magnitude = bit_cast<VecF>(bit_cast<VecFi>(x) ^ sign);
+    const VecF large = 1.0f - 2.0f * reciprocal(exp(magnitude + magnitude) + 1.0f);
+    return magnitude < 0.625f ? small : bit_cast<VecF>(bit_cast<VecFi>(large) | sign);
   }
 };
 
@@ -319,6 +414,73 @@ struct Math<double> {
     return magnitude < 0.625 ? small : (x < 0.0 ? -large : large);
   }
 };
+
+// Two vectors side by side. A cell is one long chain of operations that wait for each other: the
+// processor has the next chain's at hand only where they stand next to these.
+template <class V>
+struct Twice {
+  V a, b;
+};
+template <class V>
+FASTLSTM_INLINE Twice<V> operator+(Twice<V> x, Twice<V> y) {
+  return {x.a + y.a, x.b + y.b};
+}
+template <class V>
+FASTLSTM_INLINE Twice<V> operator-(Twice<V> x, Twice<V> y) {
+  return {x.a - y.a, x.b - y.b};
+}
+template <class V>
+FASTLSTM_INLINE Twice<V> operator*(Twice<V> x, Twice<V> y) {
+  return {x.a * y.a, x.b * y.b};
+}
+
+// What cell.h calls for V, lanes of T: a vector or two.
+template <class T, class V>
+struct MathOf : Math<T> {};
+template <class T, class U>
+struct MathOf<T, Twice<U>> {
+  typedef Twice<U> V;
+  static FASTLSTM_INLINE V one() { return {Math<T>::one(), Math<T>::one()}; }
+  static FASTLSTM_INLINE V sigmoid(V x) { return {Math<T>::sigmoid(x.a), Math<T>::sigmoid(x.b)}; }
+  static FASTLSTM_INLINE V tanh(V x) { return {Math<T>::tanh(x.a), Math<T>::tanh(x.b)}; }
+};
+
+// The first n elements at p as V; lanes past n read as zero and are not written.
+template <class V>
+struct Elements {
+  template <class S>
+  static FASTLSTM_INLINE V read(const S* p, int n) {
+    return load_part(p, n);
+  }
+  template <class S>
+  static FASTLSTM_INLINE void write(S* p, V v, int n) {
+    store_part<S>(p, v, n);
+  }
+  template <class S>
+  static FASTLSTM_INLINE V rounded(V v) {
+    return round_to<S>(v);
+  }
+};
+template <class U>
+struct Elements<Twice<U>> {
+  static constexpr int kHalf = int(sizeof(U) / sizeof(U{}[0]));
+  template <class S>
+  static FASTLSTM_INLINE Twice<U> read(const S* p, int n) {
+    return {load_part(p, n), load_part(p + kHalf, n - kHalf)};
+  }
+  template <class S>
+  static FASTLSTM_INLINE void write(S* p, Twice<U> v, int n) {
+    store_part<S>(p, v.a, n);
+    store_part<S>(p + kHalf, v.b, n - kHalf);
+  }
+  template <class S>
+  static FASTLSTM_INLINE Twice<U> rounded(Twice<U> v) {
+    return {round_to<S>(v.a), round_to<S>(v.b)};
+  }
+};
+// How many lanes of T a V has.
+template <class T, class V>
+constexpr int kLanes = int(sizeof(V) / sizeof(T));
 
 }  // namespace
 }  // namespace fastlstm

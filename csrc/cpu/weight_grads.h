@@ -1,7 +1,7 @@
 // Gradients of the weights of one direction of a layer: dgates^T times the layer's input and
 // previous h, summed as the chunks of rows come from the pass back through time.
 //
-// A task owns a tile of kTileM x kTileN of one sum. For kSliceRows rows at a time it packs its part
+// A task owns kTileM x kTileN of one sum. For kSliceRows rows at a time it packs its part
 // of dgates into slivers and of the other factor into panels (converting, dropping out or
 // recomputing it on the way) and multiplies them. Sums are sums of such partial sums: shorter, and
 // in an order that does not depend on threads.
@@ -12,7 +12,6 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kTileM = 24 * kTileRows, kTileN = 256, kSliceRows = 192;
 constexpr int64_t kTileColumns = 64;  // of dgates, in a task that sums rows
 
 // What the pass back through time leaves of a chunk of rows: gradients of the pre-activations;
@@ -28,18 +27,26 @@ struct Chunk {
     return p.layer_norm ? 3 * wide + norm_terms(p.hidden_size) * int64_t(sizeof(T)) : wide;
   }
   void reset(const Problem& p, int64_t most_rows) {
-    gates_wide = spread<E>(4 * p.hidden_size);
-    dgates.reset(most_rows * gates_wide);
+    const int64_t gates = 4 * p.hidden_size;
+    gates_wide = spread<E>(gates);
+    reset_rows(dgates, most_rows, gates, gates_wide);
     normed = p.layer_norm;
     if (normed) {
-      dz_x.reset(most_rows * gates_wide);
-      dz_h.reset(most_rows * gates_wide);
+      reset_rows(dz_x, most_rows, gates, gates_wide);
+      reset_rows(dz_h, most_rows, gates, gates_wide);
       terms.reset(most_rows * norm_terms(p.hidden_size));
     }
     if (p.projected) {
       dh_wide = spread<E>(p.out_size);
-      dh.reset(most_rows * dh_wide);
+      reset_rows(dh, most_rows, p.out_size, dh_wide);
     }
+  }
+  // Rows of n elements, with zeros to the depth of their products.
+  static void reset_rows(Buffer<E>& to, int64_t rows, int64_t n, int64_t wide) {
+    to.reset(rows * wide);
+    const int64_t rest = packed_depth<E>(n) - n;
+    for (int64_t r = 0; rest > 0 && r < rows; ++r)
+      memset(to.get() + r * wide + n, 0, size_t(rest) * sizeof(E));
   }
   // What is multiplied by W_ih and the input, and by W_hh and h.
   const Buffer<E>& to_input() const { return normed ? dz_x : dgates; }
@@ -52,17 +59,6 @@ struct Chunk {
   int64_t gates_wide = 0, dh_wide = 0;
   int64_t first = 0, rows = 0;  // which rows of the problem
 };
-
-// Puts n elements of kPair<E> rows into words.
-template <class E>
-FASTLSTM_INLINE void interleave(E* to, const E* const* rows, int64_t n) {
-  if constexpr (kPair<E> == 1) {
-    memcpy(to, rows[0], size_t(n) * sizeof(E));
-  } else {
-    for (int64_t j = 0; j < n; ++j)
-      for (int q = 0; q < kPair<E>; ++q) to[j * kPair<E> + q] = rows[q][j];
-  }
-}
 
 // A sum of products A^T B over rows: m x n, padded to whole tiles of registers.
 template <class E>
@@ -86,36 +82,34 @@ struct Sum {
     const int64_t m0 = tile / across() * kTileM, n0 = tile % across() * kTileN;
     const int64_t own_m = min_of(kTileM, m - m0), own_n = min_of(kTileN, n - n0);
     const int64_t all_slivers = ceil_div(own_m, kTileRows), wide_b = padded<T>(own_n);
-    Buffer<E> slivers(all_slivers * kTileRows * kSliceRows), b(wide_b * kSliceRows);
-    // Rows of both as they stand, with zeros behind them; a pair's second may be all zeros.
-    Buffer<E> row_b(kPair<E> * wide_b), row_a(kPair<E> * all_slivers * kTileRows);
-    memset(row_b.get(), 0, size_t(kPair<E> * wide_b) * sizeof(E));
-    memset(row_a.get(), 0, size_t(kPair<E> * all_slivers * kTileRows) * sizeof(E));
+    Buffer<E> slivers, b, rows_b, zeros;
+    slivers.reset_to_zero(all_slivers * kTileRows * kSliceRows);
+    b.reset(wide_b * kSliceRows);
+    rows_b.reset_to_zero(kDeep<E> * wide_b);
+    zeros.reset_to_zero(max_of(wide_b, own_m));
     for (int64_t first = 0; first < rows; first += kSliceRows) {
       const int64_t depth = min_of(kSliceRows, rows - first), deep = packed_depth<E>(depth);
-      for (int64_t k = 0; k < deep; k += kPair<E>) {
-        const E *from_a[kPair<E>], *from_b[kPair<E>];
-        for (int q = 0; q < kPair<E>; ++q) {
-          E *own_a = row_a.get() + q * all_slivers * kTileRows, *own_b = row_b.get() + q * wide_b;
-          from_a[q] = own_a;
-          from_b[q] = own_b;
-          if (k + q < depth) {
-            memcpy(own_a, a + (first + k + q) * a_wide + m0, size_t(own_m) * sizeof(E));
-            load_b(own_b, first + k + q, n0, own_n);
-          } else {
-            memset(own_a, 0, size_t(own_m) * sizeof(E));
-            memset(own_b, 0, size_t(own_n) * sizeof(E));
-          }
+      for (int64_t k = 0; k < deep; k += kDeep<E>) {
+        const E *at_a[kDeep<E>], *at_b[kDeep<E>];
+        for (int q = 0; q < kDeep<E>; ++q) {
+          const bool within = k + q < depth;
+          E* own = rows_b.get() + q * wide_b;
+          if (within) load_b(own, first + k + q, n0, own_n);
+          at_a[q] = within ? a + (first + k + q) * a_wide + m0 : zeros.get();
+          at_b[q] = within ? own : zeros.get();
         }
-        auto spread_out = [&](E* to, const E* const* from, int64_t wide_from, int64_t each) {
-          const E* rows_at[kPair<E>];
-          for (int64_t j = 0; j < wide_from; j += each) {
-            for (int q = 0; q < kPair<E>; ++q) rows_at[q] = from[q] + j;
-            interleave(to + j * deep + k * each, rows_at, each);
+        for (int64_t j = 0; j < own_m; j += kTileRows) {
+          const E* rows_a[kDeep<E>];
+          for (int q = 0; q < kDeep<E>; ++q) rows_a[q] = at_a[q] + j;
+          pack_sliver(slivers.get() + j * deep + k * kTileRows, rows_a,
+                      min_of(kTileRows, own_m - j));
+        }
+        for (int q = 0; q < kDeep<E>; q += kPair<E>)
+          for (int64_t j = 0; j < wide_b; j += kPanel<T>) {
+            const E* words[kPair<E>];
+            for (int s = 0; s < kPair<E>; ++s) words[s] = at_b[q + s] + j;
+            interleave(b.get() + j * deep + packed_at<E>(k + q, 0), words, kPanel<T>);
           }
-        };
-        spread_out(slivers.get(), from_a, all_slivers * kTileRows, kTileRows);
-        spread_out(b.get(), from_b, wide_b, kPanel<T>);
       }
       gemm_slivers(values.get() + m0 * wide + n0, wide, slivers.get(), b.get(), own_m, own_n,
                    depth);

@@ -1,5 +1,6 @@
 // The CPU kernels for 64-byte vectors, compiled for whatever this processor has: the compiler makes
-// each vector of two or four. STORAGE and, for pairs of bfloat16, FASTLSTM_BF16_PAIRS are given.
+// each vector of two or four. STORAGE and, for bfloat16 in pairs or tiles, FASTLSTM_BF16_PAIRS and
+// FASTLSTM_AMX are given.
 #define FASTLSTM_VEC_BYTES 64
 #include "cpu/backward.h"
 #include "cpu/forward.h"

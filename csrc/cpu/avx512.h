@@ -1,0 +1,33 @@
+// AVX-512's instructions that no vector extension has a name for.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace fastlstm {
+namespace {
+
+// Masks of all lanes, for GCC 12 warns of its own forms without one.
+
+// 1 / x within 2^-14 of it.
+inline __attribute__((always_inline)) __m512 estimate_reciprocal(__m512 x) {
+  return _mm512_maskz_rcp14_ps(__mmask16(-1), x);
+}
+
+// The second where either is NaN.
+inline __attribute__((always_inline)) __m512 larger_or_second(__m512 a, __m512 b) {
+  return _mm512_maskz_max_ps(__mmask16(-1), a, b);
+}
+inline __attribute__((always_inline)) __m512 smaller_or_second(__m512 a, __m512 b) {
+  return _mm512_maskz_min_ps(__mmask16(-1), a, b);
+}
+
+#ifdef __AVX512BF16__
+// In every lane: sum + a.even * b.even + a.odd * b.odd, of bfloat16 pairs; b in all lanes.
+inline __attribute__((always_inline)) __m512 dot_pairs(__m512 sum, __m512i a, int32_t b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(b));
+}
+#endif
+
+}  // namespace
+}  // namespace fastlstm

@@ -244,6 +244,17 @@ def test_options_come_from_flags_then_the_file_then_the_preset(tmp_path, text):
     assert {"lr", "hidden_size", "dropout"} <= request.given
 
 
+def test_texts_and_config_files_add_up_however_they_are_given(tmp_path):
+    for name, values in (("a", {"lr": 1, "hidden_size": 8}), ("b", {"lr": 2})):
+        (tmp_path / name).write_text(json.dumps(values))
+    config = options.parse(
+        ["--data", "x", "--data", "y", "z", "--config", str(tmp_path / "a"),
+         "--config", str(tmp_path / "b")], False
+    ).config  # fmt: skip
+    assert config.data == ["x", "y", "z"]
+    assert (config.lr, config.hidden_size) == (2.0, 8)  # of files, the later one
+
+
 def test_toml_config(tmp_path, capsys):
     path = tmp_path / "options.toml"
     path.write_text('hidden-size = 8\ndata = ["a", "b"]\nlr = 1e-3\n')

@@ -355,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="RUN", help="folder of the run (default: a new one in runs/)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--init-from", metavar="RUN", help="begin with the weights of another run")
-    run.add_argument("--config", metavar="FILE", nargs="+",
+    run.add_argument("--config", metavar="FILE", nargs="+", action="extend",
                      help="JSON or TOML files of options, or a folder that holds the model.json "
                      "and train.json of karpathy-rnns-repro; flags win")  # fmt: skip
     run.add_argument("--preset", choices=["karpathy"],
@@ -374,12 +374,13 @@ def _parser() -> argparse.ArgumentParser:
                 _flag(name), action=argparse.BooleanOptionalAction, help=rules.help
             )
             continue
+        several: dict[str, Any] = {"nargs": "+", "action": "extend"} if name == "data" else {}
         groups[rules.group].add_argument(
             _flag(name),
             type=str if name == "data" else (*typing.get_args(kind), kind)[0],
-            nargs="+" if name == "data" else None,
             choices=rules.choices,
             metavar=rules.metavar,
             help=text.strip(),
+            **several,
         )
     return p

@@ -17,8 +17,6 @@ from .reference import CellRules
 # Parameters of a layer-normalised cell, behind the others.
 NORMS = ["norm_ih", "norm_hh", "norm_c", "norm_c_bias"]
 
-INDEX_TYPES = (torch.int32, torch.int64)
-
 
 class Sizes(NamedTuple):
     """The stack's sizes and options, which decide the shapes of its weights and states."""

@@ -143,8 +143,10 @@ class Options(NamedTuple):
 
     @property
     def out_size(self) -> int:
+        """P: elements of h."""
         return self.proj_size or self.hidden_size
 
     @property
     def directions(self) -> int:
+        """D: 2 where a second one reads the sequence backwards."""
         return 2 if self.bidirectional else 1

@@ -59,6 +59,7 @@ class CellRules(NamedTuple):
 
     @property
     def drawn(self) -> bool:
+        """Whether a seed is needed, in training."""
         return max(self[:3]) > 0
 
 
@@ -156,6 +157,19 @@ def dropout_mask(
     return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
 
 
+def dropped_out(
+    y: Tensor, seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor, p: float
+) -> Tensor:
+    """A layer's output ``(R, units)`` of one direction, as the next layer reads it."""
+    keep = dropout_mask(seed, layer, direction, t, b, y.shape[-1], p)
+    return torch.where(keep, y * _scale(p), torch.zeros_like(y))
+
+
+def _scale(p: float) -> float:
+    """What is kept is multiplied by this."""
+    return 0.0 if p >= 1 else 1 / (1 - p)
+
+
 _EPSILON = 1e-5  # kNormEpsilon in csrc/cell.h
 
 
@@ -195,7 +209,7 @@ def _factors(
 
     update, p = None, rules.recurrent_dropout
     if p > 0:
-        update = kept(p, _UPDATE) * (0.0 if p >= 1 else 1 / (1 - p))
+        update = kept(p, _UPDATE) * _scale(p)
     return _Factors(update, share(rules.zoneout_c, _ZONE_C), share(rules.zoneout_h, _ZONE_H))
 
 
@@ -370,9 +384,7 @@ def lstm(
             cells.append(every)
             if dropout > 0 and layer < num_layers - 1:
                 assert seed is not None
-                keep = dropout_mask(seed, layer, direction, t, b, out_size, dropout)
-                scale = 0.0 if dropout >= 1 else 1 / (1 - dropout)
-                y = torch.where(keep, y * scale, torch.zeros_like(y))
+                y = dropped_out(y, seed, layer, direction, t, b, dropout)
             outputs.append(y)
         x = torch.cat(outputs, dim=-1)
     output = x if batch_sizes is not None else x.view(steps, batch, -1)

@@ -148,8 +148,19 @@ def check_state(
         )
 
 
-def check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> None:
-    """Raise RuntimeError where a weight is of another shape, device or dtype."""
+def check_weights(
+    weights: Sequence[Tensor], sizes: Sizes, input: Tensor, *, of_cell: bool = False
+) -> None:
+    """Raise RuntimeError where a weight is of another shape, device or dtype.
+
+    Args:
+        of_cell: whether they are an ``LSTMCell``'s, whose names lack the layer's number.
+    """
+
+    def name(position: int) -> str:
+        found = sizes.weight_name(position)
+        return found.removesuffix("_l0") if of_cell else found
+
     # Whole lists at a time: this runs at every step of a streaming loop.
     dtype, device, expected = weights[0].dtype, input.device, sizes.weight_shapes()
     if [w.device for w in weights] != [device] * len(weights):
@@ -159,12 +170,12 @@ def check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> Non
             f"{device} and parameter tensor at {other}"
         )
     if [w.dtype for w in weights] != [dtype] * len(weights):
-        found = {sizes.weight_name(i): w.dtype for i, w in enumerate(weights)}
+        found = {name(i): w.dtype for i, w in enumerate(weights)}
         raise RuntimeError(f"parameters must have one dtype, got {found}")
     if [w.shape for w in weights] != expected:
         i = next(i for i, w in enumerate(weights) if w.shape != expected[i])
         raise RuntimeError(
-            f"{sizes.weight_name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
+            f"{name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
         )
 
 

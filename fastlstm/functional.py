@@ -356,7 +356,7 @@ def lstm_cell(
         h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
         check_state(h0, 0, h0.shape, input, weights[0])
         check_state(c0, 1, c0.shape, input, weights[0])
-    check_weights(weights, sizes, input)
+    check_weights(weights, sizes, input, of_cell=True)
     if index:
         check_indices(input, input_size)
 

@@ -72,6 +72,16 @@ struct Options {
   int64_t saved_per_unit() const { return layer_norm ? 12 : 4; }
 };
 
+// The operators' plain arguments, in the order of their schemas.
+inline Options options_of(int64_t hidden_size, int64_t num_layers, bool has_bias, int64_t proj_size,
+                          bool bidirectional, double dropout, double recurrent_dropout,
+                          double zoneout_h, double zoneout_c, double cell_clip, bool layer_norm,
+                          bool allow_tf32, int64_t algorithm) {
+  const CellOptions cell{recurrent_dropout, zoneout_h, zoneout_c, cell_clip};
+  return {hidden_size, num_layers, has_bias,   proj_size,  bidirectional,
+          dropout,     cell,       layer_norm, allow_tf32, algorithm};
+}
+
 // The problem, and the contiguous tensors that its pointers point into.
 struct Inputs {
   Inputs(const Tensor& input_, const MaybeTensor& h0_, const MaybeTensor& c0_,

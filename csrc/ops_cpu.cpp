@@ -35,16 +35,9 @@ ForwardResult forward_cpu(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vec
                           double dropout, double recurrent_dropout, double zoneout_h,
                           double zoneout_c, double cell_clip, bool layer_norm, bool allow_tf32,
                           int64_t algorithm, bool save) {
-  const Options options{hidden_size,
-                        num_layers,
-                        has_bias,
-                        proj_size,
-                        bidirectional,
-                        dropout,
-                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
-                        layer_norm,
-                        allow_tf32,
-                        algorithm};
+  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
+                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+                                     layer_norm, allow_tf32, algorithm);
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
   return ops::forward(in, options, save,
@@ -60,16 +53,9 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
                             double recurrent_dropout, double zoneout_h, double zoneout_c,
                             double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
                             std::vector<bool> needs) {
-  const Options options{hidden_size,
-                        num_layers,
-                        has_bias,
-                        proj_size,
-                        bidirectional,
-                        dropout,
-                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
-                        layer_norm,
-                        allow_tf32,
-                        algorithm};
+  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
+                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+                                     layer_norm, allow_tf32, algorithm);
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
   if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
   const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};

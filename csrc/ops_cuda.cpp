@@ -51,7 +51,7 @@ void gemm(void* context, const cuda::Gemm& g) {
 }
 
 // Everything on one device, and numbers of rows that the kernels' 32-bit tables hold.
-void check(const Inputs& in, const MaybeTensor& seed) {
+void check(const Inputs& in) {
   const int32_t device = in.weights[0].get_device_index();
   auto same = [&](const Tensor& x, const char* name) {
     STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, "fastlstm: ", name,
@@ -61,7 +61,7 @@ void check(const Inputs& in, const MaybeTensor& seed) {
   for (const Tensor& w : in.weights) same(w, "a weight");
   if (in.h0) same(*in.h0, "h0");
   if (in.c0) same(*in.c0, "c0");
-  if (seed) same(*seed, "seed");
+  if (in.seed) same(*in.seed, "seed");
   STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
                   "fastlstm: batch_sizes must be on the CPU");
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
@@ -92,21 +92,14 @@ ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
                            double recurrent_dropout, double zoneout_h, double zoneout_c,
                            double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
                            bool save) {
-  const Options options{hidden_size,
-                        num_layers,
-                        has_bias,
-                        proj_size,
-                        bidirectional,
-                        dropout,
-                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
-                        layer_norm,
-                        allow_tf32,
-                        algorithm};
+  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
+                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+                                     layer_norm, allow_tf32, algorithm);
   STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
                   "fastlstm: the weights are not on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  check(in, seed);
+  check(in);
   return ops::forward(in, options, save, [&](const Forward& f) {
     run(f, cuda::Pass::forward, options, in.weights[0], cuda::forward_workspace, cuda::forward);
   });
@@ -121,21 +114,14 @@ BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, Mayb
                              double recurrent_dropout, double zoneout_h, double zoneout_c,
                              double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
                              std::vector<bool> needs) {
-  const Options options{hidden_size,
-                        num_layers,
-                        has_bias,
-                        proj_size,
-                        bidirectional,
-                        dropout,
-                        {recurrent_dropout, zoneout_h, zoneout_c, cell_clip},
-                        layer_norm,
-                        allow_tf32,
-                        algorithm};
+  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
+                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+                                     layer_norm, allow_tf32, algorithm);
   STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
                   "fastlstm: the weights are not on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  check(in, seed);
+  check(in);
   const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
   return ops::backward(in, options, given, needs, [&](const Backward& f) {
     run(f, cuda::Pass::backward, options, in.weights[0], cuda::backward_workspace, cuda::backward);

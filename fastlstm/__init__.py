@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from . import functional
+from . import functional, registrations  # noqa: F401  it tells torch of the operators
 from .algorithms import algorithm, explain
 from .convert import from_torch, to_torch
 from .generate import generate, prepack

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import _C
+from .native import _C, DTYPES, constant_in_compiled, kernels_missing
 
 if TYPE_CHECKING:
     from .modules import LSTM
 
 __all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain"]
 
-T = TypeVar("T")
-
 ALGORITHMS = ("auto", "stepwise", "persistent", "cluster")  # csrc/cuda/planner.h's order
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/lstm.h's order
 
 # (compute capability, multiprocessors, bytes of shared memory that a block may ask for)
 GPUS = {
@@ -76,15 +73,6 @@ def _allow_tf32() -> bool:
     return bool(torch.backends.cudnn.allow_tf32)
 
 
-def constant_in_compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """torch.compiler.assume_constant_result, without importing all of Dynamo (two seconds) for it.
-
-    A compiled call keeps what was in force at its tracing.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 settings = constant_in_compiled(_settings)
 
 
@@ -92,8 +80,14 @@ settings = constant_in_compiled(_settings)
 class Explanation:
     """What runs a problem's forward and backward pass, and why.
 
-    On GPUs, with the planner's own estimate of a time step of all layers, from data sheets, and
-    how many layers a launch runs at once, as a wavefront.
+    Attributes:
+        device: the module's, or the GPU that was asked about.
+        algorithm, backward_algorithm: "fused" (the CPU's kernels), "stepwise", "persistent", or
+            "torch" where there are no kernels and torch's own LSTM runs.
+        reason, backward_reason: in words.
+        step_microseconds, backward_step_microseconds: on GPUs, the planner's own estimate of a
+            time step of all layers, from data sheets; else None.
+        layers_at_once, backward_layers_at_once: how many a launch runs, as a wavefront.
     """
 
     device: str
@@ -128,8 +122,9 @@ def explain(
     """Which algorithm the planner picks for a module and a batch, and why.
 
     Args:
-        lstm: a ``fastlstm.LSTM``; its weights' dtype and device count.
-        batch_size, seq_length: B and T of the input.
+        lstm: a ``fastlstm.LSTM``; the dtype and the device of its weights count.
+        batch_size: B of the input.
+        seq_length: T of the input.
         packed: whether the input is a ``PackedSequence``.
         gpu: explain for this GPU (a key of ``fastlstm.algorithms.GPUS``, such as ``"H200"``), which
             need not be there, instead of the weights' device.
@@ -144,10 +139,10 @@ def explain(
     if gpu is not None and gpu not in GPUS:
         raise ValueError(f"gpu: expected one of {', '.join(GPUS)}, got {gpu!r}")
     weight = lstm.get_parameter("weight_hh_l0")
+    if gpu is None and (missing := kernels_missing(weight)):
+        return Explanation(str(weight.device), "torch", missing, "torch", missing)
     if gpu is None and weight.device.type != "cuda":
         reason = f"the fused kernels for {_C.cpu_selected()}; every problem"
-        if weight.device.type != "cpu":
-            reason = f"no kernels for {weight.device.type}: torch's own LSTM"
         return Explanation(str(weight.device), "fused", reason, "fused", reason)
     if gpu is None:
         p: Any = torch.cuda.get_device_properties(weight.device)
@@ -156,12 +151,12 @@ def explain(
         shared = p.shared_memory_per_block_optin
     else:
         device, (capability, sms, shared) = gpu, GPUS[gpu]
-    if weight.dtype not in _DTYPES:
+    if weight.dtype not in DTYPES:
         raise ValueError(f"lstm: no kernels for {weight.dtype}")
     allow_tf32, forced = _settings()
     forward, backward = (
         _C.plan(
-            dtype=_DTYPES.index(weight.dtype),
+            dtype=DTYPES.index(weight.dtype),
             steps=seq_length,
             batch=batch_size,
             packed=packed,

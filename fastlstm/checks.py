@@ -17,8 +17,6 @@ from .reference import CellRules
 # Parameters of a layer-normalised cell, behind the others.
 NORMS = ["norm_ih", "norm_hh", "norm_c", "norm_c_bias"]
 
-INDEX_TYPES = (torch.int32, torch.int64)
-
 
 class Sizes(NamedTuple):
     """The stack's sizes and options, which decide the shapes of its weights and states."""
@@ -33,13 +31,16 @@ class Sizes(NamedTuple):
 
     @property
     def out_size(self) -> int:
+        """P: elements of h."""
         return self.proj_size or self.hidden_size
 
     @property
     def cells(self) -> int:
-        return self.num_layers * (2 if self.bidirectional else 1)
+        """L*D: layers times directions."""
+        return self.num_layers * (1 + self.bidirectional)
 
     def weight_shapes(self) -> list[tuple[int, ...]]:
+        """Of all weights, in the order of ``nn.LSTM``'s parameters."""
         gates, out, directions = 4 * self.hidden_size, self.out_size, 1 + self.bidirectional
         rest: list[tuple[int, ...]] = [(gates, out)]
         if self.bias:
@@ -53,6 +54,7 @@ class Sizes(NamedTuple):
         return first + deeper * (self.num_layers - 1)
 
     def weight_name(self, position: int) -> str:
+        """Of the weight at that place in the same order."""
         kinds = ["weight_ih", "weight_hh"]
         kinds += ["bias_ih", "bias_hh"] if self.bias else []
         kinds += ["weight_hr"] if self.proj_size > 0 else []
@@ -90,6 +92,7 @@ def check_rules(
 
 
 def check_pair(hx: Sequence[Tensor], name: str) -> None:
+    """Raise TypeError where hx is no tuple or list, RuntimeError where it has not two elements."""
     if not isinstance(hx, (tuple, list)):
         raise TypeError(f"{name}: hx must be a tuple of two tensors, got {type(hx).__name__}")
     if len(hx) != 2:
@@ -97,6 +100,7 @@ def check_pair(hx: Sequence[Tensor], name: str) -> None:
 
 
 def check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
+    """Return hx; raise RuntimeError where a state has not so many dimensions."""
     h0, c0 = hx[0], hx[1]
     if h0.dim() != dims or c0.dim() != dims:
         form = "batched 3-D" if dims == 3 else "unbatched 2-D"
@@ -109,6 +113,8 @@ def check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
 
 
 def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> None:
+    """Raise where input's dtype (ValueError; packed: RuntimeError) or width (RuntimeError) is
+    not the weights'."""
     if input.dtype != like.dtype:
         # nn.LSTM meets a packed input of another dtype only inside its kernels.
         raise (RuntimeError if packed else ValueError)(
@@ -125,6 +131,7 @@ def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> N
 def check_state(
     state: Tensor, position: int, shape: tuple[int, ...], input: Tensor, like: Tensor
 ) -> None:
+    """Raise RuntimeError where hx[position] is of another shape, device or dtype."""
     if state.shape != shape:
         raise RuntimeError(
             f"Expected hidden[{position}] size {tuple(shape)}, got {list(state.shape)}"
@@ -141,7 +148,19 @@ def check_state(
         )
 
 
-def check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> None:
+def check_weights(
+    weights: Sequence[Tensor], sizes: Sizes, input: Tensor, *, of_cell: bool = False
+) -> None:
+    """Raise RuntimeError where a weight is of another shape, device or dtype.
+
+    Args:
+        of_cell: whether they are an ``LSTMCell``'s, whose names lack the layer's number.
+    """
+
+    def name(position: int) -> str:
+        found = sizes.weight_name(position)
+        return found.removesuffix("_l0") if of_cell else found
+
     # Whole lists at a time: this runs at every step of a streaming loop.
     dtype, device, expected = weights[0].dtype, input.device, sizes.weight_shapes()
     if [w.device for w in weights] != [device] * len(weights):
@@ -151,12 +170,12 @@ def check_weights(weights: Sequence[Tensor], sizes: Sizes, input: Tensor) -> Non
             f"{device} and parameter tensor at {other}"
         )
     if [w.dtype for w in weights] != [dtype] * len(weights):
-        found = {sizes.weight_name(i): w.dtype for i, w in enumerate(weights)}
+        found = {name(i): w.dtype for i, w in enumerate(weights)}
         raise RuntimeError(f"parameters must have one dtype, got {found}")
     if [w.shape for w in weights] != expected:
         i = next(i for i, w in enumerate(weights) if w.shape != expected[i])
         raise RuntimeError(
-            f"{sizes.weight_name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
+            f"{name(i)} must have shape {expected[i]}, got {tuple(weights[i].shape)}"
         )
 
 
@@ -192,6 +211,12 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> int | None:
 
 
 def check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
+    """The lengths as int64 ``(B,)``, on the device where they are.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: there are not B of them, or one that can be read lies outside 1 .. T.
+    """
     lengths = torch.as_tensor(lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be whole numbers, got {lengths.dtype}")
@@ -213,6 +238,7 @@ def check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Te
 
 
 def check_indices(input: Tensor, input_size: int) -> None:
+    """Raise IndexError where an index that can be read lies outside 0 .. I-1."""
     if not readable(input) or input.numel() == 0:
         return
     if input.numel() == 1:  # one character at a time: the cheapest way to look

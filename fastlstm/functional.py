@@ -1,22 +1,20 @@
-"""The LSTM as a function: forms of input, autocast, the dropout seed, the choice of device.
+"""The LSTM as a function: forms of input, autocast, and what is drawn.
 
-What a user can get wrong is checked here, by checks.py; the operators below check nothing.
+What a user can get wrong is checked here, by checks.py; backends.py and the operators below check
+nothing.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import ops
+from . import backends
 from .checks import (
-    INDEX_TYPES,
     Sizes,
     check_batch_sizes,
     check_indices,
@@ -29,14 +27,12 @@ from .checks import (
     check_weights,
     readable,
 )
-from .lengths import shut
-from .reference import CellRules
+from .reference import INDEX_TYPES, CellRules
 
 __all__ = ["lstm", "lstm_cell"]
 
 State = tuple[Tensor, Tensor]
 
-_KERNEL_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # as autocast: float64 stays
 
 
@@ -76,8 +72,10 @@ def lstm(
         weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` of every layer and direction, in the order
             of ``nn.LSTM``'s parameters, of one dtype and device with a floating input; with
             layer_norm ``norm_ih, norm_hh, norm_c, norm_c_bias`` behind each.
-        dropout, training: the probability of dropping an element of a layer's output on its way
-            to the next layer; only with ``training``.
+        num_layers, bias, batch_first, bidirectional, proj_size: as of ``nn.LSTM``.
+        dropout: the probability of dropping an element of a layer's output on its way to the next
+            layer; only with ``training``.
+        training: whether elements are dropped, as ``nn.Module.training`` says it.
         batch_sizes: int64 ``(T,)`` on the CPU, the number of sequences that reach each step, as
             in a ``PackedSequence``. hx is in the order of the packed sequences.
         lengths: instead of ``batch_sizes``, ``(B,)`` whole numbers from 1 to T in any order, for
@@ -107,11 +105,14 @@ def lstm(
         ``(L*D, R, H)``, which has a gradient as the others have; 0 beyond ``lengths``.
 
     Raises:
-        ValueError: wrong number of input dimensions, input dtype, dropout or sizes out of range.
+        ValueError: wrong number of input dimensions, input dtype, options or lengths out of range,
+            both batch_sizes and lengths.
         RuntimeError: wrong shapes, states or weights of another dtype or device, an empty
             sequence (T = 0), invalid ``batch_sizes``.
         IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        TypeError: hx is no tuple or list.
+        TypeError: hx is no tuple or list; lengths are no whole numbers.
+        NotImplementedError: an option that ``nn.LSTM`` lacks where there are no kernels, or beside
+            lengths on a GPU.
     """
     if num_layers <= 0:
         raise ValueError("num_layers must be greater than zero")
@@ -206,11 +207,11 @@ def lstm_of_sizes(
         rules = rules._replace(recurrent_dropout=0.0)
     draws = drop > 0 or (training and rules is not None and rules.drawn)
     if unread_lengths is not None:
-        output, h_n, c_n, *more = _run_shut(
+        output, h_n, c_n, *more = backends.run_shut(
             input, h0, c0, weights, sizes, drop, seed, draws, unread_lengths, return_cells, rules
         )
     else:
-        output, h_n, c_n, *more = _run(
+        output, h_n, c_n, *more = backends.run(
             input, h0, c0, weights, sizes, drop, batch_sizes, seed, draws, return_cells, rules
         )
     # (L*D, R, H), in the type that the kernels keep them in
@@ -288,7 +289,8 @@ def lstm_cell(
         input: floating ``(B, I)`` or ``(I,)``, or int64/int32 indices ``(B,)`` or ``()`` that
             stand for one-hot rows of width I.
         hx: ``(h, c)``, each ``(B, H)``, or ``(H,)`` where input has no batch; None for zeros.
-        w_ih, w_hh: ``(4H, I)`` and ``(4H, H)``.
+        w_ih: ``(4H, I)``.
+        w_hh: ``(4H, H)``.
         b_ih, b_hh: ``(4H,)``, both or none.
 
     Returns:
@@ -354,11 +356,11 @@ def lstm_cell(
         h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
         check_state(h0, 0, h0.shape, input, weights[0])
         check_state(c0, 1, c0.shape, input, weights[0])
-    check_weights(weights, sizes, input)
+    check_weights(weights, sizes, input, of_cell=True)
     if index:
         check_indices(input, input_size)
 
-    _, h, c, *_ = _run(input.unsqueeze(0), h0, c0, weights, sizes)
+    _, h, c, *_ = backends.run(input.unsqueeze(0), h0, c0, weights, sizes)
     return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
 
 
@@ -376,146 +378,3 @@ def _autocast(
 
     states = None if hx is None else (lower(hx[0]), lower(hx[1]))
     return lower(input), states, [lower(w) for w in weights]
-
-
-_warned: set[str] = set()
-
-
-def _kernels_missing(like: Tensor) -> str | None:
-    """Why the fused kernels cannot run on tensors like this one; None where they can."""
-    kind = like.device.type
-    if like.dtype not in _KERNEL_TYPES:
-        return f"there are no kernels for {like.dtype}"
-    if kind in ("cpu", "meta"):
-        return None
-    if kind == "cuda":
-        if not ops.has_cuda():
-            return "the CUDA kernels were not built"
-        return ops.image_missing(like.device.index)
-    return f"there are no kernels for device type {kind!r}"
-
-
-def _run(
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    sizes: Sizes,
-    dropout: float = 0.0,
-    batch_sizes: Tensor | None = None,
-    seed: Tensor | None = None,
-    draws: bool = False,
-    return_cells: bool = False,
-    rules: CellRules | None = None,
-) -> tuple[Tensor, ...]:
-    """Checked, time-major arguments to the fused kernels, or to torch's where there are none."""
-    missing = _kernels_missing(weights[0])
-    if missing is not None:
-        if return_cells:
-            raise NotImplementedError(f"return_cells needs fastlstm's kernels: {missing}")
-        if rules is not None:
-            raise NotImplementedError(
-                "recurrent_dropout, zoneout_h, zoneout_c and cell_clip need fastlstm's kernels: "
-                f"{missing}"
-            )
-        if sizes.layer_norm:
-            raise NotImplementedError(f"layer_norm needs fastlstm's kernels: {missing}")
-        return _run_torch(missing, input, h0, c0, weights, sizes, dropout, batch_sizes, seed)
-    return ops.lstm(
-        input,
-        h0,
-        c0,
-        weights,
-        hidden_size=sizes.hidden_size,
-        num_layers=sizes.num_layers,
-        has_bias=sizes.bias,
-        proj_size=sizes.proj_size,
-        bidirectional=sizes.bidirectional,
-        dropout=dropout,
-        seed=_seed_on(input.device, seed) if draws else None,
-        batch_sizes=batch_sizes,
-        return_cells=return_cells,
-        layer_norm=sizes.layer_norm,
-        **({} if rules is None else rules._asdict()),
-    )
-
-
-def _seed_on(device: torch.device, seed: Tensor | None) -> Tensor:
-    if seed is None:
-        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
-    if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
-        raise RuntimeError(
-            f"seed must be one int64 element on {device}, "
-            f"got {seed.dtype} of shape {tuple(seed.shape)} on {seed.device}"
-        )
-    return seed
-
-
-def _run_shut(
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    sizes: Sizes,
-    dropout: float,
-    seed: Tensor | None,
-    draws: bool,
-    lengths: Tensor,
-    return_cells: bool,
-    rules: CellRules | None,
-) -> tuple[Tensor, ...]:
-    if rules is not None and rules.drawn and draws:
-        raise NotImplementedError(
-            "recurrent_dropout and zoneout in training: expected lengths on the CPU"
-        )
-
-    if sizes.layer_norm:  # which would normalise what shuts the cells, too
-        raise NotImplementedError("layer_norm: expected lengths on the CPU")
-
-    def run(x: Tensor, h: Tensor | None, c: Tensor | None, own: Sequence[Tensor]) -> Any:
-        one = Sizes(own[0].shape[1], sizes.hidden_size, bias=sizes.bias, proj_size=sizes.proj_size)
-        return _run(x, h, c, own, one, return_cells=return_cells, rules=rules)
-
-    return shut(
-        run,
-        input,
-        h0,
-        c0,
-        weights,
-        lengths,
-        num_layers=sizes.num_layers,
-        directions=1 + sizes.bidirectional,
-        dropout=dropout,
-        seed=_seed_on(input.device, seed) if draws else None,
-    )
-
-
-def _run_torch(
-    missing: str,
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    sizes: Sizes,
-    dropout: float,
-    batch_sizes: Tensor | None,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not torch.compiler.is_compiling() and missing not in _warned:
-        _warned.add(missing)
-        warnings.warn(f"fastlstm runs torch's own LSTM here: {missing}", stacklevel=2)
-    if seed is not None and dropout > 0:
-        raise NotImplementedError(f"dropout from a given seed needs fastlstm's kernels: {missing}")
-    like = weights[0]
-    if input.dtype in INDEX_TYPES:
-        input = F.one_hot(input.long(), sizes.input_size).to(like.dtype)
-    batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
-    if h0 is None or c0 is None:
-        h0 = like.new_zeros(sizes.cells, batch, sizes.out_size)
-        c0 = like.new_zeros(sizes.cells, batch, sizes.hidden_size)
-    # train=True: dropout is already 0 in evaluation, and cuDNN refuses a backward otherwise.
-    options = (sizes.bias, sizes.num_layers, dropout, True, sizes.bidirectional)
-    vf: Any = torch._VF
-    if batch_sizes is not None:
-        return vf.lstm(input, batch_sizes, (h0, c0), weights, *options)
-    return vf.lstm(input, (h0, c0), weights, *options, False)

@@ -14,7 +14,7 @@ from .drawing import Draw, loop
 from .functional import Sizes, State, lstm_of_sizes
 from .modules import LSTM
 from .packing import PackedLSTM, pack
-from .reference import CellRules
+from .reference import INDEX_TYPES, CellRules
 
 __all__ = ["generate", "prepack"]
 
@@ -213,7 +213,7 @@ def _pack(
 
 
 def _check_prime(prime: Tensor, vocabulary: int, device: torch.device) -> Tensor:
-    if not isinstance(prime, Tensor) or prime.dtype not in (torch.int32, torch.int64):
+    if not isinstance(prime, Tensor) or prime.dtype not in INDEX_TYPES:
         found = prime.dtype if isinstance(prime, Tensor) else _kind(prime)
         raise TypeError(f"prime must be an int64 or int32 tensor, got {found}")
     if prime.dim() != 2 or prime.numel() == 0:

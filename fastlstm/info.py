@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from . import __version__, ops
+from . import __version__, native
 
 
 def info() -> dict[str, Any]:
     """What ``python -m fastlstm.info --json`` prints, as plain data."""
-    built = ops._C.build_info()
+    built = native._C.build_info()
+    gpus = range(torch.cuda.device_count())
     return {
         "fastlstm": __version__,
         "python": platform.python_version(),
@@ -26,13 +27,15 @@ def info() -> dict[str, Any]:
             "processor": _processor(),
             "threads": torch.get_num_threads(),
             "instruction_sets_built": built["cpu_instruction_sets"],
-            "instruction_sets_usable": ops._C.cpu_supported(),
-            "instruction_set_used": ops._C.cpu_selected(),
+            "instruction_sets_usable": native._C.cpu_supported(),
+            "instruction_set_used": native._C.cpu_selected(),
         },
         "cuda": {
-            "kernels_built": ops.has_cuda(),
+            "kernels_built": native.has_cuda(),
+            "architectures": native.cuda_architectures(),
             "torch_has_cuda": torch.version.cuda,
-            "devices": [torch.cuda.get_device_name(j) for j in range(torch.cuda.device_count())],
+            "devices": [torch.cuda.get_device_name(j) for j in gpus],
+            "kernels_missing": [native.missing_on_gpu(j) for j in gpus],
         },
     }
 
@@ -51,12 +54,10 @@ def _processor() -> str:
 def _text(found: dict[str, Any]) -> str:
     cpu, cuda = found["cpu"], found["cuda"]
     devices = ", ".join(cuda["devices"]) or "none"
-    if cuda["kernels_built"]:
-        cuda_use = "fastlstm's CUDA kernels"
-    elif cuda["devices"]:
-        cuda_use = "torch's own LSTM: fastlstm's CUDA kernels were not built"
-    else:
-        cuda_use = "nothing: no device"
+    used = [
+        f"{name}: " + (f"torch's own LSTM, for {missing}" if missing else "the CUDA kernels")
+        for name, missing in zip(cuda["devices"], cuda["kernels_missing"], strict=True)
+    ]
     lines = [
         f"fastlstm {found['fastlstm']}, torch {found['torch']}, Python {found['python']}",
         f"built with torch {found['built_with_torch']} by {found['compiler']}",
@@ -66,12 +67,14 @@ def _text(found: dict[str, Any]) -> str:
         f"  usable {', '.join(cpu['instruction_sets_usable'])}",
         f"  used   {cpu['instruction_set_used']}   (FASTLSTM_CPU_ISA chooses another)",
         f"CUDA     torch built for {cuda['torch_has_cuda'] or 'none'}, devices: {devices}",
-        f"  used   {cuda_use}",
+        f"  built  {cuda['architectures'] or 'no kernels'}",
+        *(f"  used   {line}" for line in used or ["nothing: no device"]),
     ]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m fastlstm.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)

@@ -18,6 +18,7 @@ VALUES = 6_000_000
 
 
 def parser() -> cli.Parser:
+    """The command's flags."""
     p = cli.Parser(
         prog="python -m fastlstm.inspect",
         description="Have a trained run read a text, and write an HTML page: the text coloured by "

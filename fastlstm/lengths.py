@@ -80,9 +80,8 @@ def shut(
             if dropout > 0 and layer < num_layers - 1:
                 assert seed is not None
                 at, of = (i.flatten() for i in torch.broadcast_tensors(t, b))
-                keep = reference.dropout_mask(seed, layer, direction, at, of, y.shape[-1], dropout)
-                scale = 0.0 if dropout >= 1 else 1 / (1 - dropout)
-                y = (y * scale).masked_fill(~keep.view(y.shape), 0)
+                rows = y.flatten(0, 1)
+                y = reference.dropped_out(rows, seed, layer, direction, at, of, dropout).view_as(y)
             outputs.append(y)
         x = torch.cat(outputs, -1)
     results = (x, torch.stack(h_n), torch.stack(c_n))

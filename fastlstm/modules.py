@@ -80,10 +80,18 @@ class LSTM(RNNBase):
           ``batch_first`` or ``(L*D, T, H)``; for packed input a ``PackedSequence`` of
           ``(R, L*D, H)``.
 
-    Raises (forward):
-        ValueError: an input of the wrong number of dimensions or dtype; wrong lengths.
-        RuntimeError: wrong sizes, states of another dtype or device, an empty sequence.
-        IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+    Raises, when constructed:
+        * **TypeError, ValueError**: as ``nn.LSTM``; ValueError also for a further option that is
+          out of range, or stands beside one that it excludes.
+
+    Raises, when called:
+        * **ValueError**: an input of the wrong number of dimensions or dtype; wrong lengths;
+          ``return_cells`` or ``lengths`` beside ``checkpoint_every``.
+        * **RuntimeError**: wrong sizes, states of another dtype or device, an empty sequence.
+        * **IndexError**: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+        * **TypeError**: hx is no tuple; lengths are no whole numbers.
+        * **NotImplementedError**: an option that ``nn.LSTM`` lacks where there are no kernels, or
+          beside lengths on a GPU.
 
     Examples::
 
@@ -243,6 +251,7 @@ class LSTM(RNNBase):
     ) -> tuple[PackedSequence, State, PackedSequence]: ...
 
     def forward(self, input, hx=None, *, lengths=None, return_cells=False):
+        """Run the stack: inputs, outputs and errors are the class's."""
         packed = isinstance(input, PackedSequence)
         checkpoint_every = self._option("checkpoint_every")
         if return_cells and checkpoint_every is not None:
@@ -400,10 +409,11 @@ class LSTMCell(RNNCellBase):
 
     Outputs: the new ``(h, c)``.
 
-    Raises (forward):
-        ValueError: an input or state of the wrong number of dimensions.
-        RuntimeError: wrong sizes, dtypes or devices.
-        IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+    Raises, when called:
+        * **ValueError**: an input or state of the wrong number of dimensions.
+        * **RuntimeError**: wrong sizes, dtypes or devices.
+        * **IndexError**: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
+        * **TypeError**: hx is no tuple.
     """
 
     def __init__(
@@ -417,6 +427,7 @@ class LSTMCell(RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """Take a step: inputs, outputs and errors are the class's."""
         return functional.lstm_cell(
             input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )

@@ -1,4 +1,4 @@
-"""The native operators as torch sees them: autograd, fake kernels, double backward.
+"""The native operators under autograd: the gradient, the gradient's gradient, forward mode.
 
 ``lstm`` is the one entry: same signature, shapes and semantics as ``reference.lstm``, which is its
 oracle. Nothing here checks user input; that is ``functional.lstm``'s part.
@@ -6,11 +6,6 @@ oracle. Nothing here checks user input; that is ``functional.lstm``'s part.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import os
-import re
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,106 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import algorithms, derivatives, transforms
+from .native import Options
 
-try:
-    from . import _C
-except ImportError as error:
-    raise ImportError(
-        "fastlstm's native module is missing or cannot be loaded "
-        f"({error}); build it with `pip install .` in the source folder"
-    ) from error
-
-from . import algorithms, transforms
-
-__all__ = ["LSTMFunction", "has_cuda", "image_missing", "lstm"]
-
-_INDEX_TYPES = (torch.int32, torch.int64)
-
-if (_asked := os.environ.get("FASTLSTM_CPU_ISA")) and _asked != _C.cpu_selected():
-    raise ImportError(
-        f"FASTLSTM_CPU_ISA={_asked!r}: expected one of {', '.join(_C.cpu_supported())} "
-        "on this processor"
-    )
-
-
-# Registers the operators' CUDA side. Beside a torch without CUDA a module that was built for one
-# cannot be loaded, and nobody misses it.
-_C_cuda: Any = None
-if torch.version.cuda is not None:
-    try:
-        _C_cuda = importlib.import_module("fastlstm._C_cuda")
-    except ModuleNotFoundError:
-        pass
-    except ImportError as error:
-        warnings.warn(f"fastlstm's CUDA kernels cannot be loaded: {error}", stacklevel=2)
-
-
-def has_cuda() -> bool:
-    """Whether the CUDA kernels were built and can be loaded."""
-    return _C_cuda is not None
-
-
-def _runs_on(capability: tuple[int, int], architectures: str) -> bool:
-    """Whether kernels built for these (as TORCH_CUDA_ARCH_LIST names them) run on such a GPU.
-
-    An image runs on its own major version from its minor version on, one of ``9.0a`` on 9.0 alone,
-    PTX on everything newer.
-    """
-    for name in re.split(r"[;,\s]+", architectures):
-        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
-        if found is None:
-            continue
-        built = (int(found[1]), int(found[2]))
-        if found[3] == "a":
-            if capability == built:
-                return True
-        elif capability >= built and (capability[0] == built[0] or (found[4] and not found[3])):
-            return True
-    return False
-
-
-@functools.cache
-def _image_missing(device: int) -> str | None:
-    capability = torch.cuda.get_device_capability(device)
-    if _C_cuda is None or _runs_on(capability, _C_cuda.architectures):
-        return None
-    return (
-        f"the CUDA kernels were built for {_C_cuda.architectures}, "
-        f"not for a GPU of compute capability {capability[0]}.{capability[1]}"
-    )
-
-
-@algorithms.constant_in_compiled
-def image_missing(device: int) -> str | None:
-    """Why the CUDA kernels cannot run on the GPU of this number; None where they can."""
-    return _image_missing(device)
-
-
-class Options(NamedTuple):
-    """The operators' plain arguments, in the order of their schemas."""
-
-    hidden_size: int
-    num_layers: int = 1
-    has_bias: bool = True
-    proj_size: int = 0
-    bidirectional: bool = False
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout_h: float = 0.0
-    zoneout_c: float = 0.0
-    cell_clip: float = 0.0
-    layer_norm: bool = False
-    allow_tf32: bool = False  # float32 on CUDA: steps on the tensor cores
-    algorithm: int = 0  # on CUDA: place in algorithms.ALGORITHMS
-
-    @property
-    def out_size(self) -> int:
-        return self.proj_size or self.hidden_size
-
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
+__all__ = ["How", "LSTMBackward", "LSTMFunction", "lstm", "requires_grad"]
 
 
 def lstm(
@@ -155,14 +54,14 @@ def lstm(
         allow_tf32, algorithm = algorithms.settings()
         options = options._replace(allow_tf32=allow_tf32, algorithm=algorithm)
     how = How(options, return_cells)
-    if _in_forward_mode():
+    if _jvp_may_come():
         # A function's jvp is not itself differentiated forward: what it saved has lost the tangents
         # of other levels.
         if _transforms().count(torch._C._functorch.TransformType.Jvp) > 1:
-            found = _reference((input, h0, c0, *weights), batch_sizes, seed, options)
+            found = derivatives.equations((input, h0, c0, *weights), batch_sizes, seed, options)
             return found if return_cells else found[:3]
         result = _DualLSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
-    elif torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
+    elif torch.is_grad_enabled() and requires_grad(input, h0, c0, *weights):
         result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
     else:
         result = torch.ops.fastlstm.forward(
@@ -178,7 +77,8 @@ class How(NamedTuple):
     return_cells: bool = False  # whether the cell states of every step have a gradient
 
 
-def _requires_grad(*tensors: Tensor | None) -> bool:
+def requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd wants a gradient of one of these."""
     return any(x is not None and x.requires_grad for x in tensors)
 
 
@@ -219,11 +119,11 @@ class LSTMFunction(torch.autograd.Function):
         if all(grad is None for grad in arriving):
             return (None,) * (len(needs) + 3)
         # create_graph=True leaves grad mode on here; compiled graphs have no double backward.
-        if (torch.is_grad_enabled() or _in_forward_mode()) and not torch.compiler.is_compiling():
-            backward = _DualLSTMBackward if _in_forward_mode() else _LSTMBackward
+        if (torch.is_grad_enabled() or _jvp_may_come()) and not torch.compiler.is_compiling():
+            backward = _DualLSTMBackward if _jvp_may_come() else LSTMBackward
             found = backward.apply(ctx.options, needs, *arriving, *ctx.saved_tensors)
         else:
-            found = _LSTMBackward.forward(ctx.options, needs, *arriving, *ctx.saved_tensors)
+            found = LSTMBackward.forward(ctx.options, needs, *arriving, *ctx.saved_tensors)
         found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
         return (*found[:3], None, None, None, *found[3:])
 
@@ -245,7 +145,8 @@ def _transforms() -> list[Any]:
     return [x.key() for x in torch._C._functorch.get_interpreter_stack() or []]
 
 
-def _in_forward_mode() -> bool:
+def _jvp_may_come() -> bool:
+    """Whether forward mode may ask: in its levels, and in all of torch.func's transforms."""
     if torch.compiler.is_compiling():  # Dynamo refuses a function that has a jvp
         return False
     return forward_ad._current_level >= 0 or bool(_transforms())
@@ -262,16 +163,9 @@ class _DualLSTMFunction(LSTMFunction):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         batch_sizes, seed, *operands = ctx.saved_tensors
-        given = _operands(tangents)[2:]
-        places = [j for j, x in enumerate(given) if x is not None]
-
-        def stack(*own: Tensor) -> tuple[Tensor, ...]:
-            return _reference(_put(operands, places, own), batch_sizes, seed, ctx.options)
-
-        outputs, pull, *_ = torch.func.vjp(stack, *(operands[j] for j in places))
-        push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in outputs))[1]
-        (found,) = push(tuple(given[j] for j in places))
-        *first, cells = found
+        *first, cells = derivatives.push_forward(
+            operands, _operands(tangents)[2:], batch_sizes, seed, ctx.options
+        )
         return (*first, None, None, cells if ctx.return_cells else None)
 
 
@@ -281,34 +175,12 @@ def _operands(arguments: Sequence[Any]) -> list[Any]:
     return [batch_sizes, seed, input, h0, c0, *weights]
 
 
-def _reference(
-    operands: Sequence[Any], batch_sizes: Tensor | None, seed: Tensor | None, options: Options
-) -> tuple[Tensor, ...]:
-    """The stack by its equations in PyTorch, all cell states last: operands are input, states and
-    weights."""
-    input, h0, c0, *weights = operands
-    given = options._asdict()
-    del given["allow_tf32"], given["algorithm"]
-    *results, cells = reference.lstm(
-        input, h0, c0, weights, seed=seed, batch_sizes=batch_sizes, return_cells=True, **given
-    )
-    # In the type that the kernels keep them in.
-    return (*results, cells if cells.dtype == torch.float64 else cells.float())
-
-
-def _put(into: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    found = list(into)
-    for j, value in zip(places, values, strict=True):
-        found[j] = value
-    return found
-
-
 def _split(tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
-    """The tensors of _LSTMBackward: gradients; lengths and seed; saved; input, states, weights."""
+    """The tensors of LSTMBackward: gradients; lengths and seed; saved; input, states, weights."""
     return tensors[:4], tensors[4:6], tensors[6:10], tensors[10:]
 
 
-class _LSTMBackward(torch.autograd.Function):
+class LSTMBackward(torch.autograd.Function):
     """The native backward; its own gradient differentiates the reference."""
 
     @staticmethod
@@ -332,7 +204,8 @@ class _LSTMBackward(torch.autograd.Function):
         wanted = [grad is not None for grad in grad_grads]
         if not any(wanted):
             return (None,) * (6 + len(ctx.saved_tensors))
-        to_grads, to_operands = _Derivatives(ctx, wanted).pull(grad_grads)
+        wanted = [a and b for a, b in zip(wanted, ctx.needs, strict=True)]
+        to_grads, to_operands = _of_backward(ctx, wanted).pull_back(grad_grads)
         return (None, None, *to_grads, *(None,) * 6, *to_operands)
 
     @classmethod
@@ -340,224 +213,20 @@ class _LSTMBackward(torch.autograd.Function):
         return transforms.one_by_one(cls.apply, info.batch_size, in_dims, args)
 
 
-class _Derivatives:
-    """The first derivatives as a function, and its own: what _LSTMBackward's context saved."""
-
-    def __init__(self, ctx: Any, wanted: Sequence[bool]) -> None:
-        self.batch_sizes, self.seed, *tensors = ctx.saved_tensors
-        self.options, self.grads, self.operands = ctx.options, tensors[:4], tensors[4:]
-        self.used = [j for j, grad in enumerate(self.grads) if grad is not None]
-        self.floats = [
-            j for j, x in enumerate(self.operands) if x is not None and x.is_floating_point()
-        ]
-        self.chosen = [j for j in self.floats if ctx.needs[j] and wanted[j]]
-        self.at = (
-            tuple(self.grads[j] for j in self.used),
-            tuple(self.operands[j] for j in self.floats),
-        )
-
-    def first(self, grads: tuple, operands: tuple) -> tuple[Tensor, ...]:
-        """Of the chosen operands, from the gradients that arrive and the operands."""
-
-        def stack(*own: Tensor) -> tuple[Tensor, ...]:
-            every = _put(self.operands, self.floats, own)
-            found = _reference(every, self.batch_sizes, self.seed, self.options)
-            return tuple(found[j] for j in self.used)
-
-        pull = torch.func.vjp(stack, *operands)[1]
-        by_place = dict(zip(self.floats, pull(grads), strict=True))
-        return tuple(by_place[j] for j in self.chosen)
-
-    def pull(self, cotangents: Sequence[Tensor | None]) -> tuple[list, list]:
-        pull = torch.func.vjp(self.first, *self.at)[1]
-        to_grads, to_operands = pull(tuple(cotangents[j] for j in self.chosen))
-        return (
-            _put([None] * 4, self.used, to_grads),
-            _put([None] * len(self.operands), self.floats, to_operands),
-        )
-
-    def push(self, grads: Sequence[Any], operands: Sequence[Any]) -> list[Tensor]:
-        """Tangents of all operands' derivatives: pull is linear, and its own pull is push."""
-        tangents = tuple(
-            tuple(
-                torch.zeros_like(x) if given[j] is None else given[j]
-                for j, x in zip(places, at, strict=True)
-            )
-            for given, places, at in zip(
-                (grads, operands), (self.used, self.floats), self.at, strict=True
-            )
-        )
-        outputs, pull, *_ = torch.func.vjp(self.first, *self.at)
-        push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in outputs))[1]
-        (found,) = push(tangents)
-        like = self.operands[-1]
-        return _put([like.new_zeros(0)] * len(self.operands), self.chosen, found)
+def _of_backward(ctx: Any, wanted: Sequence[bool]) -> derivatives.OfBackward:
+    batch_sizes, seed, *tensors = ctx.saved_tensors
+    return derivatives.OfBackward(ctx.options, batch_sizes, seed, tensors[:4], tensors[4:], wanted)
 
 
-class _DualLSTMBackward(_LSTMBackward):
+class _DualLSTMBackward(LSTMBackward):
     """With forward-mode derivatives, as torch.func.hessian asks for."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _LSTMBackward.setup_context(ctx, inputs, output)
+        LSTMBackward.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*ctx.to_save)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         grads, _, _, operands = _split(tangents[2:])
-        derivatives = _Derivatives(ctx, [True] * len(operands))
-        return tuple(derivatives.push(grads, operands))
-
-
-# The raw operators under autograd: through the functions above, so that a direct call has its
-# gradient too. Below autograd they are the native kernels.
-_library = torch.library.Library("fastlstm", "IMPL")
-
-
-def _forward_autograd(
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    seed: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    if torch.is_grad_enabled() and _requires_grad(input, h0, c0, *weights):
-        *options, save = arguments
-        if not save:
-            raise RuntimeError("fastlstm::forward: save=False, but an input requires grad")
-        how = How(Options(*options))
-        return LSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastlstm.forward(input, h0, c0, weights, batch_sizes, seed, *arguments)
-
-
-def _backward_autograd(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_cells: Tensor | None,
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    seed: Tensor | None,
-    output: Tensor,
-    hidden: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    *arguments: Any,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    grads, saved = (grad_output, grad_h_n, grad_c_n, grad_cells), (output, hidden, gates, cells)
-    if torch.is_grad_enabled() and _requires_grad(*grads, input, h0, c0, *weights):
-        *options, needs = arguments
-        found = _LSTMBackward.apply(
-            Options(*options), needs, *grads, batch_sizes, seed, *saved, input, h0, c0, *weights
-        )
-        return found[0], found[1], found[2], list(found[3:])
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastlstm.backward(
-            *grads, input, h0, c0, weights, batch_sizes, seed, *saved, *arguments
-        )
-
-
-_library.impl("forward", _forward_autograd, "Autograd")
-_library.impl("backward", _backward_autograd, "Autograd")
-
-
-@torch.library.register_fake("fastlstm::forward")
-def _forward_fake(
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    seed: Tensor | None,
-    hidden_size: int,
-    num_layers: int,
-    has_bias: bool,
-    proj_size: int,
-    bidirectional: bool,
-    dropout: float,
-    recurrent_dropout: float,
-    zoneout_h: float,
-    zoneout_c: float,
-    cell_clip: float,
-    layer_norm: bool,
-    allow_tf32: bool,
-    algorithm: int,
-    save: bool,
-) -> tuple[Tensor, ...]:
-    options = Options(hidden_size, num_layers, has_bias, proj_size, bidirectional, dropout)
-    like, directions = weights[0], options.directions
-    cells, wide = num_layers * directions, directions * options.out_size
-    if batch_sizes is None:
-        leading: tuple = tuple(input.shape[:2])
-        rows = input.shape[0] * input.shape[1]
-        batch: int | torch.SymInt = input.shape[1]
-    else:
-        leading = (input.shape[0],)
-        rows = input.shape[0]
-        # How many sequences there are stands in the data of batch_sizes, unless a state says it.
-        given = h0 if h0 is not None else c0
-        batch = given.shape[1] if given is not None else torch.library.get_ctx().new_dynamic_size()
-    accumulated = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return (
-        like.new_empty(*leading, wide),
-        like.new_empty(cells, batch, options.out_size),
-        like.new_empty(cells, batch, hidden_size),
-        like.new_empty(num_layers - 1 if save else 0, rows, wide),
-        like.new_empty(cells if save else 0, rows, (12 if layer_norm else 4) * hidden_size),
-        like.new_empty(cells if save else 0, rows, hidden_size, dtype=accumulated),
-    )
-
-
-@torch.library.register_fake("fastlstm::backward")
-def _backward_fake(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_cells: Tensor | None,
-    input: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    seed: Tensor | None,
-    output: Tensor,
-    hidden: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    hidden_size: int,
-    num_layers: int,
-    has_bias: bool,
-    proj_size: int,
-    bidirectional: bool,
-    dropout: float,
-    recurrent_dropout: float,
-    zoneout_h: float,
-    zoneout_c: float,
-    cell_clip: float,
-    layer_norm: bool,
-    allow_tf32: bool,
-    algorithm: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    def gradient(needed: bool, like: Tensor | None) -> Tensor:
-        shape = like.shape if needed and like is not None else (0,)
-        return weights[0].new_empty(shape)
-
-    dense = input.dtype not in _INDEX_TYPES
-    return (
-        gradient(needs[0] and dense, input),
-        gradient(needs[1], h0),
-        gradient(needs[2], c0),
-        [gradient(need, w) for need, w in zip(needs[3:], weights, strict=True)],
-    )
-
-
-@torch.library.register_fake("fastlstm::_activations")
-def _activations_fake(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
+        return tuple(_of_backward(ctx, ctx.needs).push_forward(grads, operands))

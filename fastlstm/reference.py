@@ -31,7 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CellRules", "cell_backward", "cell_forward", "dropout_mask", "lstm"]
+__all__ = ["INDEX_TYPES", "CellRules", "cell_backward", "cell_forward", "dropout_mask", "lstm"]
+
+INDEX_TYPES = (torch.int32, torch.int64)  # of input that stands for one-hot rows
 
 _U32 = 0xFFFFFFFF
 
@@ -57,6 +59,7 @@ class CellRules(NamedTuple):
 
     @property
     def drawn(self) -> bool:
+        """Whether a seed is needed, in training."""
         return max(self[:3]) > 0
 
 
@@ -88,8 +91,10 @@ def cell_backward(
 
     Args:
         activated: ``(B, 4H)`` activated gates, as :func:`cell_forward` returns them.
-        c_prev, c: ``(B, H)`` cell states before and after the step.
-        dh, dc: ``(B, H)`` gradients that arrive at the step's h and c.
+        c_prev: ``(B, H)`` cell state before the step.
+        c: ``(B, H)`` cell state after it.
+        dh: ``(B, H)`` gradient that arrives at the step's h.
+        dc: ``(B, H)`` gradient that arrives at its c.
 
     Returns:
         ``(dgates, dc_prev)``: gradients of the pre-activations ``(B, 4H)`` and of ``c_prev``.
@@ -138,7 +143,8 @@ def dropout_mask(
     Args:
         seed: one int64 element.
         layer, direction: whose output is dropped.
-        t, b: ``(R,)`` int64, the time step and the batch index of each row.
+        t: ``(R,)`` int64, the time step of each row.
+        b: ``(R,)`` int64, the batch index of each row.
         units: width of the output of one direction.
         p: probability of dropping an element.
         stream: what is dropped: layers' outputs, or one of :class:`CellRules`' choices.
@@ -149,6 +155,19 @@ def dropout_mask(
     row = hashed_rows(seed, layer, direction, t, b, stream)
     unit = (torch.arange(units, device=row.device) * 0x9E3779B9) & _U32
     return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
+
+
+def dropped_out(
+    y: Tensor, seed: Tensor, layer: int, direction: int, t: Tensor, b: Tensor, p: float
+) -> Tensor:
+    """A layer's output ``(R, units)`` of one direction, as the next layer reads it."""
+    keep = dropout_mask(seed, layer, direction, t, b, y.shape[-1], p)
+    return torch.where(keep, y * _scale(p), torch.zeros_like(y))
+
+
+def _scale(p: float) -> float:
+    """What is kept is multiplied by this."""
+    return 0.0 if p >= 1 else 1 / (1 - p)
 
 
 _EPSILON = 1e-5  # kNormEpsilon in csrc/cell.h
@@ -190,7 +209,7 @@ def _factors(
 
     update, p = None, rules.recurrent_dropout
     if p > 0:
-        update = kept(p, _UPDATE) * (0.0 if p >= 1 else 1 / (1 - p))
+        update = kept(p, _UPDATE) * _scale(p)
     return _Factors(update, share(rules.zoneout_c, _ZONE_C), share(rules.zoneout_h, _ZONE_H))
 
 
@@ -250,7 +269,7 @@ def _layer(
         return F.layer_norm(product, product.shape[-1:], gain, None, _EPSILON)
 
     bias = weights[2] + weights[3] if has_bias else None
-    if x.dtype in (torch.int32, torch.int64):  # an index is a one-hot row: it picks a column
+    if x.dtype in INDEX_TYPES:  # an index is a one-hot row: it picks a column
         projected = w_ih.t()[x.long()]
     else:
         projected = x @ w_ih.t()
@@ -307,7 +326,8 @@ def lstm(
         weights: ``w_ih, w_hh, [b_ih, b_hh], [w_hr]`` for every layer and direction, in the order
             of ``nn.LSTM``'s flat weights, and with layer_norm ``norm_ih`` and ``norm_hh`` (4H),
             ``norm_c`` and ``norm_c_bias`` (H) behind each.
-        dropout, seed: dropout between layers, drawn from the one-element int64 ``seed``.
+        dropout: the probability of dropping an element between layers.
+        seed: one int64 element, from which everything is drawn; None where nothing is.
         recurrent_dropout, zoneout_h, zoneout_c, cell_clip: see :class:`CellRules`.
         layer_norm: normalise the two products of the gates, and c on its way to h (Ba, Kiros and
             Hinton, 2016):
@@ -364,9 +384,7 @@ def lstm(
             cells.append(every)
             if dropout > 0 and layer < num_layers - 1:
                 assert seed is not None
-                keep = dropout_mask(seed, layer, direction, t, b, out_size, dropout)
-                scale = 0.0 if dropout >= 1 else 1 / (1 - dropout)
-                y = torch.where(keep, y * scale, torch.zeros_like(y))
+                y = dropped_out(y, seed, layer, direction, t, b, dropout)
             outputs.append(y)
         x = torch.cat(outputs, dim=-1)
     output = x if batch_sizes is not None else x.view(steps, batch, -1)

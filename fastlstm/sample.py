@@ -14,15 +14,11 @@ from .text import UserError, cli
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     p = cli.Parser(prog="python -m fastlstm.sample", description="Sample text from a trained run.")
     p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made")
-    p.add_argument(
-        "-n",
-        "--length",
-        type=int,
-        default=500,
-        help="characters to draw, bytes unless the run has --unit char (500)",
-    )
+    p.add_argument("-n", "--length", type=int, default=500, metavar="N",
+                   help="characters to draw; bytes, but for --unit char (500)")  # fmt: skip
     p.add_argument("-t", "--temperature", type=float, default=0.8,
                    help="below 1 safer, above 1 wilder, 0 always the likeliest (0.8)")  # fmt: skip
     p.add_argument("-p", "--primer", default="", help="text to go on from (none)")
@@ -59,6 +55,7 @@ def check(a: argparse.Namespace) -> None:
 
 
 def read_text(name: str) -> bytes:
+    """A file's bytes, or standard input's for ``-``; UserError where they cannot be read."""
     try:
         return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:

@@ -25,6 +25,15 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models so small that they gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def twins():
     """Make ``(theirs, ours)``: an ``nn.LSTM`` and a ``fastlstm.LSTM`` of equal weights."""

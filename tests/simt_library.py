@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks import problems
-from benchmarks.problems import Problem
-from fastlstm import reference
+from fastlstm.algorithms import ALGORITHMS
 from fastlstm.checks import NORMS
+from fastlstm.native import DTYPES
 from fastlstm.reference import CellRules
 
 SIMT = Path(__file__).parent / "simt"
 ROOT = SIMT.parents[1]
 ORDERS = ("fifo", "lifo", "random", "block_up", "block_down")
-ALGORITHMS = ("auto", "stepwise", "persistent", "cluster")
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _i32, _i64, _p = c.c_int32, c.c_int64, c.c_void_p
 
 
@@ -94,7 +85,7 @@ def plan(
 ) -> Any:
     """The planner's choice for an unprojected stack on a device of 132 SMs."""
     problem = _Problem(
-        dtype=_DTYPES.index(dtype),
+        dtype=DTYPES.index(dtype),
         steps=100,
         batch=batch,
         hidden_size=hidden,
@@ -252,7 +243,7 @@ class _Call:
         self.saved_per_unit = 12 if layer_norm else 4
         self.weights = self.by_cell(weights)
         self.problem = _Problem(
-            dtype=_DTYPES.index(self.dtype),
+            dtype=DTYPES.index(self.dtype),
             input_kind=kinds.get(input.dtype, 0),
             steps=self.steps,
             batch=self.batch,
@@ -326,120 +317,3 @@ class _Function(torch.autograd.Function):
         used = [x for x in (*arriving, *needed) if x is not None]
         ctx.emulated.call("simt_backward", args, [*call.kept, *ctx.saved, *used])
         return None, None, *needed
-
-
-# ---- what the tests share ----
-
-NEEDED = pytest.mark.skipif(
-    shutil.which("make") is None or shutil.which("g++") is None, reason="needs make and g++"
-)
-
-
-def assert_matches(
-    p: Problem, schedule: Schedule, variant: str = "plain", tolerance: float = 0
-) -> list[Tensor]:
-    """Compare all outputs and gradients; returns them."""
-    x = problems.make(p)
-    emulated = Emulated(load(variant), schedule)
-    found = problems.outputs_and_gradients(emulated.lstm, x)
-    expected = problems.outputs_and_gradients(reference.lstm, x.to(torch.float64))
-    for kind, ours, theirs in zip(("output", "gradient"), found, expected, strict=True):
-        floor = 1e-2 * max(b.norm() for b in theirs)  # see problems.TOLERANCE
-        for j, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            error = (a.double() - b).norm() / torch.maximum(b.norm(), floor).clamp_min(1e-6)
-            assert error < (tolerance or problems.tolerance(p)), (
-                f"{kind} {j} of {p}, {schedule}: relative error {error:.2e}"
-            )
-    assert emulated.races == 0, emulated.first_race
-    return [*found[0], *found[1]]
-
-
-def problems_of(**more: Any) -> Any:
-    """A hypothesis strategy for problems of all options."""
-    return st.builds(
-        Problem,
-        input_size=st.integers(1, 40),
-        hidden_size=st.integers(5, 40),
-        num_layers=st.integers(1, 3),
-        batch=st.integers(1, 35),
-        steps=st.integers(1, 5),
-        has_bias=st.booleans(),
-        proj_size=st.integers(0, 4),
-        bidirectional=st.booleans(),
-        dropout=st.sampled_from([0.0, 0.5]),
-        index=st.sampled_from([None, torch.int64]),
-        packed=st.booleans(),
-        states=st.booleans(),
-        random_seed=st.integers(0, 1000),
-        **more,
-    )
-
-
-def seen(emulated: Emulated, p: Problem) -> bool:
-    """Whether a planted bug shows: as an error, a race or a wrong result."""
-    x = problems.make(p)
-    expected = problems.outputs_and_gradients(reference.lstm, x.to(torch.float64))
-    try:
-        found = problems.outputs_and_gradients(emulated.lstm, x)
-    except KernelError:
-        return True
-    wrong = any(
-        not (a.double() - b).norm() < problems.TOLERANCE[p.dtype] * b.norm()
-        for a, b in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True)
-    )
-    return wrong or emulated.races > 0
-
-
-def plant(bugs: dict[str, tuple[str, str, str]], folder: Path) -> dict[str, Path]:
-    """Libraries with one bug each, two builds at a time.
-
-    A bug is a file of csrc/cuda, a text in it and what stands there instead. Only the kernels'
-    objects differ from those of the race build.
-    """
-    base = make("race").parent
-
-    def one(name: str) -> Path:
-        file, text, bug = bugs[name]
-        out = folder / name.replace(" ", "_")
-        kernels = out / "cuda"
-        shutil.copytree(ROOT / "csrc" / "cuda", kernels)
-        whole = (kernels / file).read_text()
-        assert whole.count(text) == 1, f"{file} no longer holds the text that {name!r} replaces"
-        (kernels / file).write_text(whole.replace(text, bug))
-        for path in base.glob("*.o"):
-            if f"cuda/{file}" not in path.with_suffix(".d").read_text():
-                shutil.copy2(path, out / path.name)
-        return make("race", CUDA=str(kernels), OUT=str(out), TYPES="bf16")
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(bugs, pool.map(one, bugs), strict=True))
-
-
-def sanitize(code: str, right: int) -> None:
-    """Run code under the address sanitizer; it must print "right:" so many times.
-
-    In a process of its own, with the sanitizer's runtime loaded first.
-    """
-    make("asan")
-    runtimes = [
-        subprocess.run(["g++", f"-print-file-name=lib{x}.so"], capture_output=True, text=True)
-        for x in ("asan", "ubsan")
-    ]
-    if not all(Path(x.stdout.strip()).is_absolute() for x in runtimes):
-        pytest.skip("the compiler has no sanitizer runtime")
-    found = subprocess.run(
-        [
-            *(sys.executable, "-c"),
-            "import torch; from simt_library import *; from benchmarks.problems import *\n" + code,
-        ],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "LD_PRELOAD": " ".join(x.stdout.strip() for x in runtimes),
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        },
-    )
-    assert found.returncode == 0, found.stdout + found.stderr[-4000:]
-    assert found.stdout.count("right:") == right

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastlstm
-from fastlstm import algorithms
+from fastlstm import algorithms, native
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +19,19 @@ def test_the_cpu_has_one_algorithm():
     assert (found.device, found.algorithm, found.backward_algorithm) == ("cpu", "fused", "fused")
     assert "fused" in str(found)
     assert "us a step" not in str(found)
+
+
+def test_torchs_lstm_is_named_where_there_are_no_kernels(monkeypatch):
+    found = fastlstm.explain(fastlstm.LSTM(2, 3, dtype=torch.complex64), 1, 1)
+    assert (found.algorithm, found.backward_algorithm) == ("torch", "torch")
+    assert found.reason == "there are no kernels for torch.complex64"
+    monkeypatch.setattr(native, "_C_cuda", None)
+    native._missing_on_gpu.cache_clear()
+    weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
+    found = fastlstm.explain(SimpleNamespace(get_parameter=lambda name: weight), 1, 1)
+    native._missing_on_gpu.cache_clear()
+    assert (found.device, found.algorithm) == ("cuda:0", "torch")
+    assert found.backward_reason == "the CUDA kernels were not built"
 
 
 @pytest.mark.parametrize("gpu", algorithms.GPUS)

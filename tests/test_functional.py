@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import functional, ops
+from fastlstm import backends, functional, native
 
 X = torch.linspace(-1, 1, 24).view(4, 2, 3)
 
@@ -165,8 +165,8 @@ def test_errors_name_what_is_wrong(case):
 
 @pytest.fixture
 def _no_kernels(monkeypatch):
-    monkeypatch.setattr(functional, "_kernels_missing", lambda like: "of a reason")
-    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr(backends, "kernels_missing", lambda like: "of a reason")
+    monkeypatch.setattr(backends, "_warned", set())
 
 
 @pytest.mark.usefixtures("_no_kernels")
@@ -219,7 +219,7 @@ def test_dropout_there_is_torchs_and_refuses_a_seed():
 
 
 def test_which_tensors_have_kernels():
-    missing = functional._kernels_missing
+    missing = native.kernels_missing
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         assert missing(torch.zeros(1, dtype=dtype)) is None
         assert missing(torch.zeros(1, dtype=dtype, device="meta")) is None
@@ -245,17 +245,17 @@ def test_which_tensors_have_kernels():
 def test_gpus_without_an_image_of_the_kernels_get_torchs_lstm(
     capability, architectures, runs, monkeypatch
 ):
-    monkeypatch.setattr(ops, "_C_cuda", SimpleNamespace(architectures=architectures))
+    monkeypatch.setattr(native, "_C_cuda", SimpleNamespace(architectures=architectures))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    ops._image_missing.cache_clear()
+    native._missing_on_gpu.cache_clear()
     like = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 3))
-    said = functional._kernels_missing(like)
+    said = native.kernels_missing(like)
     torch.compiler.reset()  # another case's constant
     compiled = torch.compile(
-        lambda x: x + (ops.image_missing(3) is None), backend="eager", fullgraph=True
+        lambda x: x + (native.missing_on_gpu(3) is None), backend="eager", fullgraph=True
     )
     found = compiled(torch.zeros(1)).item()
-    ops._image_missing.cache_clear()
+    native._missing_on_gpu.cache_clear()
     assert (said is None) == runs
     assert found == runs
     if not runs:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("safetensors")
 
@@ -16,21 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlstm.train
-from fastlstm.text import pages, report
+from fastlstm.text import curves, pages, report
 from fastlstm.text.records import Metrics, Samples
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HOSTILE = (
     '</pre></script><script>document.title = "run"</script><img src=x onerror=alert(1)>\0&amp;'
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models this small gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +187,14 @@ def test_a_page_that_nobody_writes_any_more_says_so(tmp_path, browser):
 )
 def test_a_thinned_curve_keeps_means_and_extremes(y, logarithmic, begin):
     x = np.arange(begin, begin + len(y))
-    found = report.thin(x, np.array(y), logarithmic)
-    assert 1 <= len(found) <= report.POINTS
+    found = curves.thin(x, np.array(y), logarithmic)
+    assert 1 <= len(found) <= curves.POINTS
     assert (np.diff(found[:, 0]) > 0).all()
     assert found[:, 2].min() == min(y)
     assert found[:, 3].max() == max(y)
     assert (found[:, 2] <= found[:, 1] + 1e-9).all()
     assert (found[:, 1] <= found[:, 3] + 1e-9).all()
-    if len(y) <= report.POINTS and not logarithmic:
+    if len(y) <= curves.POINTS and not logarithmic:
         assert found[:, 1].tolist() == y
 
 

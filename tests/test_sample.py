@@ -24,6 +24,8 @@ from fastlstm.text.model import CharModel
 from fastlstm.text.run import load_model
 from fastlstm.train import main as train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LINE = "the cat sat on the mat; é à\n"
 
 
@@ -33,15 +35,6 @@ def train_on(folder, text, *arguments):
            "--batch-size", "8", "--seq-length", "16", "--lr", "1e-2", "--sample-every", "0",
            "--device", "cpu", *arguments])  # fmt: skip
     return folder / "run"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models this small gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,20 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_library import (
-    NEEDED,
-    ORDERS,
-    Emulated,
-    KernelError,
-    Schedule,
-    assert_matches,
-    load,
-    plan,
-    plant,
-    problems_of,
-    sanitize,
-    seen,
-)
+from simt_checks import NEEDED, assert_matches, plant, problems_of, sanitize, seen
+from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
 
 from benchmarks.problems import NORMED, OPTIONS, TOLERANCE, Problem, make
 from fastlstm import reference

@@ -9,23 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_library import (
-    ALGORITHMS,
-    NEEDED,
-    ORDERS,
-    Emulated,
-    KernelError,
-    Schedule,
-    assert_matches,
-    load,
-    plan,
-    plant,
-    problems_of,
-    sanitize,
-    seen,
-)
+from simt_checks import NEEDED, assert_matches, plant, problems_of, sanitize, seen
+from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
 
 from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make, outputs_and_gradients
+from fastlstm.algorithms import ALGORITHMS
 
 pytestmark = NEEDED
 

@@ -19,19 +19,12 @@ from safetensors.torch import load_file, save_file
 from fastlstm.text import checkpoint
 from fastlstm.train import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that the tests start
+
 TINY = [
     *("--hidden-size", "16", "--num-layers", "2", "--dropout", "0.2", "--device", "cpu"),
     *("--batch-size", "4", "--seq-length", "8", "--eval-every", "3", "--sample-every", "0"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As the processes that the tests start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

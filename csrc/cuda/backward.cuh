@@ -5,7 +5,7 @@
 #pragma once
 
 #include "gradient_part.cuh"
-#include "norm.cuh"
+#include "norm_backward.cuh"
 
 namespace fastlstm {
 namespace cuda {

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "input_part.cuh"
-#include "norm.cuh"
+#include "norm_forward.cuh"
 
 namespace fastlstm {
 namespace cuda {

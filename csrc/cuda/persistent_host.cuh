@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "input_part.cuh"
 #include "persistent_forward.cuh"
@@ -15,7 +18,7 @@ inline uint64_t wait_limit() {
   if (given == nullptr || *given == 0) return uint64_t(20e9);
   char* end = nullptr;
   const double seconds = std::strtod(given, &end);
-  if (end == given || *end != 0 || !(seconds >= 0 && seconds <= 1e9))  // neither is a NaN
+  if (end == given || *end != 0 || !(seconds >= 0 && seconds <= 1e9))  // a NaN is neither
     throw std::invalid_argument(
         "fastlstm: FASTLSTM_WAIT_SECONDS: expected a number of seconds from 0 (no limit) to 1e9, "
         "got \"" +

@@ -1,8 +1,8 @@
-// Small kernels around the steps: operands packed once a call, rows gathered, dropped and summed.
+// Small kernels around the steps: operands packed once a call, rows gathered and dropped out.
 //
 // Each reads and writes its matrix once, so its floor is bytes over bandwidth: at 10,000 rows of
 // 512 bf16, some 20 MB, about 5 microseconds on an H200 (4.8 TB/s). No figure measured yet.
-// A thread owns an element (or, in sums, a column); sums run in a fixed order.
+// A thread owns elements of the result.
 #pragma once
 
 #include "dropout.h"

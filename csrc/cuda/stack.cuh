@@ -1,5 +1,5 @@
-// What forward and backward of the stepwise algorithm share on the host: workspace, the rows of the
-// problem, launches of the step kernel and of the small kernels.
+// What every pass of both algorithms shares on the host: workspace, the rows of the problem, and
+// launches of the step kernel and of the small kernels.
 #pragma once
 
 #include <vector>

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Options
+from ..native import Options
 from .model import CharModel, as_state, states
 
 WINDOW = 1000  # characters read at a time

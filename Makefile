@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt tests/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
+BENCH = $(BIN)/python -m pytest --benchmark-json=benchmarks/results/cpu.json \
+	--benchmark-columns=min,median,iqr,rounds
 
 .PHONY: help develop docs train test test-floor test-newest shim compile-gate bench bench-cpu report gpu-check lint format build clean
 .DEFAULT_GOAL := help
@@ -26,11 +28,11 @@ compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architec
 	$(BIN)/python -m pytest tests/test_compile_gate.py
 
 bench: $(VENV)/.bench  ## every benchmark that this machine can run
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
+	$(BENCH) benchmarks
 	$(BIN)/python -m benchmarks.gpu_check || test $$? -eq 3
 
 bench-cpu: $(VENV)/.bench  ## the CPU kernels against nn.LSTM and ONNX Runtime, with the targets
-	$(BIN)/python -m pytest $(addprefix benchmarks/test_,cpu.py sampling.py training.py memory.py) --benchmark-json=benchmarks/results/cpu.json
+	$(BENCH) $(addprefix benchmarks/test_,cpu.py sampling.py training.py memory.py)
 
 report: $(VENV)/.bench  ## a page with charts of what was measured, in build/report
 	$(BIN)/python -m benchmarks.report $(sort $(wildcard benchmarks/results/*.json))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,13 @@ class Case:
         weights = sum(4 * self.hidden_size * (width + self.hidden_size + 2) for width in widths)
         rows = self.steps * self.batch * (self.input_size + directions * self.hidden_size)
         return float(size * (weights * directions + rows))
+
+    def tiny(self) -> Case:
+        """The same kind of problem, small enough to cost nothing."""
+        return replace(
+            self, input_size=min(self.input_size, 8), hidden_size=min(self.hidden_size, 12),
+            batch=min(self.batch, 3), steps=min(self.steps, 5),
+        )  # fmt: skip
 
     def twins(self, dtype: torch.dtype, device: str) -> tuple[nn.LSTM, fastlstm.LSTM]:
         """torch's module and ours with the same weights."""

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
-def runner(lstm: nn.LSTM, threads: int) -> Callable[[Tensor], Tensor] | None:
-    """A function from (T, B, I) to the output; None where ONNX Runtime is not installed."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        return None
+def runner(lstm: nn.LSTM, threads: int) -> Callable[[Tensor], Tensor]:
+    """A function from (T, B, I) to the output."""
+    import onnx
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(

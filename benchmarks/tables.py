@@ -8,6 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Every backend's name in the rows, and what people call it; tables have them in this order.
+TITLES = {
+    "fastlstm": "fastlstm", "torch": "nn.LSTM", "compiled": "compiled nn.LSTM",
+    "onnxruntime": "ONNX Runtime", "flashrnn": "FlashRNN", "haste": "haste",
+}  # fmt: skip
+
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write beside the file and rename, so that a reader never sees half of one."""

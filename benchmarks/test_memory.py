@@ -1,9 +1,8 @@
-"""What is held for backward, and what recomputation saves and costs: ``make bench-cpu``."""
+"""Memory of a training step, what is held for backward, recomputation: ``make bench-cpu``."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,11 @@ import torch
 
 import fastlstm
 
-from .grid import BASE, KARPATHY, TYPES, Case
-from .timing import interleaved_cpu
+from .backends import prepared
+from .grid import BASE, KARPATHY, TYPES
+from .suite import ROWS, Group
 
+CASES = {case.name: case for case in (KARPATHY, BASE)}
 LONG = replace(BASE, name="H256, 400 steps", steps=400)
 
 
@@ -37,68 +38,61 @@ def held(call: Callable[[], Any], known: list[torch.Tensor]) -> float:
     return sum(kept.values()) / 1e6
 
 
-def peak_of_a_step(case: Case, every: int | None) -> float:
-    """MB by which a training step raises the most that a new process ever held."""
-    code = f"""
-import torch, fastlstm
-m = fastlstm.LSTM({case.input_size}, {case.hidden_size}, checkpoint_every={every})
-x = torch.randn({case.steps}, {case.batch}, {case.input_size})
-def step(x):
-    m(x)[0].sum().backward()
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1e3
-step(x[:2])
-before = peak()
-step(x)
-print(peak() - before)"""
-    command = [sys.executable, "-c", code]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
+@pytest.mark.parametrize("backend", ["fastlstm", "torch"])
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("case", [KARPATHY, BASE], ids=lambda case: case.name)
-def test_memory_held_for_backward(case, kind, benchmark, rows, quick):
-    """In the times' columns, MB."""
-    case = replace(case, batch=2, steps=5) if quick else case
-    theirs, ours = case.twins(TYPES[kind], "cpu")
-    x, _ = case.data(TYPES[kind], "cpu")
-    found = {
-        name: held(partial(module, x), [x, *module.parameters()])
-        for name, module in (("torch", theirs), ("ours", ours))
-    }
-    row = {
-        "what": "MB held for backward", "case": f"{case.name}, {kind}", **found,
-        "ratio": found["torch"] / found["ours"], "target": ">= 1.0",
-        "met": "" if found["ours"] <= found["torch"] else "missed",
-    }  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(lambda: ours(x), rounds=1)
+@pytest.mark.parametrize("name", CASES)
+def test_memory_of_a_training_step(name, kind, backend, suite):
+    """Held between its passes, and the most that it needs; the rows have MB as others have ms."""
+
+    def measure() -> Group:
+        case = suite.sized(CASES[name])
+        ready = prepared(case, kind, True, "cpu", ["fastlstm", "torch"])
+        x, _ = case.data(TYPES[kind], "cpu")
+        group = suite.time(ready.calls, case.flops(True), kind)
+        for each, module in ready.modules.items():
+            known: Any = [x, *module.parameters()]  # type: ignore[attr-defined]
+            group.info[each]["held_megabytes"] = held(partial(module, x), known)
+        for what, key in (("held for backward", "held"), ("at the most in a step", "peak")):
+            found = {each: info[f"{key}_megabytes"] for each, info in group.info.items()}
+            if None in found.values():
+                continue
+            row: dict[str, Any] = {"what": f"MB {what}", "case": f"{name}, {kind}", **found}
+            if key == "held":
+                row |= {
+                    "ratio": found["torch"] / found["fastlstm"], "target": ">= 1.0",
+                    "met": "" if found["fastlstm"] <= found["torch"] else "missed",
+                }  # fmt: skip
+            ROWS.append(row)
+        return group
+
+    suite.report(f"memory of a training step: {name}, {kind}", backend, measure)
 
 
-def test_recomputation(benchmark, rows, quick):
+EVERY = {"nothing": None, **{f"checkpoint_every={n}": n for n in (10, 20, 40)}}
+
+
+@pytest.mark.parametrize("recomputed", EVERY)
+def test_recomputation(recomputed, suite):
     """A training step with ``checkpoint_every``, beside one that holds everything."""
-    case = replace(LONG, batch=2, steps=40) if quick else LONG
-    _, plain = case.twins(torch.float32, "cpu")
-    x, gradient = case.data(torch.float32, "cpu")
-    modules = {"nothing": plain}
-    for every in (10, 20, 40):
-        lean = fastlstm.LSTM(case.input_size, case.hidden_size, checkpoint_every=every)
-        lean.load_state_dict(plain.state_dict())
-        modules[f"checkpoint_every={every}"] = lean
 
-    def train(module):
+    def train(module, x, gradient):
         module.zero_grad(set_to_none=True)
         module(x)[0].backward(gradient)
 
-    calls = {name: partial(train, module) for name, module in modules.items()}
-    found = interleaved_cpu(calls, 5)
-    for name in modules:
-        megabytes = peak_of_a_step(case, int(name.split("=")[1]) if "=" in name else None)
-        rows.append({
-            "what": "recomputation", "case": f"{case.name}, {name}: {megabytes:.3g} MB",
-            "ours": 1e3 * found[name].median,
-        })  # fmt: skip
-        benchmark.extra_info[name] = {"ms": 1e3 * found[name].median, "MB": megabytes}
-    benchmark.pedantic(calls["nothing"], rounds=1)
+    def measure() -> Group:
+        case = replace(suite.sized(LONG), steps=40 if suite.quick else LONG.steps)
+        x, gradient = case.data(torch.float32, "cpu")
+        calls = {}
+        for name, every in EVERY.items():
+            module = fastlstm.LSTM(case.input_size, case.hidden_size, checkpoint_every=every)
+            calls[name] = partial(train, module, x, gradient)
+        group = suite.time(calls, case.flops(True))
+        for name, ms in group.milliseconds().items():
+            megabytes = group.info[name]["peak_megabytes"] or math.nan
+            ROWS.append({
+                "what": "recomputation", "case": f"{LONG.name}, {name}: {megabytes:.3g} MB",
+                "fastlstm": ms,
+            })  # fmt: skip
+        return group
+
+    suite.report(f"recomputation: {LONG.name}", recomputed, measure)

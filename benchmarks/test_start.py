@@ -1,77 +1,76 @@
-"""What comes before the first fast call: import, the first call, torch.compile: ``make bench``."""
+"""What comes before the first fast call: import, the first call, torch.compile: ``make bench``.
+
+Every sample is a new Python, in which torch is imported already when the time begins.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Mapping
 
-import torch
+import pytest
 
-from .grid import Case
+from .suite import ROWS, Group
+from .timing import Samples
 
-SMALL = Case("H64", 64, 64, 2, 8, 20)
-
-
-def process(code: str) -> float:
-    """Seconds that a new Python says."""
-    command = [sys.executable, "-c", f"import time, torch; t = time.perf_counter(); {code}; "
-               "print(time.perf_counter() - t)"]  # fmt: skip
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def test_import(benchmark, rows, quick):
-    """Beside torch, which is imported before."""
-    seconds = sorted(process("import fastlstm") for _ in range(1 if quick else 5))
-    row = {
-        "what": "import fastlstm",
-        "case": "after torch",
-        "ours": 1e3 * seconds[len(seconds) // 2],
-    }
-    rows.append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(lambda: None, rounds=1)
+SIZES, STEPS, BATCH = "64, 64, 2", 20, 8
+CASE = f"{SIZES}, batch {BATCH}, {STEPS} steps"
+INPUT = f"torch.randn({STEPS}, {BATCH}, 64)"
+MAKE = {
+    "fastlstm": f"import fastlstm; m = fastlstm.LSTM({SIZES})",
+    "torch": f"m = torch.nn.LSTM({SIZES})",
+}
+START = "import time; t = time.perf_counter()"
 
 
-def test_first_call(benchmark, rows):
-    calls = {
-        "ours": "import fastlstm; m = fastlstm.LSTM(64, 64, 2)",
-        "torch": "m = torch.nn.LSTM(64, 64, 2)",
-    }
-    found = {
-        name: 1e3 * process(f"{make}; t = time.perf_counter(); m(torch.randn(20, 8, 64))")
-        for name, make in calls.items()
-    }
-    row = {"what": "the first call", "case": SMALL.name, **found,
-           "ratio": found["torch"] / found["ours"]}  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(lambda: None, rounds=1)
+def seconds(code: str) -> float:
+    """What a new Python takes from START on; nothing compiled before is found again."""
+    command = [sys.executable, "-c", f"import torch; {code}; print(time.perf_counter() - t)"]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return float(ran.stdout)
 
 
-def test_compile(benchmark, rows, quick):
+def in_turn(what: str, codes: Mapping[str, str], rounds: int) -> Group:
+    found: dict[str, list[float]] = {name: [] for name in codes}
+    for _ in range(rounds):
+        for name, code in codes.items():
+            found[name].append(seconds(code))
+    group = Group({name: Samples(tuple(values)) for name, values in found.items()})
+    times = group.milliseconds()
+    ratio = {"ratio": times["torch"] / times["fastlstm"]} if "torch" in times else {}
+    ROWS.append({"what": what, "case": CASE if ratio else "after torch", **times, **ratio})
+    return group
+
+
+def test_import(suite):
+    codes = {"fastlstm": f"{START}; import fastlstm"}
+    rounds = 1 if suite.quick else 5
+    suite.report("import", "fastlstm", lambda: in_turn("import fastlstm", codes, rounds))
+
+
+@pytest.mark.parametrize("backend", list(MAKE))
+def test_first_call(backend, suite):
+    codes = {name: f"{make}; {START}; m({INPUT})" for name, make in MAKE.items()}
+    rounds = 1 if suite.quick else 3
+    suite.report("the first call", backend, lambda: in_turn("the first call", codes, rounds))
+
+
+@pytest.mark.parametrize("backend", list(MAKE))
+def test_compile(backend, suite):
     """torch.compile of a module and its first call; nn.LSTM decomposes into its steps.
 
     Without gradients, for with them torch 2.13 cannot compile its own.
     """
-    backend = "aot_eager" if quick else "inductor"
-    theirs, ours = SMALL.twins(torch.float32, "cpu")
-    x, _ = SMALL.data(torch.float32, "cpu")
-    before = torch._dynamo.config.allow_rnn
-    found = {}
-    try:
-        torch._dynamo.config.allow_rnn = True
-        for name, module in (("ours", ours), ("torch", theirs)):
-            torch._dynamo.reset()
-            start = time.perf_counter()
-            compiled = torch.compile(module, fullgraph=True, backend=backend)
-            with torch.no_grad():
-                torch.testing.assert_close(compiled(x)[0], module(x)[0], atol=1e-5, rtol=1e-5)
-            found[name] = 1e3 * (time.perf_counter() - start)
-    finally:
-        torch._dynamo.config.allow_rnn = before
-    row = {"what": "torch.compile", "case": f"{SMALL.name}, {SMALL.steps} steps", **found,
-           "ratio": found["torch"] / found["ours"]}  # fmt: skip
-    rows.append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(lambda: None, rounds=1)
+    by = "aot_eager" if suite.quick else "inductor"
+    codes = {
+        name: f"{make}; import torch._dynamo; torch._dynamo.config.allow_rnn = True; {START}; "
+        f"torch.set_grad_enabled(False); torch.compile(m, fullgraph=True, backend='{by}')({INPUT})"
+        for name, make in MAKE.items()
+    }
+    rounds = 1 if suite.quick else 3
+    suite.report("torch.compile", backend, lambda: in_turn("torch.compile", codes, rounds))

@@ -7,8 +7,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import report
-from benchmarks.report import PAGES, RESULTS, main, read
+from benchmarks import charts, figures, measured, tables
+from benchmarks.figures import PAGES
+from benchmarks.measured import RESULTS, read
+from benchmarks.report import main
 
 KEPT = sorted(RESULTS.glob("*.json"))
 kept = pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
@@ -25,15 +27,15 @@ def test_every_result_says_what_it_was_measured_on(path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_show_what_the_files_hold(page):
     text = page.read_text()
-    assert report.MARKED.search(text)
-    assert report.filled(text) == text, "run: python -m benchmarks.report FILE --pages"
+    assert figures.MARKED.search(text)
+    assert figures.filled(text) == text, "run: python -m benchmarks.report FILE --pages"
 
 
 def test_a_figure_that_disagrees_is_seen():
     text = PAGES[0].read_text()
     wrong = re.sub(r"(small, inference, fp32 \| )[\d.]+", r"\g<1>0.001", text)
     assert wrong != text
-    assert report.filled(wrong) == text
+    assert figures.filled(wrong) == text
 
 
 @kept
@@ -59,9 +61,35 @@ def test_stages_of_a_gpu_become_tables(tmp_path):
     assert "<td>1e-07</td>" in text
 
 
+def test_every_backend_that_was_timed_is_in_table_and_chart():
+    times = dict(zip(tables.TITLES, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), strict=True))
+    whats = [*measured.KINDS, "a training step", "a step a call"]
+    rows = [{"what": what, "case": "small", "flops": 1e6, **times} for what in whats]
+    result = {"rows": [r | {"ratio": 2.0} for r in rows], "date": "2026-01-31", "commit": "0" * 40,
+              "processor": "a processor", "threads": 2, "torch": "2"}  # fmt: skip
+    lines = figures.cpu_table(result).splitlines()
+    assert f"| problem | {' | '.join(tables.TITLES.values())} |" in lines
+    assert "| small, training, bf16 | 1 | 2 | 3 | 4 | 5 | 6 |" in lines
+    shown = charts.rates(result).axes[0]
+    assert [line.get_label() for line in shown.lines] == list(tables.TITLES.values())
+    assert [line.get_xdata()[0] for line in shown.lines] == pytest.approx(
+        [1 / ms for ms in times.values()]
+    )
+
+
+def test_rows_of_older_files_have_the_names_of_today(tmp_path):
+    path = tmp_path / "old.json"
+    row = {"what": "inference, fp32", "case": "small", "ours": 1.0, "torch": 2.0, "onnx": 3.0}
+    path.write_text(json.dumps({"date": "2026-01-31", "commit": "0" * 40, "rows": [row]}))
+    (found,) = read(path)["rows"]
+    assert (found["fastlstm"], found["torch"], found["onnxruntime"]) == (1.0, 2.0, 3.0)
+
+
 def test_keeping_a_run_of_the_suite(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    rows = [{"what": "inference, fp32", "case": "small", "ours": 1.0, "torch": 2.0, "ratio": 2.0}]
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    rows = [
+        {"what": "inference, fp32", "case": "small", "fastlstm": 1.0, "torch": 2.0, "ratio": 2.0}
+    ]
     own = {"date": "2026-01-31", "commit": "0" * 40, "rows": rows}
     (tmp_path / "cpu.json").write_text(json.dumps({"benchmarks": [], "fastlstm": own}))
     assert main([str(tmp_path / "cpu.json"), "--keep", "--out", str(tmp_path / "page")]) == 0

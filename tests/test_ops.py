@@ -115,6 +115,19 @@ def test_matches_reference_on_drawn_problems(problem):
     assert_matches_reference(problem)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_result_depends_on_what_memory_held_before(name):
+    """Scratch that a call full of NaN has left: nothing of it shows in the next one."""
+    x, nan = make(Problem(**OPTIONS[name])), make(Problem(**OPTIONS[name]))
+    with torch.no_grad():
+        for weight in nan.weights:
+            weight.fill_(torch.nan)
+    for _ in range(8):
+        outputs_and_gradients(ops.lstm, nan)
+        outputs, gradients = outputs_and_gradients(ops.lstm, x)
+        assert not any(y.isnan().any() for y in [*outputs, *gradients])
+
+
 def test_result_does_not_depend_on_threads(threads):
     """Bit for bit: no sum's order follows from who computes it."""
     problem = Problem(

@@ -158,6 +158,7 @@ class BackwardTask {
       else
         add_grad_y(first, active, begin, n);
       for (int64_t b = 0; b < active; ++b) {
+        if (b + kRowsAhead < active) fetch(t, b + kRowsAhead, begin, n);
         const T* c_prev = previous_cell(t, b);
         T* dh = p_.projected ? raw_dh_.get() + b * c_wide_ : dh_.get() + b * h_wide_;
         if (rules_.plain)
@@ -166,6 +167,15 @@ class BackwardTask {
           run_cell<true>(first + b, c_prev, dh, dc_.get() + b * c_wide_, begin, begin + n);
       }
     });
+  }
+
+  // What the cells of a later row read: a member's part of it is too short for the processor to see
+  // that it comes.
+  static constexpr int64_t kRowsAhead = 3;
+  void fetch(int64_t t, int64_t b, int64_t begin, int64_t n) const {
+    const S* gates = gates_ + rows_.at(t, begin_ + b) * 4 * units_ + begin;
+    for (int g = 0; g < 4; ++g) fetch_line_by_line(gates + g * units_, n);
+    fetch_line_by_line(previous_cell(t, b) + begin, n);
   }
 
   // Columns [begin, begin + n) of some rows, the first of which is sequence b's.

@@ -47,8 +47,13 @@ FASTLSTM_INLINE void interleave(E* to, const E* const* rows, int64_t n) {
   if constexpr (kPair<E> == 1) {
     memcpy(to, rows[0], size_t(n) * sizeof(E));
   } else {
-    for (int64_t j = 0; j < n; ++j)
-      for (int q = 0; q < kPair<E>; ++q) to[j * kPair<E> + q] = rows[q][j];
+    int64_t j = 0;
+    for (; j + kWidth<float> <= n; j += kWidth<float>) {
+      const VecFu words = paired(rows[0] + j, rows[1] + j);
+      __builtin_memcpy(to + 2 * j, &words, sizeof words);
+    }
+    for (; j < n; ++j)
+      for (int q = 0; q < 2; ++q) to[2 * j + q] = rows[q][j];
   }
 }
 

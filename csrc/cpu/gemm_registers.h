@@ -8,16 +8,23 @@ namespace fastlstm {
 namespace {
 
 #if FASTLSTM_VEC_BYTES == 64
-constexpr int kTileRows = 12;  // 24 accumulators of 32 registers
+constexpr int kTileRows = 14;  // 28 accumulators of 32 registers
+constexpr int64_t kAhead = 24;  // how many k ahead panels are fetched to the first-level cache
 #else
 constexpr int kTileRows = 6;  // 12 accumulators of 16 registers
+constexpr int64_t kAhead = 0;
 #endif
 
 // A chunk of K: a panel's part and the rows of a tile fit the first-level cache.
 constexpr int64_t kChunkK = 512;
 
-// A task's part of a sum over rows, and how many rows it packs at a time.
+// A task's part of a sum over rows, and how many rows it packs at a time: for second-level caches of
+// 2 MiB and, without AVX-512, of half of one.
+#if FASTLSTM_VEC_BYTES == 64
+constexpr int64_t kTileM = 30 * kTileRows, kTileN = 512, kSliceRows = 192;
+#else
 constexpr int64_t kTileM = 24 * kTileRows, kTileN = 256, kSliceRows = 192;
+#endif
 
 template <class F>
 FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
@@ -37,6 +44,10 @@ FASTLSTM_INLINE void tile_fma(const E* a, int64_t lda, const E* b, int64_t panel
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
       Vec<Word<E>> cols[kPanelVecs];
+      if constexpr (kAhead > 0 && !kSliver)
+        for (int v = 0; v < kPanelVecs; ++v)
+          __builtin_prefetch(b + g * panel_stride + (k + kAhead) * kPanel<T> +
+                             v * kPair<E> * kWidth<T>);
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVecs; ++v)
         cols[v] = load_words(b + g * panel_stride + k * kPanel<T> + v * kPair<E> * kWidth<T>);

@@ -113,17 +113,17 @@ inline void gemm_rows(float* c, int64_t ldc, const BFloat16* a, int64_t lda, con
 // Elements [0, n) of 32 rows of A, neighbours in K, to a sliver's place for them: [row of C][k].
 inline void pack_sliver(BFloat16* to, const BFloat16* const* rows, int64_t n) {
   for (int64_t first = 0; first < n; first += 16) {
-    alignas(64) BFloat16 words[16][32];
-    const int64_t count = min_of(16, n - first);
+    const int count = int(min_of(16, n - first));
+    VecFu block[16];
     for (int k = 0; k < 16; ++k) {
-      const BFloat16* pair[2] = {rows[2 * k] + first, rows[2 * k + 1] + first};
-      if (count == 16)
-        interleave(words[k], pair, 16);
-      else
-        interleave(words[k], pair, count);
+      const BFloat16 *a = rows[2 * k] + first, *b = rows[2 * k + 1] + first;
+      BFloat16 part[2][16] = {};
+      if (count < 16) {
+        memcpy(part[0], a, size_t(count) * sizeof(BFloat16));
+        memcpy(part[1], b, size_t(count) * sizeof(BFloat16));
+      }
+      block[k] = count < 16 ? paired(part[0], part[1]) : paired(a, b);
     }
-    VecFi block[16];
-    for (int k = 0; k < 16; ++k) block[k] = load_words(words[k]);
     transpose(block);
     for (int m = 0; m < count; ++m) __builtin_memcpy(to + (first + m) * 32, &block[m], 64);
   }

@@ -149,6 +149,11 @@ FASTLSTM_INLINE Vec<T> load(const T* p) {
   return v;
 }
 
+template <class E>
+FASTLSTM_INLINE void fetch_line_by_line(const E* p, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(E))) __builtin_prefetch(p + j);
+}
+
 template <class T>
 FASTLSTM_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
@@ -296,6 +301,14 @@ FASTLSTM_INLINE void transpose(V (&rows)[N]) {
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) rows[j] = turned[j];
   }
+}
+
+// A vector of words, each an element of a and of b.
+FASTLSTM_INLINE VecFu paired(const BFloat16* a, const BFloat16* b) {
+  Narrow low, high;
+  __builtin_memcpy(&low, a, sizeof low);
+  __builtin_memcpy(&high, b, sizeof high);
+  return __builtin_convertvector(low, VecFu) | __builtin_convertvector(high, VecFu) << 16;
 }
 
 // sum + a * b, b the same in every lane.

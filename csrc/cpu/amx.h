@@ -65,7 +65,8 @@ inline void tile_dot(int c, int a, int b) {
         float sum;
         memcpy(&sum, &tiles.words[c][m][n], sizeof sum);
         for (int high = 0; high < 2; ++high)
-          sum += half_of_word(tiles.words[a][m][k], high) * half_of_word(tiles.words[b][k][n], high);
+          sum +=
+              half_of_word(tiles.words[a][m][k], high) * half_of_word(tiles.words[b][k][n], high);
         memcpy(&tiles.words[c][m][n], &sum, sizeof sum);
       }
 }
@@ -85,8 +86,7 @@ inline void set_tile_rows(int rows) {
   for (int tile = 0; tile < 8; ++tile) {
     const bool lower = tile == 2 || tile == 3 || tile == 5;
     config.row_bytes[tile] = 64;
-    config.rows[tile] =
-        uint8_t(tile > 5 ? 16 : rows <= 16 ? rows : lower ? rows - 16 : 16);
+    config.rows[tile] = uint8_t(tile > 5 ? 16 : rows <= 16 ? rows : lower ? rows - 16 : 16);
   }
   load_config(config);
   tile_rows = rows;

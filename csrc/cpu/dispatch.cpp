@@ -32,7 +32,9 @@ static bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-[[maybe_unused]] static bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] static bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 
 // The processor's word for AMX-TILE and AMX-BF16, and the kernel's for the room to save its tiles,
 // which a process asks for once, for all its threads.
@@ -51,7 +53,7 @@ static bool has_avx512() {
 
 const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-    // As avx512, but bfloat16 is multiplied as it stands: by tiles, or two at a time.
+// As avx512, but bfloat16 is multiplied as it stands: by tiles, or two at a time.
 #if !defined(FASTLSTM_NO_AMX)
     {"amx",
      {&k_avx512_f32, &k_avx512_f64, &k_amx_bf16, &k_avx512_f16},

@@ -384,8 +384,7 @@ class ForwardTask {
         CellForward<V> out;
         if constexpr (kRules) {
           const V h = load_as<E>(h_[0].get() + (b + m) * h_wide_ + unit);
-          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, before, h,
-                                      rules_of(rules_, drawn, unit));
+          out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, before, h, rules_of(rules_, drawn, unit));
         } else {
           out = cell_forward<MathOf<T, V>>(a_i, a_f, a_g, a_o, before);
         }

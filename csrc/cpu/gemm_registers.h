@@ -8,7 +8,7 @@ namespace fastlstm {
 namespace {
 
 #if FASTLSTM_VEC_BYTES == 64
-constexpr int kTileRows = 14;  // 28 accumulators of 32 registers
+constexpr int kTileRows = 14;   // 28 accumulators of 32 registers
 constexpr int64_t kAhead = 24;  // how many k ahead panels are fetched to the first-level cache
 #else
 constexpr int kTileRows = 6;  // 12 accumulators of 16 registers
@@ -18,8 +18,8 @@ constexpr int64_t kAhead = 0;
 // A chunk of K: a panel's part and the rows of a tile fit the first-level cache.
 constexpr int64_t kChunkK = 512;
 
-// A task's part of a sum over rows, and how many rows it packs at a time: for second-level caches of
-// 2 MiB and, without AVX-512, of half of one.
+// A task's part of a sum over rows, and how many rows it packs at a time: for second-level caches
+// of 2 MiB and, without AVX-512, of half of one.
 #if FASTLSTM_VEC_BYTES == 64
 constexpr int64_t kTileM = 30 * kTileRows, kTileN = 512, kSliceRows = 192;
 #else
@@ -35,7 +35,8 @@ template <class T, int G, int M>
 using Tile = Vec<T>[G][M][kPanelVecs];
 
 // acc[g][m] += sum over k of a[m, k] * b_g[k], for G neighbouring panels of B. A element (m, k)
-// is at m * lda + k, or, in a sliver packed for the purpose, at packed_at(k, m) of kTileRows columns.
+// is at m * lda + k, or, in a sliver packed for the purpose, at packed_at(k, m) of kTileRows
+// columns.
 template <class E, int G, int M, bool kSliver>
 FASTLSTM_INLINE void tile_fma(const E* a, int64_t lda, const E* b, int64_t panel_stride,
                               int64_t depth, Tile<Acc<E>, G, M>& acc) {

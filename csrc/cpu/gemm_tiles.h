@@ -90,7 +90,8 @@ inline void multiply_gates(float (*out)[kTileRows][kPanel<float>], const BFloat1
 inline void gemm_rows(float* c, int64_t ldc, const BFloat16* a, int64_t lda, const BFloat16* panels,
                       int64_t rows, int64_t depth, int64_t n, Start<float> start) {
   auto from = [&](int64_t row, int64_t p) {
-    return start.rows ? Start<float>{start.rows + row * start.stride + p * 32, start.stride} : start;
+    return start.rows ? Start<float>{start.rows + row * start.stride + p * 32, start.stride}
+                      : start;
   };
   const int64_t apart = packed_depth<BFloat16>(depth) * 32, count = panels_of<float>(n);
   // Whole blocks first: the rows of the tiles are set twice at the most.

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "../rules.h"
+#include "activations.h"
 #include "draw.h"
 #include "gemm.h"
 #include "runtime.h"

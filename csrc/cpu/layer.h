@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../rules.h"
+#include "activations.h"
 #include "gemm.h"
 #include "runtime.h"
 #include "team.h"
@@ -173,14 +174,14 @@ class BatchSplit {
 // the units of a part among a team, whose members meet in every step. Sequences that share a part
 // share every read of the weights. Results do not depend on any of it.
 struct Division {
-  // In multiplications of one thread: the least that a weight costs, what one costs besides that
-  // does not stay in a second-level cache of 2 MiB, and a meeting.
+  // In multiplications of one thread: the least that a weight costs, the least where a thread's do
+  // not stay in its second-level cache of 2 MiB, and a meeting.
 #if FASTLSTM_AMX
   static constexpr int64_t kReadWeight = 16, kFarWeight = 100, kMeeting = 480000;
 #elif FASTLSTM_VEC_BYTES == 64
   static constexpr int64_t kReadWeight = 2, kFarWeight = 16, kMeeting = 24000;
 #else
-  static constexpr int64_t kReadWeight = 2, kFarWeight = 0, kMeeting = 24000;
+  static constexpr int64_t kReadWeight = 2, kFarWeight = 2, kMeeting = 24000;
 #endif
   static constexpr int64_t kNearBytes = 5 << 18;
 
@@ -193,10 +194,9 @@ struct Division {
       const int64_t teams = n * p.directions;
       const int64_t size = max_of(1, min_of(min_of(threads / teams, Team::kMost), blocks));
       const int64_t own = ceil_div(blocks, size) * block;
-      const int64_t far = own * weight_bytes > kNearBytes ? kFarWeight : 0;
-      const int64_t cost =
-          ceil_div(teams, threads) * own * (max_of(kReadWeight, ceil_div(batch, n)) + far) +
-          (size > 1 ? size * kMeeting : 0);
+      const int64_t read = own * weight_bytes > kNearBytes ? kFarWeight : kReadWeight;
+      const int64_t cost = ceil_div(teams, threads) * own * max_of(read, ceil_div(batch, n)) +
+                           (size > 1 ? size * kMeeting : 0);
       if (least > 0 && cost >= least) continue;
       least = cost;
       parts = n;

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from . import measured
-from .charts import CHARTS, png, ratios
+from .charts import CHARTS, png
 from .figures import PAGES, filled
 from .measured import ROOT, Result, UnreadableError, read, said, tables
 from .tables import write_json
 
-CHART = ROOT / "docs" / "images" / "ratios.png"
+IMAGES = ROOT / "docs" / "images"
+SHOWN = ["ratios", "roofline"]  # in the README
 
 
 def html_table(rows: list[dict[str, Any]]) -> str:
@@ -96,9 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pages:
         for path in PAGES:
             path.write_text(filled(path.read_text(), results[-1]["file"]))
-        figure = ratios(results[-1])
-        if figure is not None:
-            CHART.write_bytes(png(figure))
+        for name in SHOWN:
+            figure = CHARTS[name](results[-1])
+            if figure is not None:
+                (IMAGES / f"{name}.png").write_bytes(png(figure))
     print(page(results, arguments.out))
     return 0
 

@@ -93,6 +93,7 @@ def step(job: Job, x: Tensor, y: Tensor, also: Sequence[float]) -> tuple[float, 
     Raises:
         DivergedError: before the weights change.
     """
+    from .text import divergence
     from .text.model import detached, loss_nats
 
     with job.autocast():
@@ -107,8 +108,8 @@ def step(job: Job, x: Tensor, y: Tensor, also: Sequence[float]) -> tuple[float, 
     nats = sum(each[0] for each in told) / len(told)
     # fp16's scaler skips a step whose gradient is not finite, and scales less.
     fine = job.scaler.is_enabled() or bool(norm.isfinite())
-    if not (math.isfinite(nats) and fine):
-        raise DivergedError(f"the loss {nats:.3g} with a gradient of norm {norm:.3g}")
+    what = f"the loss {nats:.3g} of step {job.progress.step + 1:,}, its gradient {norm:.3g} long,"
+    divergence.check(what, nats, job.model.vocabulary, fine)
     clip = job.config.clip_norm
     if clip > 0:
         torch.nn.utils.clip_grads_with_norm_(job.model.parameters(), clip, norm)
@@ -118,10 +119,6 @@ def step(job: Job, x: Tensor, y: Tensor, also: Sequence[float]) -> tuple[float, 
     return nats, [each[1:] for each in told]
 
 
-class DivergedError(Exception):
-    """A loss or gradient that is no number to learn from."""
-
-
 def train(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     import matplotlib  # noqa: F401  missing it should not show after an hour
@@ -129,6 +126,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
     from .text import job as jobs
     from .text.board import Board
+    from .text.divergence import DivergedError
 
     job = jobs.prepare(argv)
     config, progress, run, team = job.config, job.progress, job.run, job.team
@@ -138,7 +136,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
     if run.writes:
         greet(job)
-    # Without a terminal there is no bar; the lines that evaluations print are enough for a log.
+    # Without a terminal there is no bar; text/news.py says when a log gets a line instead.
     bar = tqdm(total=job.total, initial=progress.step, unit="step", dynamic_ncols=True,
                disable=None if run.writes else True)  # fmt: skip
     status = "stopped by an error"
@@ -149,12 +147,11 @@ def train(argv: Sequence[str] | None = None) -> int:
         if not signalled and 0 < config.patience <= progress.worse:
             status = f"finished early: no better validation loss in {config.patience} evaluations"
     except DivergedError as error:
-        status = "stopped: the loss is no number"
+        status = "stopped: the loss diverged"
         if run.writes:
             print(
-                f"fastlstm.train: {error} at step {progress.step + 1:,} is no number to learn "
-                f"from: stopped. {run.folder} keeps its checkpoints; try a lower --lr or "
-                "--clip-norm, or --precision fp32",
+                f"fastlstm.train: {error}: stopped. {run.folder} keeps its checkpoints; try a "
+                "lower --lr or --clip-norm, or --precision fp32",
                 file=sys.stderr,
             )
         return 1
@@ -183,7 +180,7 @@ def greet(job: Job) -> None:
     print(
         f"{job.run.folder}: {config.num_layers}x{config.hidden_size} {config.cell}, "
         f"{sum(p.numel() for p in job.model.parameters()):,} parameters, {config.precision} on "
-        f"{job.device}{together}\n{len(text):,} {config.unit}s of text, "
+        f"{job.device}{together}\n{data.corpus.summary}\n{len(text):,} {config.unit}s of text, "
         f"{len(alphabet.vocabulary)} different ones; {job.total:,} steps of {config.batch_size} x "
         f"{config.seq_length}, {job.total / data.windows:.2f} epochs\n"
         f"watch it: {(job.run.folder / 'report.html').resolve().as_uri()}"
@@ -222,13 +219,17 @@ def loop(job: Job, bar: Any, board: Board, interrupts: Interrupts) -> int:
         The number of the signal that interrupted it, or 0.
 
     Raises:
-        DivergedError: the loss is no number.
+        DivergedError: the loss is no number, or far above that of a blind guess.
     """
+    from .text import divergence
+    from .text.news import News
+
     config, progress, run, data = job.config, job.progress, job.run, job.streams["train"]
     evaluate_every = config.eval_every or data.windows
     epoch_every = -(-job.total // (data.windows * EPOCH_CHECKPOINTS))
     clock = time.monotonic
     begun, saved = clock() - progress.seconds, clock()
+    news = News(wanted=bool(run.writes and bar.disable))
     job.model.train()
     run.report(lambda: job.state("training"))
     while progress.step < job.total and not 0 < config.patience <= progress.worse:
@@ -255,8 +256,8 @@ def loop(job: Job, bar: Any, board: Board, interrupts: Interrupts) -> int:
             names += ["latest"]
             if "val" in job.streams:
                 val = job.evaluate("val")
-                if not math.isfinite(val):
-                    raise DivergedError(f"the validation loss {val}")
+                what = f"the validation loss {val:.3g} after step {progress.step:,}"
+                divergence.check(what, val, job.model.vocabulary)
                 better = progress.best is None or val < progress.best
                 progress.best = val if better else progress.best
                 progress.worse = 0 if better else progress.worse + 1
@@ -283,6 +284,10 @@ def loop(job: Job, bar: Any, board: Board, interrupts: Interrupts) -> int:
                 f"{held}training {nats:.4f} nats, {bits:.4f} bpc; {job.rate:,.0f} chars/s"
             )
             run.plot(at_least_after=10.0)
+            news.told()
+        elif news.due():
+            bar.write(f"step {progress.step:,}: loss {nats:.3f}, {job.rate:,.0f} chars/s")
+            news.told()
         run.report(lambda: job.state("training"), at_least_after=REPORT_SECONDS)
         if signalled:
             return signalled

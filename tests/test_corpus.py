@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlstm.text import UserError, corpus
+from fastlstm.text import UserError, corpus, sources
 
 
 def test_the_standard_library_is_the_same_every_time():
@@ -48,30 +48,95 @@ def test_one_file_is_mapped_not_read(tmp_path):
 def test_standard_input(monkeypatch):
     stdin = SimpleNamespace(buffer=io.BytesIO(b"from a \xff pipe"))
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert corpus.load(["-"]).data.tobytes() == b"from a \xff pipe"
+    text = corpus.load(["-"])
+    assert text.data.tobytes() == b"from a \xff pipe"
+    assert text.summary == "read standard input, 13 bytes"
 
 
-def test_downloads_are_fetched_and_checked(tmp_path, monkeypatch):
+def test_downloads_are_fetched_and_checked(tmp_path, monkeypatch, capsys):
+    """And whoever trains learns where the text is kept, and how to have it downloaded again."""
     pooch = pytest.importorskip("pooch")
     path = tmp_path / "page"
     path.write_bytes(b"from the network")
-    asked = []
+    asked, bars = [], []
 
-    def retrieve(url, known_hash, path):
+    def retrieve(url, known_hash, path, downloader):
         asked.append((url, known_hash))
         if "nowhere" in url:
             raise OSError("no route\nto host")
+        if "new" in url:
+            downloader(url, "a file", None)
         return tmp_path / "page"
 
+    class HTTPDownloader:
+        def __init__(self, progressbar):
+            bars.append(progressbar)
+
+        def __call__(self, url, output_file, pooch):
+            assert output_file == "a file"
+
     monkeypatch.setattr(pooch, "retrieve", retrieve)
+    monkeypatch.setattr(pooch, "HTTPDownloader", HTTPDownloader)
     assert corpus.load(["https://example.org/x"]).data.tobytes() == b"from the network"
     corpus.load(["shakespeare"])
     assert asked == [
         ("https://example.org/x", None),
-        (corpus.SHAKESPEARE_URL, f"sha256:{corpus.SHAKESPEARE_SHA256}"),
+        (sources.SHAKESPEARE_URL, f"sha256:{sources.SHAKESPEARE_SHA256}"),
     ]
+    said = capsys.readouterr().out
+    assert "downloading" not in said
+    assert f"kept in {path}; delete that file to download it again" in said
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        corpus.load(["https://example.org/new"])
+        assert "downloading https://example.org/new\n" in capsys.readouterr().out
+    assert bars == [False, True]  # a bar on a terminal
     with pytest.raises(UserError, match=r"cannot fetch https://nowhere/: no route$"):
         corpus.load(["https://nowhere/"])
+
+
+def binary_and_run(folder):
+    """A folder of two texts, and of what is no text: an image, a run, a hidden folder."""
+    (folder / "a.txt").write_bytes(b"one ")
+    (folder / "b").mkdir()
+    (folder / "b" / "c.md").write_bytes("zwö ".encode("latin-1"))  # no UTF-8, and text
+    (folder / "b" / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("never")
+    run = folder / "runs" / "x"
+    (run / "checkpoints" / "best").mkdir(parents=True)
+    (run / "checkpoints" / "best" / "meta.json").write_text("{}")
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("12")
+    return folder
+
+
+def test_a_folder_is_read_without_what_is_no_text(tmp_path):
+    """And says how much it read and left out; naming a thing has it read."""
+    binary_and_run(tmp_path)
+    text = corpus.load([str(tmp_path)])
+    assert text.data.tobytes() == b"one zw\xf6 "
+    assert text.summary == (
+        "read 2 files, 8 bytes; left out 1 binary file, 1 hidden path, 1 run folder "
+        "(--data reads each of them by its name)"
+    )
+    globbed = corpus.load([str(tmp_path / "**" / "*")])
+    assert globbed.data.tobytes() == text.data.tobytes()
+    assert "read 2 files, 8 bytes; left out 1 binary file, 1 run folder (" in globbed.summary
+    image = tmp_path / "b" / "image.png"
+    named = corpus.load([str(image), str(tmp_path / "runs" / "x")])
+    assert named.data.tobytes() == image.read_bytes() + b"{}" + b"{}" + b"12"
+    assert named.summary == f"read 4 files, {image.stat().st_size + 6} bytes"
+    deep = corpus.load([str(tmp_path / "runs" / "x" / "*.jsonl")])
+    assert (deep.data.tobytes(), deep.summary) == (b"12", "read 1 file, 2 bytes")
+
+
+def test_a_folder_without_text_is_refused_with_what_was_left_out(tmp_path):
+    binary_and_run(tmp_path)
+    (tmp_path / "b" / "c.md").unlink()
+    for spec, what in (("b", "1 binary file"), ("runs", "1 run folder"), ("b/*", "1 binary file")):
+        with pytest.raises(UserError, match=f"{spec[0]}.* holds no text: left out {what} "):
+            corpus.load([str(tmp_path / spec)])
 
 
 def test_what_is_no_corpus_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from fastlstm.train import main
 TINY = [
     *("--hidden-size", "16", "--num-layers", "2", "--device", "cpu", "--batch-size", "6"),
     *("--seq-length", "8", "--eval-every", "4", "--sample-every", "6", "--dropout", "0"),
-    *("--test-fraction", "0.05", "--clip-norm", "0.5"),
+    *("--test-fraction", "0.05", "--clip-norm", "0.5", "--precision", "fp32"),
 ]
 ROOT = Path(__file__).parents[1]
 

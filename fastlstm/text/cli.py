@@ -59,8 +59,16 @@ def run(name: str, command: Callable[[], int]) -> None:
         raise SystemExit(status)
 
 
+def say(line: str, file: Any = None) -> None:
+    """Print a line, of all processes that torchrun started on a machine only in the first.
+
+    Args:
+        file: standard output where it is None.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=file)
+
+
 def _refuse(name: str, message: str) -> int:
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of a machine's processes says it
-        return 2
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"{name}: error: {' '.join(message.split())}", sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""Text to train on: files, folders, globs, standard input, URLs and named corpora.
+"""Text to train on, however many files it comes from, and the windows that walk over it.
 
 However large, a text is mapped from the disk and not held in memory.
 """
@@ -6,14 +6,10 @@ However large, a text is mapped from the disk and not held in memory.
 from __future__ import annotations
 
 import codecs
-import glob
 import hashlib
 import itertools
-import logging
-import os
 import re
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -26,17 +22,9 @@ import torch
 from torch import Tensor
 
 from . import UserError
+from .sources import sources
 
-SHAKESPEARE_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-NAMED = ("stdlib", "shakespeare")
 PIECE = 1 << 22  # bytes that are held at a time
-
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-# Written when this Python was built, and different on every machine.
-_GENERATED = re.compile(r"config-.*|_sysconfigdata.*\.py|sitecustomize\.py|_sysconfig_vars.*")
 
 
 @dataclass
@@ -47,11 +35,13 @@ class Corpus:
         data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
         vocabulary: the values that occur, ascending; a character's index is its place here.
         sha256: of the text's bytes.
+        summary: what was read and what was left out, in one sentence.
     """
 
     data: np.ndarray
     vocabulary: list[int]
     sha256: str
+    summary: str = ""
 
     def __post_init__(self) -> None:
         self._index = np.zeros(self.vocabulary[-1] + 1, dtype=np.int64)
@@ -71,14 +61,16 @@ def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
     Raises:
         UserError: something is missing, too short, or not what its checksum says.
     """
-    sources = [source for spec in specs for source in _sources(spec)]
-    digest = hashlib.sha256()
+    named = sources(specs)
+    files, digest, size = named.files, hashlib.sha256(), 0
     seen = np.zeros(256 if unit == "byte" else 0x110000, dtype=bool)
 
     def characters() -> Iterator[np.ndarray]:
+        nonlocal size
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for piece in itertools.chain(_pieces(sources), [b""]):
+        for piece in itertools.chain(_pieces(files), [b""]):
             digest.update(piece)
+            size += len(piece)
             if unit == "byte":
                 found = np.frombuffer(piece, dtype=np.uint8)
             else:
@@ -87,56 +79,22 @@ def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
             seen[found] = True
             yield found
 
-    if unit == "byte" and len(sources) == 1 and sources[0] is not None and sources[0].is_file():
+    if unit == "byte" and len(files) == 1 and files[0] is not None and files[0].is_file():
         for _ in characters():
             pass
-        data = _map(sources[0])
+        data = _map(files[0])
     else:
         data = _spooled(characters())
     if data.size < 2:
         why = f"is one {unit} long: there is nothing to predict" if data.size else "is empty"
         raise UserError(f"--data: the text of {' '.join(specs)} {why}")
-    return Corpus(data, np.flatnonzero(seen).tolist(), digest.hexdigest())
+    vocabulary = np.flatnonzero(seen).tolist()
+    return Corpus(data, vocabulary, digest.hexdigest(), named.summary(size))
 
 
-def _sources(spec: str) -> list[Path | None]:
-    """The files that a spec names, downloaded if need be; None is standard input."""
-    if spec == "stdlib":
-        return _stdlib()
-    if spec == "shakespeare":
-        return [_download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)]
-    if spec == "-":
-        return [None]
-    if spec.startswith(("http://", "https://")):
-        return [_download(spec, None)]
-    path = Path(spec)
-    try:
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-            if not files:
-                raise UserError(f"--data: the folder {spec} holds no files")
-        elif path.exists():
-            files = [path]
-        else:
-            found = (Path(name) for name in glob.glob(spec, recursive=True))
-            files = sorted(p for p in found if p.is_file())
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
-        raise UserError(f"--data: cannot read {spec[:80]!r}: {error}") from error
-    if not files:
-        raise UserError(
-            f"--data: {spec!r} is no file, folder, glob that matches, URL or name of a corpus "
-            f"({', '.join(NAMED)})"
-        )
-    return [*files]
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def _pieces(sources: Sequence[Path | None]) -> Iterator[bytes]:
+def _pieces(files: Sequence[Path | None]) -> Iterator[bytes]:
     """All the bytes, in pieces that memory holds."""
-    for source in sources:
+    for source in files:
         try:
             with open(source, "rb") if source else nullcontext(sys.stdin.buffer) as file:
                 while piece := file.read(PIECE):
@@ -165,32 +123,6 @@ def _spooled(parts: Iterator[np.ndarray]) -> np.ndarray:
             dtype = part.dtype
         file.flush()
         return np.memmap(file, dtype=dtype, mode="r") if file.tell() else np.zeros(0, dtype)
-
-
-def _stdlib() -> list[Path | None]:
-    """Source text of the running interpreter's standard library, in the order of its paths."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if f not in _LEFT_OUT and not _GENERATED.fullmatch(f)]
-        found += [Path(folder) / name for name in names
-                  if name.endswith(".py") and not _GENERATED.fullmatch(name)]  # fmt: skip
-    found.sort(key=lambda path: path.relative_to(root).as_posix())
-    if not found:
-        raise UserError("this Python has no source text of its standard library; give --data")
-    return [*found]
-
-
-def _download(url: str, sha256: str | None) -> Path:
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    try:
-        known = f"sha256:{sha256}" if sha256 else None
-        return Path(pooch.retrieve(url, known, path=pooch.os_cache("fastlstm")))
-    except Exception as error:  # pooch lets every kind of network error through
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--data: cannot fetch {url}: {reason}") from error
 
 
 class Streams:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import UserError, checkpoint, corpus, model, options
+from . import UserError, checkpoint, corpus, model, options, precision
 from .alphabet import Alphabet
 from .corpus import Corpus, Streams
 from .model import CharModel, as_state, states
@@ -222,6 +222,8 @@ def prepare(argv: Sequence[str] | None) -> Job:
     other = None
     if request.init_from:
         other, found = architecture_of(request.init_from, config, given)
+    if config.precision == "auto":  # one choice for the team, whose machines may differ
+        config.precision = team.word(precision.choose(config.cell, device))
     text = corpus.load(config.data, config.unit)
     if sha256 not in (None, text.sha256):
         raise UserError(f"--resume: the text is not the one that {out} was trained on")

@@ -40,7 +40,7 @@ class Config:
     patience: int = 0
     eval_every: int = 500
     sample_every: int = 500
-    precision: str = "fp32"
+    precision: str = "auto"
     compile: bool = False
     tensorboard: bool = False
     device: str = "auto"
@@ -117,8 +117,9 @@ OPTIONS = {
     ),
     "sample_every": Option("length", "N", "steps between samples, 0: none", least=0),
     "precision": Option(
-        "machine", None, "tf32 and fp16 need a GPU; bf16 and fp16 keep float32 weights",
-        ("fp32", "tf32", "bf16", "fp16"), fixed=True,
+        "machine", None, "auto: bf16 where the processor multiplies it and the cell is lstm, else "
+        "tf32 on a GPU and fp32 on a CPU; tf32 and fp16 need a GPU; bf16 and fp16 keep float32 "
+        "weights", ("auto", "fp32", "tf32", "bf16", "fp16"), fixed=True,
     ),
     "compile": Option("machine", None, "let torch.compile build the model; needs a C++ compiler"),
     "tensorboard": Option("run", None, "write events to RUN/tensorboard as well"),
@@ -201,6 +202,8 @@ def resumed(request: Request, stored: dict[str, Any], source: str) -> Config:
         if name not in request.given or name == "data":  # the text is told by its checksum
             continue
         mine, theirs = getattr(request.config, name), getattr(config, name)
+        if name == "precision" and mine == "auto":  # the run keeps what it chose
+            continue
         if OPTIONS[name].fixed and mine != theirs:
             raise UserError(
                 f"{_flag(name)} {mine} disagrees with the run to resume, which has {theirs}"

@@ -1,0 +1,28 @@
+"""What ``--precision auto`` stands for."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import native
+
+BF16_SETS = ("avx512_bf16", "amx")  # instruction sets of the kernels that multiply bfloat16
+
+
+def choose(cell: str, device: torch.device) -> str:
+    """The precision that is fast here and learns as float32 does (benchmarks/NOTES.md).
+
+    torch's own cells stay near float32, for they are there to compare with: autocast runs cuDNN's
+    recurrent layers in float16 whatever it was asked for, without a place for its scaled loss, and
+    on a CPU their bfloat16 is slow or far from float32. On a GPU they take tf32, as torch lets
+    cuDNN do by itself; a GPU without tf32 computes in float32 then.
+
+    Args:
+        cell: one of ``model.CELLS``.
+        device: where the run trains.
+    """
+    if device.type == "cuda":
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if cell == "lstm" and modern else "tf32"
+    fast = device.type == "cpu" and native._C.cpu_selected() in BF16_SETS
+    return "bf16" if cell == "lstm" and fast else "fp32"

@@ -57,14 +57,18 @@ def test_a_cpu_takes_bf16_where_it_multiplies_it(monkeypatch, name, expected):
 @pytest.mark.parametrize(
     ("capability", "expected"), [((7, 5), "tf32"), ((8, 0), "bf16"), ((10, 0), "bf16")]
 )
-def test_a_gpu_takes_bf16_where_it_multiplies_it(monkeypatch, capability, expected):
+def test_a_gpu_takes_bf16_where_our_kernels_multiply_it(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(native, "missing_on_gpu", lambda device: None)
     assert precision.choose("lstm", GPU) == expected
+    monkeypatch.setattr(native, "missing_on_gpu", lambda device: "the kernels were not built")
+    assert precision.choose("lstm", GPU) == "tf32"
 
 
 def test_torchs_own_cells_stay_near_float32(monkeypatch):
     on_cpu_with(monkeypatch, "amx")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(native, "missing_on_gpu", lambda device: None)
     for cell in sorted({*CELLS} - {"lstm"}):
         assert precision.choose(cell, CPU) == "fp32"
         assert precision.choose(cell, GPU) == "tf32"

@@ -2,11 +2,17 @@
 
 from importlib import metadata
 
-from . import functional, registrations  # noqa: F401  it tells torch of the operators
-from .algorithms import algorithm, explain
-from .convert import from_torch, to_torch
-from .generate import generate, prepack
-from .modules import LSTM, LSTMCell
+from . import startup
+
+try:
+    from . import functional, registrations  # noqa: F401  it tells torch of the operators
+    from .algorithms import algorithm, explain
+    from .convert import from_torch, to_torch
+    from .generate import generate, prepack
+    from .modules import LSTM, LSTMCell
+except (ImportError, ValueError) as error:
+    startup.refuse_command(error)
+    raise
 
 __all__ = [
     "LSTM",
@@ -25,3 +31,8 @@ try:
     __version__ = metadata.version("fastlstm")
 except metadata.PackageNotFoundError:  # imported from a source folder that was never installed
     __version__ = "0+unknown"
+
+
+def __dir__() -> list[str]:
+    """The public names; what else is here are the modules that the package consists of."""
+    return sorted([*__all__, "algorithms", "packing", "reference"])

@@ -117,22 +117,33 @@ class Explanation:
 
 
 def explain(
-    lstm: LSTM, batch_size: int, seq_length: int, *, packed: bool = False, gpu: str | None = None
+    lstm: LSTM,
+    batch_size: int | None = None,
+    seq_length: int | None = None,
+    *,
+    packed: bool = False,
+    gpu: str | None = None,
 ) -> Explanation:
     """Which algorithm the planner picks for a module and a batch, and why.
 
     Args:
         lstm: a ``fastlstm.LSTM``; the dtype and the device of its weights count.
-        batch_size: B of the input.
-        seq_length: T of the input.
+        batch_size: B of the input; has to be given.
+        seq_length: T of the input; has to be given.
         packed: whether the input is a ``PackedSequence``.
         gpu: explain for this GPU (a key of ``fastlstm.algorithms.GPUS``, such as ``"H200"``), which
             need not be there, instead of the weights' device.
 
     Raises:
+        TypeError: a size is missing.
         ValueError: an unknown gpu, or a size that is not positive; an algorithm was forced that
             cannot run the problem.
     """
+    if batch_size is None or seq_length is None:
+        raise TypeError(
+            "explain: expected the input's batch_size and seq_length, on which the choice depends, "
+            "as in explain(lstm, batch_size=32, seq_length=100)"
+        )
     for argument, value in (("batch_size", batch_size), ("seq_length", seq_length)):
         if value < 1:
             raise ValueError(f"{argument}: expected a positive number, got {value}")

@@ -28,7 +28,8 @@ def from_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
 
     Returns:
         ``module`` itself with its parts exchanged (its copy with ``copy=True``), or, where
-        ``module`` is an LSTM, the new module. A model without any is returned as it is.
+        ``module`` is an LSTM, the new module. A model that holds fastlstm's modules already, or
+        only such as are left alone (below), is returned as it is.
 
     What goes along: training mode, ``requires_grad``, gradients, hooks (also handles obtained
     before still remove theirs, unless copied), parametrizations and old-style ``weight_norm``,
@@ -41,12 +42,21 @@ def from_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
+        ValueError: it neither is nor holds an LSTM, torch's or fastlstm's.
     """
+    known = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
+    if isinstance(module, nn.Module) and not any(isinstance(m, known) for m in module.modules()):
+        raise ValueError(
+            "module: expected an nn.LSTM, an nn.LSTMCell or a model that holds one, "
+            f"got: {type(module).__name__}, which holds none"
+        )
     return _exchange_all(module, {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}, copy)
 
 
 def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
     """Exchange every fastlstm module for torch's: the way back, on the terms of `from_torch`.
+
+    A model without any is returned as it is.
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.

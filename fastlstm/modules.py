@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from . import functional
 from .checks import NORMS, Sizes, check_rules
 from .functional import State
+from .naming import shown_name
 from .reference import CellRules
 
 __all__ = ["LSTM", "LSTMCell"]
@@ -207,6 +208,9 @@ class LSTM(RNNBase):
             return None
         found = CellRules(*(self._option(name) or 0.0 for name in CellRules._fields))
         return found if any(found) else None
+
+    def _get_name(self) -> str:
+        return shown_name(self, LSTM)
 
     def extra_repr(self) -> str:
         words = [f"{name}={value}" for name, value in self._own_options().items()]
@@ -425,6 +429,9 @@ class LSTMCell(RNNCellBase):
         dtype: Any = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def _get_name(self) -> str:
+        return shown_name(self, LSTMCell)
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Take a step: inputs, outputs and errors are the class's."""

@@ -89,6 +89,9 @@ def test_mistakes():
         fastlstm.explain(lstm, 0, 4)
     with pytest.raises(ValueError, match="seq_length: expected a positive"):
         fastlstm.explain(lstm, 1, 0)
+    for sizes in ({}, {"batch_size": 1}, {"seq_length": 1}):
+        with pytest.raises(TypeError, match="expected the input's batch_size and seq_length"):
+            fastlstm.explain(lstm, **sizes)
 
 
 @pytest.mark.parametrize(

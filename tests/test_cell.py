@@ -79,7 +79,7 @@ def test_is_made_and_copied_as_nn_lstm_cell(bias):
     theirs = nn.LSTMCell(3, 5, bias)
     torch.manual_seed(3)
     ours = fastlstm.LSTMCell(3, 5, bias)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastlstm.{theirs!r}"
     assert list(ours.state_dict()) == list(theirs.state_dict())
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
     nn.LSTMCell(3, 5, bias).load_state_dict(ours.state_dict(), strict=True)

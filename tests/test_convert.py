@@ -98,7 +98,7 @@ def test_a_module_alone(make):
     next(theirs.parameters()).requires_grad_(False)
     ours = fastlstm.from_torch(theirs)
     assert type(ours) is {nn.LSTM: fastlstm.LSTM, nn.LSTMCell: fastlstm.LSTMCell}[type(theirs)]
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastlstm.{theirs!r}"
     assert not ours.training
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert p is q
@@ -224,13 +224,22 @@ def test_modules_with_a_replaced_forward_are_left_alone():
     assert fastlstm.from_torch(compiled) is compiled
 
 
-def test_a_model_without_any_is_returned_as_it_is():
+def test_a_model_without_any_is_refused():
+    """Who asks for an exchange should not believe that it took place."""
     model = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3))
-    parts = list(model)
-    assert fastlstm.from_torch(model) is model
-    assert list(model) == parts
+    for module, name in ((model, "Sequential"), (model[1], "GRU")):
+        for copies in (False, True):
+            with pytest.raises(ValueError, match=rf"expected an nn\.LSTM.* got: {name}, which"):
+                fastlstm.from_torch(module, copy=copies)
+    assert fastlstm.to_torch(model) is model
+
+
+def test_a_model_that_is_exchanged_already_is_returned_as_it_is():
     already = fastlstm.LSTM(3, 5)
-    assert fastlstm.from_torch(already) is already
+    for model in (already, nn.Sequential(already), nn.Sequential(fastlstm.LSTMCell(3, 5))):
+        before = list(model.modules())
+        assert fastlstm.from_torch(model) is model
+        assert list(model.modules()) == before
 
 
 def test_what_is_no_module_is_refused():

@@ -154,7 +154,7 @@ def test_parameters():
     assert (lstm.norm_hh_l1 == 1).all()
     assert (lstm.norm_c_bias_l1 == 0).all()
     assert lstm.weight_hh_l0.abs().max() <= 0.5
-    assert repr(lstm) == "LSTM(3, 4, num_layers=2, bidirectional=True, layer_norm=True)"
+    assert repr(lstm) == "fastlstm.LSTM(3, 4, num_layers=2, bidirectional=True, layer_norm=True)"
     x = torch.randn(5, 2, 3)
     for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
         assert torch.equal(twin(x)[0], lstm(x)[0])

@@ -125,8 +125,8 @@ def test_options_are_kept_and_shown():
     lstm = fastlstm.LSTM(3, 4, weight_dropout=0.25, checkpoint_every=8)
     for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
         assert (twin.weight_dropout, twin.checkpoint_every) == (0.25, 8)
-    assert repr(lstm) == "LSTM(3, 4, weight_dropout=0.25, checkpoint_every=8)"
-    assert repr(fastlstm.LSTM(3, 4)) == "LSTM(3, 4)"
+    assert repr(lstm) == "fastlstm.LSTM(3, 4, weight_dropout=0.25, checkpoint_every=8)"
+    assert repr(fastlstm.LSTM(3, 4)) == "fastlstm.LSTM(3, 4)"
     with pytest.raises(ValueError, match=r"^module: nn.LSTM has no weight_dropout"):
         fastlstm.to_torch(lstm)
 

@@ -102,7 +102,7 @@ def test_probabilities_at_their_ends(p):
         assert torch.equal(output, hx[0].expand(4, 2, 5))
         assert torch.equal(state[1], hx[1])
     else:
-        assert repr(lstm) == "LSTM(3, 5)"
+        assert repr(lstm) == "fastlstm.LSTM(3, 5)"
 
 
 def test_how_often_it_is_drawn():
@@ -246,7 +246,7 @@ def test_rules_are_kept_shown_and_not_converted():
     lstm = fastlstm.LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)
     for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
         assert twin._cell_rules() == CellRules(zoneout_h=0.1, cell_clip=3.0)
-    assert repr(lstm) == "LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)"
+    assert repr(lstm) == "fastlstm.LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)"
     with pytest.raises(ValueError, match=r"^module: nn.LSTM has no zoneout_h"):
         fastlstm.to_torch(lstm)
     with pytest.raises(NotImplementedError, match="zoneout_h, zoneout_c and cell_clip need"):

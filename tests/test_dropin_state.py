@@ -43,7 +43,7 @@ def test_is_made_as_nn_lstm_is(options):
     theirs = nn.LSTM(3, 5, **options)
     torch.manual_seed(3)
     ours = fastlstm.LSTM(3, 5, **options)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastlstm.{theirs!r}"
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for (name, p), (their_name, q) in zip(
         ours.named_parameters(), theirs.named_parameters(), strict=True

@@ -40,18 +40,18 @@ def run(name: str, command: Callable[[], int]) -> None:
         status = command()
         sys.stdout.flush()
     except UserError as error:
-        status = _refuse(name, str(error))
+        status = refuse(name, str(error))
     except ImportError as error:
         package = (error.name or "").split(".")[0]
         if package not in _OPTIONAL:
             raise
-        status = _refuse(name, f"{package} is not installed: pip install 'fastlstm[text]'")
+        status = refuse(name, f"{package} is not installed: pip install 'fastlstm[text]'")
     except BrokenPipeError:  # as in `| head`: whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:  # a full disk, a folder that went away
         where = f"{error.filename}: " if error.filename else ""
-        _refuse(name, f"{where}{error.strerror or error}")
+        refuse(name, f"{where}{error.strerror or error}")
         status = 1
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
@@ -69,6 +69,7 @@ def say(line: str, file: Any = None) -> None:
         print(line, file=file)
 
 
-def _refuse(name: str, message: str) -> int:
+def refuse(name: str, message: str) -> int:
+    """Print a command's error in one line and return the exit status of a mistake."""
     say(f"{name}: error: {' '.join(message.split())}", sys.stderr)
     return 2

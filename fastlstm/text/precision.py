@@ -15,8 +15,8 @@ def choose(cell: str, device: torch.device) -> str:
     torch's own cells stay near float32, for they are there to compare with: autocast runs cuDNN's
     recurrent layers in float16 whatever it was asked for, without a place for its scaled loss, and
     on a CPU their bfloat16 is slow or far from float32. On a GPU they take tf32, as torch lets
-    cuDNN do by itself; a GPU without tf32 computes in float32 then. So does ``lstm`` where a GPU has
-    none of our kernels and torch's own LSTM runs.
+    cuDNN do by itself; a GPU without tf32 computes in float32 then. So does ``lstm`` on a GPU that
+    our kernels were not built for, where torch's own LSTM runs.
 
     Args:
         cell: one of ``model.CELLS``.

@@ -24,12 +24,13 @@ def parser() -> cli.Parser:
         description="Have a trained run read a text, and write an HTML page: the text coloured by "
         "any cell, the most interpretable cells, and how saturated the gates are.",
     )
-    p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made")
+    p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made, or one of "
+                   "its checkpoints' folders")  # fmt: skip
     p.add_argument("--text", required=True, metavar="FILE", help="the text to read; - reads it")
     p.add_argument("--out", metavar="PAGE.html", help="the page (default: RUN/inspect.html)")
     p.add_argument("-n", "--length", type=int, default=LENGTH,
                    help=f"characters to read ({LENGTH:,}); {SHOWN:,} are shown")  # fmt: skip
-    p.add_argument("--checkpoint", default="best", metavar="NAME",
+    p.add_argument("--checkpoint", metavar="NAME",
                    help="best, latest or epoch-N (best, else latest)")  # fmt: skip
     return p
 
@@ -54,13 +55,13 @@ def inspect(argv: Sequence[str] | None) -> int:
     from .text.alphabet import Alphabet
     from .text.checkpoint import write_text
     from .text.heatmap import View, cell_name, heatmap
-    from .text.run import load_model
+    from .text.opening import open_model
 
     a = parser().parse_args(argv)
     if a.length < 2:
         raise UserError(f"-n: expected at least 2, got {a.length}")
-    model, vocabulary, meta = load_model(Path(a.run), a.checkpoint)
-    out = Path(a.out) if a.out else Path(a.run) / "inspect.html"
+    run, model, vocabulary, meta = open_model(a.run, a.checkpoint)
+    out = Path(a.out) if a.out else run / "inspect.html"
     # To a byte model a byte that is no UTF-8 is a character too.
     errors = "surrogateescape" if meta["unit"] == "byte" else "replace"
     text = read_text(a.text, a.length).decode("utf-8", errors)[: a.length]
@@ -76,7 +77,7 @@ def inspect(argv: Sequence[str] | None) -> int:
     rank = probe.ranking(cells.reshape(len(text), -1), text)
     shown = min(len(text), SHOWN, max(1, VALUES // (layers * width)))
     architecture = meta["model"]
-    name = Path(a.run).resolve().name
+    name = run.resolve().name
     page = heatmap(
         View(
             name, a.text, text[:shown], cells[:shown], rank,

@@ -5,23 +5,33 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .text import UserError, cli
+
+if TYPE_CHECKING:
+    from .drawing import Draw
+    from .text.alphabet import Alphabet
+    from .text.model import CharModel
+
+TOGETHER = 256  # samples that are drawn at a time
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     p = cli.Parser(prog="python -m fastlstm.sample", description="Sample text from a trained run.")
-    p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made")
+    p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made, or one of "
+                   "its checkpoints' folders")  # fmt: skip
     p.add_argument("-n", "--length", type=int, default=500, metavar="N",
                    help="characters to draw; bytes, but for --unit char (500)")  # fmt: skip
     p.add_argument("-t", "--temperature", type=float, default=0.8,
                    help="below 1 safer, above 1 wilder, 0 always the likeliest (0.8)")  # fmt: skip
-    p.add_argument("-p", "--primer", default="", help="text to go on from (none)")
+    p.add_argument("-p", "--primer", default="", help="text to go on from; - reads it (none)")
     p.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest characters")
     p.add_argument("--top-p", type=float, metavar="P",
                    help="draw from the likeliest of total probability P")  # fmt: skip
@@ -30,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=1, metavar="N", help="number of samples (1)")
     p.add_argument("--weights", choices=["fp32", "bf16", "int8"], default="fp32",
                    help="how weights are stored; bf16 and int8 are faster (fp32)")  # fmt: skip
-    p.add_argument("--checkpoint", default="best", metavar="NAME",
+    p.add_argument("--checkpoint", metavar="NAME",
                    help="best, latest or epoch-N (best, else latest)")  # fmt: skip
     p.add_argument(
         "--score", metavar="FILE", help="print the loss on this text instead; - reads it"
@@ -54,45 +64,49 @@ def check(a: argparse.Namespace) -> None:
             raise UserError(f"{flag}: expected {expected}, got {value}")
 
 
-def read_text(name: str) -> bytes:
+def read_text(flag: str, name: str) -> bytes:
     """A file's bytes, or standard input's for ``-``; UserError where they cannot be read."""
     try:
         return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise UserError(f"--score: cannot read {name}: {error.strerror}") from error
+        raise UserError(f"{flag}: cannot read {name}: {error.strerror}") from error
 
 
 def sample(argv: Sequence[str] | None) -> int:
     """Run the command and return its exit status."""
+    from tqdm import tqdm
+
     from .drawing import Draw
     from .text.alphabet import Alphabet, Decoder
-    from .text.run import load_model
+    from .text.opening import open_model
     from .text.sampling import rounded_model, score, stream
 
     a = parser().parse_args(argv)
     check(a)
-    model, vocabulary, meta = load_model(Path(a.run), a.checkpoint)
+    _, model, vocabulary, meta = open_model(a.run, a.checkpoint)
     alphabet = Alphabet(meta["unit"], vocabulary)
     if a.score is not None:
-        text = alphabet.encode(read_text(a.score))
+        text = alphabet.encode(read_text("--score", a.score))
         if len(text) < 2:
             raise UserError(f"--score: {a.score} holds less than two characters")
         nats = score(rounded_model(model, a.weights), text)
+        perplexity = math.exp(min(nats, 700))
         print(
             f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
-            f"perplexity {math.exp(min(nats, 700)):.3f}"
+            f"perplexity {perplexity:{'.3f' if perplexity < 1e6 else '.4g'}}"
         )
         return 0
     # Bytes that the shell passed on undecoded go back to what they were.
     primer = a.primer.encode("utf-8", errors="surrogateescape")
-    prime = (alphabet.encode(primer) if primer else alphabet.start()).expand(-1, a.batch)
+    if a.primer == "-":
+        primer = read_text("-p", "-")
+    prime = alphabet.encode(primer) if primer else alphabet.start()
     how = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
-    chunks = stream(model, prime, a.length, how, weights=a.weights)
     if a.batch > 1:
-        for j, column in enumerate(torch.cat(list(chunks)).t().tolist()):
-            found = Decoder(a.stop).feed(alphabet.decode(column), final=True)
-            print(f"--- {j + 1} ---\n{primer.decode(errors='replace')}{found}")
+        for number, drawn in enumerate(samples(model, alphabet, prime, how, a), 1):
+            tqdm.write(f"--- {number} ---\n{primer.decode(errors='replace')}{drawn}")
         return 0
+    chunks = stream(model, prime, a.length, how, weights=a.weights)
     print(primer.decode(errors="replace"), end="", flush=True)
     decoder = Decoder(a.stop)
     for tokens in chunks:
@@ -102,6 +116,29 @@ def sample(argv: Sequence[str] | None) -> int:
             break
     print(decoder.feed(b"", final=True))
     return 0
+
+
+def samples(
+    model: CharModel, alphabet: Alphabet, prime: Tensor, how: Draw, a: argparse.Namespace
+) -> Iterator[str]:
+    """Draw ``a.batch`` texts, some at a time, so that the first come soon and memory holds them."""
+    from tqdm import tqdm
+
+    from .text.alphabet import Decoder
+    from .text.sampling import stream
+
+    with tqdm(total=a.batch * a.length, desc="drawing", unit="char", unit_scale=True,
+              leave=False, disable=None) as bar:  # fmt: skip
+        for first in range(0, a.batch, TOGETHER):
+            count = min(TOGETHER, a.batch - first)
+            seed = torch.tensor([(a.seed + (first // TOGETHER << 32)) % 2**63])
+            tokens = []
+            for chunk in stream(model, prime.expand(-1, count), a.length,
+                                how._replace(seed=seed), weights=a.weights):  # fmt: skip
+                tokens.append(chunk)
+                bar.update(chunk.numel())
+            for column in torch.cat(tokens).t().tolist():
+                yield Decoder(a.stop).feed(alphabet.decode(column), final=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

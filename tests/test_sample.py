@@ -75,6 +75,66 @@ def test_a_batch_prints_each_sample(run, capsys):
     assert len(set(texts)) == 3
 
 
+def test_a_large_batch_is_drawn_a_part_at_a_time(run, capsys, monkeypatch):
+    """So that the first texts come soon; those of one part are what they were without parts."""
+    arguments = (run, "-n", 30, "--batch", 7, "-p", "the c", "-t", 2)
+    whole = sampled(capsys, *arguments).split("--- ")
+    module = sys.modules["fastlstm.sample"]
+    monkeypatch.setattr(module, "TOGETHER", 3)
+    sizes, real = [], sampling.stream
+
+    def stream(model, prime, *rest, **options):
+        sizes.append(prime.shape[1])
+        return real(model, prime, *rest, **options)
+
+    monkeypatch.setattr(sampling, "stream", stream)
+    parts = sampled(capsys, *arguments).split("--- ")
+    assert sizes == [3, 3, 1]
+    assert parts[:4] == whole[:4]
+    assert [part.split(" ")[0] for part in parts[1:]] == list("1234567")
+    assert len({part[1:] for part in parts[1:]}) == 7
+    first = main_until_first_text(module, arguments)
+    assert first.startswith("--- 1 ---\nthe c")
+
+
+def main_until_first_text(module, arguments):
+    """What is printed first, where whoever reads leaves after that."""
+    with pytest.MonkeyPatch.context() as patch:
+        from tqdm import tqdm
+
+        written = []
+
+        def write(text):
+            written.append(text)
+            raise KeyboardInterrupt
+
+        patch.setattr(tqdm, "write", write)
+        with pytest.raises(SystemExit):
+            module.main([str(a) for a in arguments])
+    return written[0]
+
+
+def test_a_primer_can_come_from_standard_input(run, capsys, monkeypatch):
+    for text in (b"the c", "é à\nthe c".encode()):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text)))
+        out = sampled(capsys, run, "-n", 20, "-t", 0, "-p", "-")
+        assert out == sampled(capsys, run, "-n", 20, "-t", 0, "-p", text.decode())
+        assert out.startswith(text.decode() + "at sat")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert sampled(capsys, run, "-n", 20, "-p", "-") == sampled(capsys, run, "-n", 20)
+
+
+def test_a_checkpoints_folder_is_as_good_as_its_name(run, tmp_path, capsys, monkeypatch):
+    folder = run / "checkpoints" / "epoch-1"
+    expected = sampled(capsys, run, "-n", 40, "--checkpoint", "epoch-1")
+    assert sampled(capsys, folder, "-n", 40) == expected
+    assert sampled(capsys, f"{folder}/", "-n", 40, "--checkpoint", "epoch-1") == expected
+    monkeypatch.chdir(folder.parent)
+    assert sampled(capsys, "epoch-1", "-n", 40) == expected
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert sampled(capsys, tmp_path / "elsewhere", "-n", 40) == expected
+
+
 def test_small_changes_of_the_weights_and_other_checkpoints(run, capsys):
     for weights in ("bf16", "int8"):
         assert "cat" in sampled(capsys, run, "-t", 0, "-n", 40, "--weights", weights)
@@ -103,6 +163,12 @@ def test_a_score_is_the_mean_loss_of_every_character_but_the_first(run, tmp_path
         f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
         f"perplexity {math.exp(nats):.3f}\n"
     )
+
+
+def test_a_perplexity_is_short_however_large(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sampling, "score", lambda *_: 900.0)
+    (tmp_path / "text").write_text(LINE)
+    assert sampled(capsys, run, "--score", tmp_path / "text").endswith("perplexity 1.014e+304\n")
 
 
 def test_known_text_scores_better(run, tmp_path, capsys, monkeypatch):
@@ -188,10 +254,19 @@ MISTAKES = {
     "stop": (["RUN", "--stop", ""], "--stop: expected"),
     "unseen": (["RUN", "-p", "the Z"], "never seen b'Z', byte 4 of"),
     "checkpoint": (["RUN", "--checkpoint", "epoch-99"], "it has best, latest, epoch-1"),
+    "two checkpoints": (["EPOCH", "--checkpoint", "best"], "is the checkpoint epoch-1"),
+    "no such checkpoint": (["NONE"], "has no checkpoint 'epoch-99'; it has best, latest"),
     "path": (["RUN", "--checkpoint", "../checkpoints/best"], "has no checkpoint"),
     "weights": (["RUN", "--weights", "int4"], "invalid choice: 'int4'"),
     "score": (["RUN", "--score", "nowhere"], "cannot read nowhere"),
     "short score": (["RUN", "--score", os.devnull], "less than two characters"),
+}
+
+
+NAMES = {
+    "RUN": str,
+    "EPOCH": lambda run: str(run / "checkpoints" / "epoch-1"),
+    "NONE": lambda run: str(run / "checkpoints" / "epoch-99"),
 }
 
 
@@ -200,7 +275,7 @@ def test_mistakes_are_one_line_and_status_2(run, name, capsys):
     arguments, message = MISTAKES[name]
     capsys.readouterr()
     with pytest.raises(SystemExit) as error:
-        main([str(run) if a == "RUN" else a for a in arguments])
+        main([NAMES[a](run) if a in NAMES else a for a in arguments])
     assert error.value.code == 2
     printed, line = capsys.readouterr()
     assert line.count("\n") == 1

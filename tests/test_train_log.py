@@ -101,3 +101,14 @@ def test_losses_that_a_run_comes_back_from_do_not_stop_it():
     divergence.check("the loss", 0.0, 1)  # of a text of one character
     with pytest.raises(divergence.DivergedError, match="no number"):
         divergence.check("the loss", 1.0, 50, finite=False)
+
+
+def test_the_loss_curve_is_titled_after_text_and_model(tmp_path, text, monkeypatch):
+    from matplotlib.axes import Axes
+
+    titles, real = [], Axes.set
+    monkeypatch.setattr(
+        Axes, "set", lambda axes, **words: titles.append(words["title"]) or real(axes, **words)
+    )
+    train(tmp_path / "some-folder", text, "--steps", 2, "--cell", "gru")
+    assert set(titles) == {"text: 2x16 gru"}

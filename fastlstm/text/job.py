@@ -224,6 +224,8 @@ def prepare(argv: Sequence[str] | None) -> Job:
         other, found = architecture_of(request.init_from, config, given)
     if config.precision == "auto":  # one choice for the team, whose machines may differ
         config.precision = team.word(precision.choose(config.cell, device))
+    name = corpus.slug(config.data)
+    run.title = f"{name}: {config.num_layers}x{config.hidden_size} {config.cell}"
     text = corpus.load(config.data, config.unit)
     if sha256 not in (None, text.sha256):
         raise UserError(f"--resume: the text is not the one that {out} was trained on")

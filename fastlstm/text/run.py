@@ -73,7 +73,16 @@ def load_model(run: Path, name: str) -> tuple[CharModel, list[int], dict[str, An
         name = "latest"  # a run without validation has no best one
     if name not in known:
         raise UserError(f"{run} has no checkpoint {name!r}; it has {', '.join(known)}")
-    found, meta = checkpoint.load_meta(run / "checkpoints" / name)
+    return load_checkpoint(run / "checkpoints" / name)
+
+
+def load_checkpoint(folder: Path) -> tuple[CharModel, list[int], dict[str, Any]]:
+    """The same of a checkpoint's folder, wherever it lies.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    found, meta = checkpoint.load_meta(folder)
     model = build(meta, checkpoint.load_tensors(found, "model"), found)
     return model, meta["vocabulary"], meta
 
@@ -97,10 +106,11 @@ class Run:
     Args:
         folder: the run's.
         writes: false in all processes but one of those that train together.
+        title: of loss.png: what is trained on what.
     """
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self.folder, self.writes = folder, writes
+    def __init__(self, folder: Path, writes: bool = True, title: str = "") -> None:
+        self.folder, self.writes, self.title = folder, writes, title
         self.metrics = Metrics(folder / "metrics.jsonl", writes)
         self.samples = Samples(folder / "samples.jsonl", writes)
         self._plotted = self._reported = -math.inf
@@ -232,7 +242,7 @@ class Run:
         axes.plot(m.steps, m.train, lw=0.7, label="training")
         if m.val_steps:
             axes.plot(m.val_steps, m.val, "o-", ms=3, label="validation")
-        axes.set(xlabel="step", ylabel="nats a character", title=self.folder.name)
+        axes.set(xlabel="step", ylabel="nats a character", title=self.title)
         bits = (lambda x: x / math.log(2), lambda x: x * math.log(2))
         axes.secondary_yaxis("right", functions=bits).set_ylabel("bits a character")
         axes.legend()

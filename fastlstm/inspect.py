@@ -22,7 +22,7 @@ def parser() -> cli.Parser:
     p = cli.Parser(
         prog="python -m fastlstm.inspect",
         description="Have a trained run read a text, and write an HTML page: the text coloured by "
-        "any cell, the most interpretable cells, and how saturated the gates are.",
+        "any cell, the cells that learned to follow something in it, and how saturated gates are.",
     )
     p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made, or one of "
                    "its checkpoints' folders")  # fmt: skip
@@ -68,19 +68,28 @@ def inspect(argv: Sequence[str] | None) -> int:
     if len(text) < 2:
         raise UserError(f"--text: {a.text} holds less than two characters")
     parts = [c.encode("utf-8", errors) for c in text]
-    reading = probe.read(model, Alphabet(meta["unit"], vocabulary).encode(b"".join(parts)))
-    cells = reading.cells.numpy()
-    if meta["unit"] == "byte":  # the model has seen a character when it has seen its last byte
-        cells = cells[np.cumsum([len(part) for part in parts]) - 1]
+    indices = Alphabet(meta["unit"], vocabulary).encode(b"".join(parts))
+    # The model has seen a character when it has seen its last byte.
+    sizes = [len(part) if meta["unit"] == "byte" else 1 for part in parts]
+    ends = np.cumsum(sizes) - 1
+    reading = probe.read(model, indices)
+    cells = reading.cells.numpy()[ends]
+    if meta["unit"] == "byte":
         text = re.sub("[\udc80-\udcff]", "\ufffd", text)
     layers, width = cells.shape[1:]
-    rank = probe.ranking(cells.reshape(len(text), -1), text)
+
+    def ranked(reading: probe.Reading) -> probe.Ranking:
+        return probe.ranking(reading.cells.numpy()[ends].reshape(len(text), -1), text)
+
+    of_untrained = [ranked(probe.read(other, indices))
+                    for other in probe.untrained(model, meta["model"])]  # fmt: skip
+    rank, others = probe.standing_out(ranked(reading), of_untrained, len(text))
     shown = min(len(text), SHOWN, max(1, VALUES // (layers * width)))
     architecture = meta["model"]
     name = run.resolve().name
     page = heatmap(
         View(
-            name, a.text, text[:shown], cells[:shown], rank,
+            name, a.text, text[:shown], cells[:shown], rank, others,
             {gate: part.numpy() for gate, part in reading.closed.items()},
             {gate: part.numpy() for gate, part in reading.open.items()},
             f"{architecture['num_layers']}x{architecture['hidden_size']} {architecture['cell']}, "
@@ -96,6 +105,8 @@ def inspect(argv: Sequence[str] | None) -> int:
     for what, best in rank:
         found = "; ".join(f"{cell_name(j, width)} ({r:+.2f})" for j, r in best[:3])
         print(f"{what}: {found}")
+    if others:
+        print(f"no cell stands out from those of an untrained model: {', '.join(others)}")
     print(f"page: {out.resolve().as_uri()}")
     return 0
 

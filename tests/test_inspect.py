@@ -3,6 +3,7 @@
 import base64
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlstm.inspect import main
-from fastlstm.text import checkpoint, heatmap, probe
+from fastlstm.text import checkpoint, heatmap, pages, probe
 from fastlstm.text.model import CharModel, loss_nats
 
 TEXT = 'def f(x):\n    """Quoted \'text\' é."""\n    return (x, [x])  # it\'s </script>&amp;\n' * 6
@@ -116,6 +117,41 @@ def test_the_ranking_finds_cells_that_were_made_for_a_property():
     assert "inside a # comment" not in dict(probe.ranking(cells[:5], "abcde"))
 
 
+def test_a_property_stands_out_where_training_made_a_cell_follow_it():
+    """Untrained models are the measure; a short text asks for more."""
+
+    def ranking(quotes, line):
+        return [("inside quotes", [(3, quotes), (1, 0.1)]), ("position in the line", [(0, line)])]
+
+    chance = [ranking(0.3, -0.5), ranking(-0.35, 0.4)]
+    for quotes, length, out in (
+        (-0.8, 20_000, True), (0.4, 20_000, False), (0.52, 20_000, True), (0.52, 300, False),
+        (0.8, 300, True), (0.3, 20_000, False), (1.0, 20_000, True),
+    ):  # fmt: skip
+        kept, others = probe.standing_out(ranking(quotes, 0.5), chance, length)
+        assert kept == ([("inside quotes", [(3, quotes)])] if out else [])
+        assert others == ["inside quotes"] * (not out) + ["position in the line"]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_no_cell_of_an_untrained_model_stands_out(cell):
+    torch.manual_seed(17)
+    model = CharModel(128, cell, 24, 2, 0.0).eval()
+    text = Path(probe.__file__).read_text()[:3000]
+    indices = torch.tensor(list(text.encode("ascii")))[:, None]
+
+    def ranked(other):
+        return probe.ranking(probe.read(other, indices).cells.numpy().reshape(len(text), -1), text)
+
+    others = list(probe.untrained(model, {"cell": cell, "hidden_size": 24, "num_layers": 2,
+                                          "dropout": 0.0}))  # fmt: skip
+    assert len(others) == probe.UNTRAINED
+    assert not torch.equal(others[0].decoder.weight, others[1].decoder.weight)
+    kept, names = probe.standing_out(ranked(model), [ranked(other) for other in others], len(text))
+    assert kept == []
+    assert {"inside quotes", "position in the line"} <= set(names)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's folder with a checkpoint, untrained, of bytes."""
@@ -123,8 +159,21 @@ def run(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("inspect"), "byte", sorted(set(TEXT.encode()) | {0xFF}))
 
 
+def counting(model, newline):
+    """Have cell 0 of the first layer count the characters of a line."""
+    rnn, h = model.rnn, model.rnn.hidden_size
+    with torch.no_grad():
+        for gate in range(4):
+            for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+                getattr(rnn, name)[gate * h] = 0
+        rnn.bias_ih_l0[[0, h]] = 20.0  # the input and the forget gate stand open
+        rnn.weight_ih_l0[[0, h], newline] = -40.0  # but for a newline
+        rnn.bias_ih_l0[2 * h] = 0.02
+    return model
+
+
 def saved(folder, unit, vocabulary):
-    model = random_model("lstm", len(vocabulary))
+    model = counting(random_model("lstm", len(vocabulary)), vocabulary.index(10))
     meta = {"format": 1, "step": 3, "position": 0, "epoch": 0, "unit": unit,
             "vocabulary": vocabulary,
             "model": {"cell": "lstm", "hidden_size": 5, "num_layers": 2,
@@ -145,11 +194,18 @@ def values(page, cells=10):
     return np.frombuffer(base64.b64decode(raw), np.uint8).reshape(cells, -1)
 
 
-def test_the_page_colours_the_text_by_any_cell(run, tmp_path, browser, capsys):
+def test_cells_that_learned_something_are_named_and_no_others(run, tmp_path, capsys):
     page = inspected(run, tmp_path)
     printed = capsys.readouterr().out
-    assert "inside quotes: layer " in printed
+    assert "position in the line: layer 0, cell 0 (+1.00)" in printed
+    assert "no cell stands out from those of an untrained model: " in printed
     assert (tmp_path / "page.html").as_uri() in printed
+    assert "<h2>The most interpretable cells</h2>" in page
+    assert re.search(r"No cell follows these more closely .*: [a-z ,]*inside quotes", page)
+
+
+def test_the_page_colours_the_text_by_any_cell(run, tmp_path, browser):
+    page = inspected(run, tmp_path)
     browser.get((tmp_path / "page.html").as_uri())
     marks = browser.execute_script("return [...document.querySelectorAll('#text span')].map("
                                    "m => [m.textContent, m.style.backgroundColor])")  # fmt: skip
@@ -167,6 +223,7 @@ def test_the_page_colours_the_text_by_any_cell(run, tmp_path, browser, capsys):
     assert browser.find_element("id", "cell").get_attribute("value") == cell
     assert browser.find_element("id", "layer").get_attribute("value") == layer
     assert "r = " in browser.find_element("id", "about").text
+    assert "No cell follows these more closely" in browser.find_element("tag name", "main").text
     assert len(browser.find_elements("css selector", ".plots svg")) == 6  # 3 gates, 2 layers
     assert len(browser.find_elements("css selector", "circle")) == 30
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
@@ -199,22 +256,72 @@ def probe_model(run):
     return load_model(run, "latest")[:2]
 
 
+def test_a_checkpoints_folder_is_as_good_as_its_run(run, tmp_path):
+    """And the page goes beside the run's other files: a checkpoint's folder is soon replaced."""
+    path = tmp_path / "text"
+    path.write_text(TEXT)
+    page = run / "inspect.html"
+    main([str(run / "checkpoints" / "latest"), "--text", str(path)])
+    assert "<h1>Cells of run</h1>" in page.read_text()
+    page.unlink()
+
+
 def test_texts_of_any_kind(run, tmp_path, monkeypatch):
     assert values(inspected(run, tmp_path, b"x\xffx\xff\xffx")).shape == (10, 6)
     assert "\ufffd" in (tmp_path / "page.html").read_text()
     assert values(inspected(run, tmp_path, TEXT, "-n", "9")).shape == (10, 9)
-    characters = saved(tmp_path, "char", sorted({ord(c) for c in TEXT}))
+    characters = saved(tmp_path, "char", sorted({ord(c) for c in TEXT} | {10}))
     assert values(inspected(characters, tmp_path, TEXT)).shape == (10, len(TEXT))
     monkeypatch.setattr(sys.modules["fastlstm.inspect"], "SHOWN", 20)
     assert values(inspected(run, tmp_path)).shape == (10, 20)
 
 
 def test_a_page_of_a_model_without_gates():
-    view = heatmap.View("<b>", "t", "ab", np.zeros((2, 1, 3)), [], {}, {}, "read")
+    view = heatmap.View("<b>", "t", "ab", np.zeros((2, 1, 3)), [], ["a property"], {}, {}, "read")
     page = heatmap.heatmap(view)
+    assert "<h2>No cell stands out</h2>" in page
+    assert "untrained model: a property.<" in page
+    assert "interpretable" not in page
     assert "Saturation" not in page
     assert "<b>" not in page
     assert (values(page, 3) == 128).all()
+
+
+def luminance(rgb):
+    """As WCAG 2 defines it, of sRGB from 0 to 255."""
+    parts = [c / 255 for c in rgb]
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read_on_every_colour(theme):
+    """WCAG asks for a contrast of 4.5; black on white has 21."""
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+
+    def colour(name):
+        found = re.findall(rf"--{name}: ([^;]+);", pages.STYLE)[theme]
+        if "," in found:
+            return [int(c) for c in found.split(",")]
+        digits = found[1:] if len(found) == 7 else "".join(2 * c for c in found[1:])
+        return list(bytes.fromhex(digits))
+
+    most = float(re.search(r"\(([\d.]+) \* Math\.abs\(v\)\)", heatmap.SCRIPT)[1])
+    assert "var(--muted)" not in heatmap.STYLE.split("#choice")[0]  # newlines, with the text
+    text, card = colour("fg"), colour("card")
+    for name in ("plus", "minus"):
+        for step in range(101):
+            alpha = most * step / 100
+            mixed = [alpha * c + (1 - alpha) * b for c, b in zip(colour(name), card, strict=True)]
+            assert contrast(text, mixed) >= 4.5, (name, alpha)
+    for ink in ("muted", "one", "two"):
+        for ground in ("bg", "card"):
+            assert contrast(colour(ink), colour(ground)) >= 4.5, (ink, ground)
 
 
 MISTAKES = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import pages
+from .probe import Ranking
 
 SIZE = 230  # of a scatter plot
 
@@ -20,7 +21,8 @@ class View:
         name, text: of the run and of the text.
         shown: the characters to colour.
         cells: float ``(len(shown), L, H)`` in [-1, 1].
-        ranking: as of ``probe.ranking``, cells numbered through all layers.
+        ranking: as of ``probe.standing_out``, cells numbered through all layers.
+        others: properties that no cell follows more closely than an untrained model's.
         closed, open: by gate, ``(L, H)``, as of ``probe.Reading``.
         summary: a sentence on what was read.
     """
@@ -29,7 +31,8 @@ class View:
     text: str
     shown: str
     cells: np.ndarray
-    ranking: list[tuple[str, list[tuple[int, float]]]]
+    ranking: Ranking
+    others: list[str]
     closed: dict[str, np.ndarray]
     open: dict[str, np.ndarray]
     summary: str
@@ -66,9 +69,14 @@ def heatmap(view: View) -> str:
 
 
 def _ranking(view: View, width: int) -> str:
+    blocks, rest = "", ""
+    if view.others:
+        rest = (
+            '<p class="muted">No cell follows these more closely than the cells of an untrained '
+            f"model: {', '.join(view.others)}.</p>\n"
+        )
     if not view.ranking:
-        return ""
-    blocks = ""
+        return f"<h2>No cell stands out</h2>\n{rest}" if rest else ""
     for name, best in view.ranking:
         rows = "".join(
             f'<li><button data-cell="{j}" data-what="{name}, r = {r:+.2f}">'
@@ -78,8 +86,8 @@ def _ranking(view: View, width: int) -> str:
         blocks += f"<section><h3>{name}</h3><ol>{rows}</ol></section>\n"
     return (
         '<h2>The most interpretable cells</h2>\n<p class="muted">By a cell\'s correlation r with '
-        "a property of the text; choose one to see it above.</p>\n"
-        f'<div class="ranking">\n{blocks}</div>\n'
+        "a property of the text, where an untrained model has none as close; choose one to see it "
+        f'above.</p>\n<div class="ranking">\n{blocks}</div>\n{rest}'
     )
 
 
@@ -128,7 +136,7 @@ def _scatter(title: str, x: np.ndarray, y: np.ndarray) -> str:
 
 STYLE = """
 #text { max-height: 34rem; overflow: auto; font-size: .95rem; line-height: 1.55; }
-#text span.end::before { content: "\\21b5"; color: var(--muted); opacity: .6; }
+#text span.end::before { content: "\\21b5"; font-size: .8em; }
 #choice { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center; }
 #choice input { width: 5rem; } #choice output { font-weight: 600; }
 .scale i { display: inline-block; width: 6rem; height: .8rem; border-radius: .2rem; }

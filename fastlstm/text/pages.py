@@ -13,10 +13,10 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} |
 
 STYLE = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --muted: #59636e; --line: #d4dae1;
-  --card: #f5f7f9; --one: #0a58ca; --two: #b3470b; --plus: 10, 88, 202; --minus: 201, 79, 12; }
+  --card: #f5f7f9; --one: #0a58ca; --two: #b3470b; --plus: 70, 145, 250; --minus: 235, 125, 40; }
 @media (prefers-color-scheme: dark) { :root { --bg: #14181d; --fg: #e3e8ee; --muted: #9aa7b4;
-  --line: #333c47; --card: #1d232a; --one: #79b0ff; --two: #f5a35c; --plus: 90, 155, 255;
-  --minus: 240, 140, 60; } }
+  --line: #333c47; --card: #1d232a; --one: #79b0ff; --two: #f5a35c; --plus: 25, 100, 220;
+  --minus: 185, 75, 10; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem; max-width: 62rem; background: var(--bg); color: var(--fg);
   font: 16px/1.5 system-ui, sans-serif; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,10 @@ from .model import CharModel, as_state, states
 
 WINDOW = 1000  # characters read at a time
 LOW, HIGH = 0.1, 0.9  # a gate beyond these is saturated, as in the paper
+UNTRAINED = 3  # models that a trained one is compared with; each reads the text once more
+
+# Properties, each with cells and their r by descending abs(r).
+Ranking = list[tuple[str, list[tuple[int, float]]]]
 
 
 @dataclass
@@ -149,9 +155,7 @@ def correlations(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.divide(values @ cells, scale, out=np.zeros(cells.shape[1]), where=scale > 1e-9)
 
 
-def ranking(
-    cells: np.ndarray, text: str, best: int = 5
-) -> list[tuple[str, list[tuple[int, float]]]]:
+def ranking(cells: np.ndarray, text: str, best: int = 5) -> Ranking:
     """For every property that varies in the text, the cells that follow it most closely.
 
     Args:
@@ -169,3 +173,42 @@ def ranking(
         order = np.argsort(-abs(r), kind="stable")[:best]
         found.append((name, [(int(j), float(r[j])) for j in order]))
     return sorted(found, key=lambda each: -abs(each[1][0][1]))
+
+
+def untrained(model: CharModel, architecture: dict[str, Any]) -> Iterator[CharModel]:
+    """Models of the same sizes with fresh weights, the same ones every time, in eval mode."""
+    for seed in range(UNTRAINED):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield CharModel(model.vocabulary, **architecture).eval()
+
+
+def standing_out(
+    ranking: Ranking, of_untrained: Sequence[Ranking], length: int
+) -> tuple[Ranking, list[str]]:
+    """The part of a ranking that training made, and the properties that have no cell in it.
+
+    A cell of a model that learned nothing follows a property too: it reads the same characters, and
+    of many cells one follows it best. So a cell has to be closer than the best one of any of such
+    models, in Fisher's z (the inverse tanh of r) by two standard errors and by 0.2 at least: among
+    pages on models that were not trained either, fewer than one in a hundred then names a cell.
+
+    Args:
+        ranking: of the model, as of :func:`ranking`.
+        of_untrained: those of :func:`untrained`'s models on the same text.
+        length: characters of the text, of which every tenth counts as an independent one.
+    """
+    margin = max(0.2, 2 / math.sqrt(length / 10))
+    by_chance = [dict(each) for each in of_untrained]
+
+    def z(r: float) -> float:
+        return math.atanh(min(abs(r), 1 - 1e-9))
+
+    kept, others = [], []
+    for name, best in ranking:
+        bound = margin + max(z(each[name][0][1]) for each in by_chance)
+        if closer := [(cell, r) for cell, r in best if z(r) > bound]:
+            kept.append((name, closer))
+        else:
+            others.append(name)
+    return kept, others

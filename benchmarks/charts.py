@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from .measured import KINDS, Result, rows_of
 from .tables import TITLES
@@ -21,21 +24,41 @@ def _figure(columns: int = 1, size: tuple[float, float] = (8, 4.5)) -> Any:
 
 def ratios(result: Result) -> Any:
     """The faster peer's time over ours, for every case and kind."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Rectangle
+
     kinds = [kind for kind in KINDS if rows_of(result, kind)]
     if not kinds:
         return None
     cases = list(dict.fromkeys(row["case"] for kind in kinds for row in rows_of(result, kind)))
     figure, ((axes,),) = _figure(size=(7, 0.4 * len(cases) + 1.2))
     values = [[_ratio(result, kind, case) for kind in kinds] for case in cases]
-    shown = [[min(max(v if v is not None else 1.0, 0.5), 2.0) for v in line] for line in values]
-    axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=2, aspect="auto")
+    # From red over white to blue, a pair that every kind of colour vision tells apart; without the
+    # ends, which are both nearly black.
+    colours = ListedColormap(colormaps["RdBu"](np.linspace(0.1, 0.9, 256)))
+    logarithms = np.log2([[math.nan if v is None else v for v in line] for line in values])
+    image = axes.imshow(logarithms, cmap=colours, vmin=-1, vmax=1, aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            axes.text(x, y, "" if value is None else f"{value:.2f}", ha="center", va="center")
+            if value is None:  # not measured: no colour, which would be a number
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="///",
+                                         edgecolor="0.8", linewidth=0))  # fmt: skip
+                continue
+            dark = luminance(image.to_rgba(logarithms[y, x])) < 0.18
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center",
+                      color="white" if dark else "black")  # fmt: skip
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_yticks(range(len(cases)), cases)
     axes.set_title("time of the faster of nn.LSTM and ONNX Runtime over fastlstm's")
+    axes.set_xlabel("blue: fastlstm is faster; red: slower; hatched: not measured")
     return figure
+
+
+def luminance(rgba: Any) -> float:
+    """WCAG's relative luminance of a colour from 0 to 1; black text is the clearer above 0.18."""
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
 
 def _ratio(result: Result, kind: str, case: str) -> float | None:

@@ -77,6 +77,53 @@ def test_every_backend_that_was_timed_is_in_table_and_chart():
     )
 
 
+# What the eye without red or without green cones makes of linear RGB (Machado et al., 2009).
+COLOUR_BLIND = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                   [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                     [-0.011820, 0.042940, 0.968881]],
+}  # fmt: skip
+
+
+def ratios_chart(cells):
+    """The chart's axes, and the picture in it, of ratios by kind and case."""
+    rows = [{"what": what, "case": case, **({} if ratio is None else {"ratio": ratio})}
+            for (what, case), ratio in cells.items()]  # fmt: skip
+    (axes,) = charts.ratios({"rows": rows}).axes
+    return axes, axes.images[0]
+
+
+def test_what_was_not_measured_has_no_colour_in_the_chart():
+    first, second = measured.KINDS[:2]
+    axes, image = ratios_chart({(first, "a"): 1.5, (first, "b"): 0.8, (second, "b"): 2.0})
+    assert [text.get_text() for text in axes.texts] == ["1.50", "0.80", "2.00"]
+    (hatched,) = axes.patches
+    assert hatched.get_hatch()
+    assert hatched.get_xy() == (0.5, -0.5)  # of the second kind and the first case
+    drawn = image.to_rgba(image.get_array())
+    assert drawn[0, 1, 3] == 0
+    assert (drawn[..., 3] == 0).sum() == 1
+    assert "not measured" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("ratio", [1.1, 1.25, 1.5, 2.0, 5.0])
+def test_every_eye_tells_faster_from_slower_and_reads_the_number(ratio):
+    import numpy as np
+
+    kind = measured.KINDS[0]
+    axes, image = ratios_chart({(kind, "a"): ratio, (kind, "b"): 1 / ratio})
+    colours = image.to_rgba(image.get_array())[:, 0, :3]
+    for matrix in COLOUR_BLIND.values():
+        linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in colours]
+        a, b = (np.array(matrix) @ c for c in linear)
+        assert np.linalg.norm(a - b) > 0.1  # red beside green: below 0.04 at 1.25
+    for colour, text in zip(colours, axes.texts, strict=True):
+        ink = {"white": 1.0, "black": 0.0}[text.get_color()]
+        low, high = sorted((charts.luminance(colour), ink))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
 def test_rows_of_older_files_have_the_names_of_today(tmp_path):
     path = tmp_path / "old.json"
     row = {"what": "inference, fp32", "case": "small", "ours": 1.0, "torch": 2.0, "onnx": 3.0}

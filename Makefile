@@ -16,7 +16,8 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 train: $(VENV)/.text  ## install everything, train on the default corpus, print samples
-	$(BIN)/python -m fastlstm.train
+	@echo "training: about three minutes on two cores"
+	@$(BIN)/python -m fastlstm.train
 
 test: $(VENV)/.test lint  ## install everything, then lint, type check and the whole test suite
 	$(BIN)/python -m pytest
@@ -71,25 +72,33 @@ build: $(VENV)/.test  ## rebuild the native modules beside the sources
 clean:  ## remove what builds leave in the tree
 	rm -rf build dist *.egg-info fastlstm/*.so
 
+# Every step of an installation says in one line what it does: some take minutes.
 $(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade "setuptools>=77,<82" wheel
-	$(BIN)/pip install --quiet "$(TORCH)"
-	touch $@
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing the build's tools"
+	@$(BIN)/pip install --quiet --upgrade "setuptools>=77,<82" wheel
+	@echo "downloading and installing $(TORCH), which is large"
+	@$(BIN)/pip install --quiet "$(TORCH)"
+	@touch $@
 
 # Reinstalled when a source changed; the ninja build compiles only what did.
 $(VENV)/.text: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
-	$(BIN)/pip install --quiet ".[text]"
-	touch $@
+	@echo "compiling fastlstm and installing it with what the trainer needs"
+	@$(BIN)/pip install --quiet ".[text]"
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
-	$(BIN)/pip install --quiet ".[bench]"
-	touch $@
+	@echo "installing what the benchmarks need"
+	@$(BIN)/pip install --quiet ".[bench]"
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
-	$(BIN)/pip install --quiet ".[docs]"
-	touch $@
+	@echo "compiling fastlstm and installing it with what the pages need"
+	@$(BIN)/pip install --quiet ".[docs]"
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch setup.py pyproject.toml $(NATIVE)
-	$(BIN)/pip install --quiet ".[text,test,models]"
-	touch $@
+	@echo "compiling fastlstm and installing it with what the tests need"
+	@$(BIN)/pip install --quiet ".[text,test,models]"
+	@touch $@

@@ -87,6 +87,18 @@ def test_make_help_lists_every_target():
     assert {line.split()[0] for line in said.splitlines()} == set(phony)
 
 
+def test_make_says_what_it_installs_before_it_does():
+    """Every step in one line of words, and not the command as well."""
+    command = ["make", "--no-print-directory", "--dry-run", "train", "VENV=nowhere"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    slow = [j for j, line in enumerate(lines) if " -m " in line or " install " in line]
+    assert len(slow) == 5
+    for j in slow:
+        assert re.fullmatch(r'echo "[a-z].+"', lines[j - 1])
+    recipes = (ROOT / "Makefile").read_text().split("$(VENV)/.torch:\n")[1]
+    assert all(line[1] == "@" for line in recipes.splitlines() if line.startswith("\t"))
+
+
 def test_hooks_are_lints_tools():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     lint = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]

@@ -15,6 +15,7 @@ environment's site-packages; only where there is none does the build ask for one
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -116,15 +117,19 @@ def cuda_targets() -> list[str]:
     return flags
 
 
-def find_tool(name: str, module: str | None = None) -> str:
-    path = shutil.which(name)
-    if path is None and module is not None:
-        try:
-            path = shutil.which(name, path=__import__(module).BIN_DIR)
-        except ImportError:
-            path = None
+def find_ninja() -> str:
+    """The package's, which pip's isolated builds have too, then the system's.
+
+    Another version does not read the log of a former build, and compiles everything again.
+    """
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        if path := shutil.which("ninja", path=ninja.BIN_DIR):
+            return path
+    path = shutil.which("ninja")
     if path is None:
-        raise SystemExit(f"fastlstm: building needs `{name}`, which was not found")
+        raise SystemExit("fastlstm: building needs `ninja`, which was not found")
     return path
 
 
@@ -274,9 +279,8 @@ def build_module(ext: Extension, torch: Path, work: Path, target: Path) -> None:
     if not exports.exists():  # a newer one would link again
         exports.write_text(f"{{ global: {init_function(ext)}; local: *; }};\n")
     (work / "build.ninja").write_text(ninja_file(ext, torch, target))
-    ninja = find_tool("ninja", "ninja")
     verbose = ["-v"] if os.environ.get("VERBOSE") else []
-    command = [ninja, "-C", str(work), "-j", str(jobs()), *verbose]
+    command = [find_ninja(), "-C", str(work), "-j", str(jobs()), *verbose]
     if subprocess.run(command).returncode != 0:
         raise SystemExit("fastlstm: the native build failed (messages above)")
 

@@ -81,6 +81,8 @@ GPU_CASES = [
     Case("speech, both directions", 80, 512, 3, 32, 200, bidirectional=True),
     Case("three layers", 512, 512, 3, 32, 100),
     Case("wide batch", 40, 64, 2, 128, 200),
+    Case("H384", 100, 384, 2, 20, 150),
+    Case("H4096", 1024, 4096, 1, 32, 64),
 ]
 
 # Of the design's table, and the sizes around it.

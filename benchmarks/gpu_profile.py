@@ -22,7 +22,7 @@ def profile(case: dict[str, Any], kind: str, device: str) -> dict[str, Any]:
     """A row for ours and for nn.LSTM's training call: its launches, and its longest kernels."""
     with precision(kind):
         ready = prepared(Case(**case), kind, True, device, ("fastlstm", "torch"))
-        what = {"case": case["name"], "precision": kind}
+        what = {"case": case["name"], "sizes": Case(**case).sizes(), "precision": kind}
         rows = [
             what | {"backend": name} | profiled(call, device) for name, call in ready.calls.items()
         ]

@@ -99,6 +99,7 @@ class Timed:
         graphs = {"torch_graph", "fastlstm_graph"} <= set(ms)
         return {
             "case": self.case.name,
+            "sizes": self.case.sizes(),
             "precision": self.kind,
             "training": self.training,
             "algorithm": self.explained.algorithm,

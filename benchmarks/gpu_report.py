@@ -13,6 +13,7 @@ from .timing import geometric_mean
 # Our distance from the float64 reference over torch's own: more is reported.
 WORSE_THAN_TORCH = 1.5
 LISTED = 20  # failures, and skipped tasks, in the text
+KERNELS, NAME = 3, 70  # of a profile in the text, and characters of their names
 HALF = ("bf16", "fp16")
 
 
@@ -74,6 +75,10 @@ def summary(data: dict[str, Any]) -> str:
             f"{row['case']}, {row['precision']}, a training call of {row['backend']}: "
             f"{row['launches']:.0f} kernels, {row['milliseconds']:.2f} ms of their time"
         )
+        lines += [
+            f"  {kernel['microseconds']:8.1f} us in {kernel['calls']:.0f}: {kernel['name'][:NAME]}"
+            for kernel in row["kernels"][:KERNELS]
+        ]
     for row in data.get("dropin", {}).get("rows", []):
         lines.append(
             f"{row['file']}: {row['ran']} ran, {row['failed']} failed, {row['skipped']} skipped"

@@ -61,6 +61,12 @@ def page(results: Sequence[Result], out: Path) -> Path:
             (out / f"{Path(result['file']).stem}-{name}.png").write_bytes(data)
             encoded = base64.b64encode(data).decode()
             parts.append(f'<p><img alt="{name}" src="data:image/png;base64,{encoded}">')
+        for name in ("failed", "skipped"):
+            if texts := result.get(name):
+                items = "".join(f"<li>{html.escape(text)}" for text in texts)
+                parts.append(f"<h3>{name}</h3><ul>{items}</ul>")
+        if ceilings := result.get("ceilings"):
+            parts.append(f"<h3>ceilings</h3>{html_table([ceilings])}")
         for name, rows in tables(result).items():
             parts.append(f"<h3>{html.escape(name)}</h3>{html_table(rows)}")
     head = f"<!doctype html><meta charset=utf-8><title>fastlstm: measured</title><style>{STYLE}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -325,7 +326,8 @@ def test_all_stages_on_the_cpu(tmp_path, monkeypatch, cuda_tests, capsys):
     text = path.with_suffix(".txt").read_text()
     assert "parity: 2 ran, 0 refused" in text
     assert "test_cuda_x.py: 3 ran, 2 failed, 1 skipped" in text
-    assert "small, bf16, a training call of torch: " in text
+    said = text.split("small, bf16, a training call of torch: ")[1].splitlines()
+    assert all(re.match(r" +[\d.]+ us in \d+: \S", line) for line in said[1:4])
     row = next(line for line in text.splitlines() if line.startswith("small  bf16  train"))
     assert "fused" in row
     assert found["ceilings"]["bf16_tflops"] > 0

@@ -1,5 +1,6 @@
 """The charts and figures of what was measured, and that the pages show what the files hold."""
 
+import html
 import json
 import re
 
@@ -59,6 +60,8 @@ def test_page_holds_everything_itself(path, tmp_path, capsys):
     assert not re.search(r'(src|href)="(?!data:)', text)
     for rows in tables_of(read(path)).values():
         assert all(row.get("case", "").replace("'", "&#x27;") in text for row in rows)
+    for line in read(path).get("failed", []) + read(path).get("skipped", []):
+        assert html.escape(line) in text
     assert (tmp_path / f"{path.stem}-ratios.png").stat().st_size > 5000
 
 

@@ -1,6 +1,7 @@
 """gpu_check's times and profiles, run on the CPU: their rows, not their figures."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,6 +89,33 @@ def test_graphs_are_timed_beside_eager_calls_and_missing_ones_reported(monkeypat
     assert part["skipped"] == ["small, bf16, train: no graph of torch: a"]
     assert part["failed"] == ["small, bf16, train: no graph of stepwise: b"]
     assert part["over"], "a new process for the next row"
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "forced"),
+    [
+        ("persistent", "persistent", {"stepwise_graph"}),
+        ("persistent", "stepwise", {"stepwise_graph", "persistent_graph"}),
+    ],
+)
+def test_on_a_gpu_other_algorithms_than_the_planners_are_timed_as_graphs(
+    forward, backward, forced, monkeypatch
+):
+    """The way that a GPU takes, with the CPU's tensors, clock and calls in its place."""
+    real, here = gpu_times.prepared, algorithms.Explanation("", forward, "", backward, "", 2.0, 3.0)
+    monkeypatch.setattr(
+        gpu_times, "prepared", lambda c, k, t, _, names: real(c, k, t, "cpu", names)
+    )
+    monkeypatch.setattr(gpu_times, "captured", lambda call: (SimpleNamespace(replay=call), None))
+    monkeypatch.setattr(gpu_times, "events", gpu_times.wall)
+    monkeypatch.setattr(gpu_times, "peak_memory", lambda call, device: 7)
+    monkeypatch.setattr(gpu_times.fastlstm, "explain", lambda *arguments: here)
+    (row,) = gpu_times.times(CASE, "bf16", True, "cuda", ["stepwise", "persistent"], 3)["rows"]
+    assert {name for name in row if name.endswith("_graph")} == forced | {
+        "torch_graph", "fastlstm_graph",
+    }  # fmt: skip
+    assert row["graph_ratio"] == pytest.approx(row["torch_graph"] / row["fastlstm_graph"])
+    assert (row["torch_peak_bytes"], row["estimated_step_microseconds"]) == (7, 5.0)
 
 
 def test_half_types_are_held_against_the_best_of_both():

@@ -38,7 +38,12 @@ def output(
     """
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
         status: int | None
         try:

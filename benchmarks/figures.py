@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .measured import KINDS, RESULTS, ROOT, Result, read, row_of, rows_of, said
+from .measured import KINDS, RESULTS, ROOT, Result, of_gpu, read, row_of, rows_of, said
 from .tables import TITLES
 from .timing import geometric_mean
 
 SHOWN = ["Karpathy's batch", "small", "batch 1"]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "drop-in.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "drop-in.md", ROOT / "docs" / "kernels.md"]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -20,6 +20,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _source(result: Result) -> str:
+    if of_gpu(result):
+        return (
+            f"{result['gpu']}, driver {result['driver']}, torch {result['torch']}, "
+            f"cuDNN {result['cudnn']}, {result['date'][:10]}, commit {result['commit'][:7]}"
+        )
     return (
         f"{result['processor']}, {result['threads']} threads, torch {result['torch']}, "
         f"{result['date']}, commit {result['commit'][:7]}"
@@ -94,17 +99,86 @@ def recomputation_table(result: Result) -> str:
     return f"{_source(result)}:\n\n" + markdown(head, lines)
 
 
+def gpu_table(result: Result) -> str:
+    """The README's: each problem at the best of both sides, and the ranges of all ratios."""
+    rows = [row for row in result["times"]["rows"] if "refused" not in row]
+    timed = {(r["case"], r["precision"], r["training"]): r for r in rows}
+    lines: dict[str, list[Any]] = {r["case"]: [f"{r['case']} ({r['sizes']})"] for r in rows}
+    best, eager = [], []
+    for training, what in ((False, "inference"), (True, "training")):
+        ratios = []
+        for case, line in lines.items():
+            half = [timed[case, kind, training] for kind in HALF]
+            theirs = min(r[name] for r in half for name in ("torch", "torch_graph"))
+            ours = min(r["fastlstm_graph"] for r in half)
+            line += [theirs, ours, theirs / ours]
+            ratios.append(theirs / ours)
+        best.append(f"{what} {_range(ratios)}")
+        eager.append(f"{what} {_range([timed[case, 'bf16', training]['ratio'] for case in lines])}")
+    exact = [row["graph_ratio"] for row in rows if row["precision"] == "fp32"]
+    names = ("nn.LSTM", "fastlstm", "ratio")
+    head = ["problem", *(f"{what}: {x}" for what in ("inference", "training") for x in names)]
+    return (
+        f"{_source(result)}. Milliseconds in half types, each side at its best: nn.LSTM's shorter "
+        "of bf16 and fp16, called eagerly or replayed as a CUDA graph; fastlstm's shorter of both "
+        "as a graph:\n\n"
+        + markdown(head, list(lines.values()))
+        + f"\n\nnn.LSTM's time over fastlstm's: at their best {', '.join(best)}; called eagerly in "
+        f"bf16 {', '.join(eager)}; in fp32 without tf32, both as graphs, {_range(exact)}."
+    )
+
+
+def _range(ratios: Sequence[float]) -> str:
+    below = sum(ratio < 1 for ratio in ratios)
+    return f"{min(ratios):.2f} to {max(ratios):.2f} (below 1 in {below} of {len(ratios)})"
+
+
+def gpu_steps(result: Result) -> str:
+    """docs/kernels.md's: what the planner estimated of a step, and what it took."""
+    timed = {(r["case"], r["training"]): r for r in result["times"]["rows"]
+             if r["precision"] == "bf16" and "refused" not in r}  # fmt: skip
+    lines = []
+    for case in dict.fromkeys(case for case, _ in timed):
+        forward, both = timed[case, False], timed[case, True]
+        algorithms = "/".join(dict.fromkeys([both["algorithm"], both["backward_algorithm"]]))
+        line = [f"{case} ({both['sizes']})", algorithms]
+        for row in (forward, both):
+            line += [row["estimated_step_microseconds"], row["step_microseconds"]]
+        lines.append(line)
+    head = [
+        "problem",
+        "algorithm",
+        "forward: estimate",
+        "measured",
+        "both passes: estimate",
+        "measured",
+    ]
+    return (
+        f"{_source(result)}. Microseconds a step of all layers, bf16; measured: a whole call as a "
+        "CUDA graph, with the products around the steps:\n\n" + markdown(head, lines)
+    )
+
+
+HALF = ("bf16", "fp16")
 FIGURES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table, "packed": packed_table, "recomputation": recomputation_table,
+    "gpu": gpu_table, "steps": gpu_steps,
 }  # fmt: skip
+OF_GPUS = ("gpu", "steps")
 MARKED = re.compile(r"<!-- measured: (\w+), (\S+) -->\n.*?<!-- end -->", re.S)
 
 
 def filled(text: str, file: str | None = None) -> str:
-    """A page with the figures that its markers name, from the files that they name or from this."""
+    """A page with the figures that its markers name, from the files that they name.
+
+    ``file`` takes the place of those of its kind, CPU's or GPU's.
+    """
+    kind = file is not None and of_gpu(read(RESULTS / file))
 
     def figures(found: re.Match[str]) -> str:
-        name, source = found[1], file or found[2]
+        name, source = found[1], found[2]
+        if file and kind == (name in OF_GPUS):
+            source = file
         body = FIGURES[name](read(RESULTS / source))
         return f"<!-- measured: {name}, {source} -->\n{body}\n<!-- end -->"
 

@@ -1,9 +1,9 @@
 """One command on a GPU machine: build, check every algorithm and type, then time them.
 
-    python -m benchmarks.gpu_check [--quick] [--out FOLDER]
+    python -m benchmarks.gpu_check [--quick] [--only STAGE,...] [--out FOLDER]
 
 Exit status: 0 where all checks passed (whatever the speed), 1 where one failed, 2 for a mistake on
-the command line, 3 without a GPU. The JSON is written anew after every stage.
+the command line, 3 without a GPU. The JSON and the text beside it are written anew with every row.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from typing import Any
 
 import torch
 
-from .tables import write_json
+from .measured import RESULTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+# Right whoever else is on the GPU: these run side by side. What is timed runs alone.
+CHECKS = ("parity", "dropin", "sanitizer", "determinism", "streams", "graphs")
+TIMED = ("ceilings", "times", "profile")
+STAGES = (*CHECKS, *TIMED)
+
 NO_GPU = 3
+SECONDS, QUICK_SECONDS = 240.0, 90.0
+CHECKS_SHARE = 0.5  # of the time, at the most, where something is timed after them
 
 
 def build() -> None:
@@ -70,28 +76,33 @@ def header() -> dict[str, Any]:
     return found
 
 
-def run(stages: Sequence[Any], path: Path, seconds: float) -> dict[str, Any]:
-    """Run stage after stage; each adds its part to the report, which is written every time.
+def check(
+    names: Sequence[str], device: str, quick: bool, path: Path, seconds: float, **which: Any
+) -> dict[str, Any]:
+    """Run the stages of those names, and return the report that was written.
 
-    A stage is a function of a deadline (``time.monotonic``) that returns its part: rows, and the
-    texts of what failed and of what was left out for want of time. None but the last may take more
-    than half of what is left.
+    Checks run side by side, and in half of the time where something is timed after them; what is
+    timed runs alone. ``which``: the cases and problems, of gpu_stages.groups.
     """
-    report: dict[str, Any] = {**header(), "failed": [], "skipped": []}
-    end = time.monotonic() + seconds
-    for stage in stages:
-        name, start = stage.__name__, time.monotonic()
-        print(f"{name} ...", end=" ", flush=True)
-        try:
-            part = stage(end if stage is stages[-1] else (start + end) / 2)
-        except Exception as error:  # the other stages still say something
-            part = {"failed": [f"{type(error).__name__}: {error}"]}
-        report["failed"] += [f"{name}: {text}" for text in part.pop("failed", [])]
-        report["skipped"] += [f"{name}: {text}" for text in part.pop("skipped", [])]
-        report[name] = part | {"seconds": round(time.monotonic() - start, 1)}
-        write_json(path, report)
-        print(f"{time.monotonic() - start:.0f} s, {len(report['failed'])} failures", flush=True)
-    return report
+    from . import gpu_processes, gpu_stages  # import fastlstm, which may not be built until here
+    from .gpu_report import Report
+
+    report = Report(path, header())
+    start = time.monotonic()
+    checks = [name for name in CHECKS if name in names]
+    timed = [name for name in TIMED if name in names]
+    for stages, side_by_side in ((checks, gpu_stages.at_once()), (timed, 1)):
+        share = CHECKS_SHARE if stages is checks and timed else 1.0
+        groups = gpu_stages.groups(stages, device, quick, **which)
+        for empty in set(stages) - {group.stage for group in groups}:
+            report.take(empty, {"skipped": ["there is nothing to run"]})
+        gpu_processes.run(groups, side_by_side, start + share * seconds, report.take)
+        if stages:
+            took, failures = time.monotonic() - start, len(report.data["failed"])
+            print(f"{', '.join(stages)}: {took:.0f} s, {failures} failures", flush=True)
+    report.data["seconds"] = round(time.monotonic() - start, 1)
+    report.write()
+    return report.data
 
 
 def file_name(report: dict[str, Any]) -> str:
@@ -100,31 +111,42 @@ def file_name(report: dict[str, Any]) -> str:
     return f"{gpu}-{report['commit'][:10]}-{report['date'][:10]}.json"
 
 
+def stages(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(STAGES)}, with commas between, got {name!r}"
+            )
+    return names
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_check", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--quick", action="store_true", help="two minutes instead of eight")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="90 seconds instead of four minutes")
+    parser.add_argument(
+        "--only", type=stages, default=STAGES, metavar="STAGE,...",
+        help=f"some of {', '.join(STAGES)}",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, help="time after which nothing new is begun")
     parser.add_argument("--no-build", action="store_true", help="take the modules as they are")
-    parser.add_argument("--sanitized", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("gpu_check: no CUDA GPU that torch can use; nothing was checked", file=sys.stderr)
         return NO_GPU
-    if not arguments.no_build and not arguments.sanitized:
+    if not arguments.no_build:
         start = time.monotonic()
         build()
-        print(f"build ... {time.monotonic() - start:.0f} s", flush=True)
-    from . import gpu_checks, gpu_stages  # import fastlstm, which may have been missing until here
+        print(f"build: {time.monotonic() - start:.0f} s", flush=True)
+    from .gpu_report import summary  # imports fastlstm
 
-    if arguments.sanitized:
-        return gpu_checks.sanitized()
-    seconds = arguments.seconds or (100.0 if arguments.quick else 440.0)
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
     path = arguments.out / file_name(header())
-    report = run(gpu_stages.stages("cuda", arguments.quick), path, seconds)
-    print(gpu_stages.summary(report))
+    report = check(arguments.only, "cuda", arguments.quick, path, seconds)
+    print(summary(report))
     print(path)
     return 1 if report["failed"] else 0
 

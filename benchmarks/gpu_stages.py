@@ -1,61 +1,117 @@
-"""The order of gpu_check's stages, and the text that ends it."""
+"""gpu_check's stages: which tasks each has, and which share a process."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from . import gpu_checks, gpu_profile, gpu_times, gpu_tools
 from .accuracy import PRECISIONS
-from .gpu_checks import WORSE_THAN_TORCH, determinism, graphs, parity, sanitizer, streams
-from .gpu_times import benchmark, ceilings
-from .tables import table
+from .gpu_processes import Group, Task
+from .grid import GPU_CASES, Case
+
+KINDS = ("bf16", "fp16", "tf32", "fp32")
+UNTIMED = ("Karpathy's batch, dropout", "three layers")  # like others; `make bench` has them
+QUICK = ("Karpathy's batch", "long, H256", "long, H1024", "small")
+PROFILED = ("Karpathy's batch", "long, H256", "long, H1024")
 
 
-def stages(device: str, quick: bool) -> list[Callable[[float], dict[str, Any]]]:
-    algorithms = ["stepwise", "persistent"] if device == "cuda" else ["auto"]
-    precisions = list(PRECISIONS) if device == "cuda" else ["fp32", "bf16"]
-    both: dict[str, Any] = {"device": device, "algorithms": algorithms}
-    found: list[Any] = [
-        functools.partial(parity, **both, precisions=precisions, seeds=2 if quick else 5),
-        functools.partial(determinism, **both, repeats=3 if quick else 10),
-        functools.partial(streams, **both, repeats=3 if quick else 20),
-        functools.partial(graphs, **both),
-        functools.partial(sanitizer, tools=["memcheck"] if quick else ["memcheck", "racecheck"]),
-        functools.partial(ceilings, device=device),
-        functools.partial(benchmark, **both, precisions=precisions, rounds=3 if quick else 7),
-    ]
-    for stage in found:
-        stage.__name__ = stage.func.__name__
-    return found
+def at_once() -> int:
+    """How many checks run side by side: each has a busy thread on the host."""
+    return max(1, min(12, (os.cpu_count() or 1) - 2))
 
 
-def summary(report: dict[str, Any]) -> str:
-    """What a reader wants last: times, means, what failed and what was left out."""
-    rows = [
+def algorithms(device: str) -> list[str]:
+    return ["stepwise", "persistent"] if device == "cuda" else ["auto"]
+
+
+def groups(
+    names: Sequence[str], device: str, quick: bool, cases: Sequence[Case] = tuple(GPU_CASES),
+    problems: Sequence[str] = tuple(gpu_checks.PROBLEMS),
+) -> list[Group]:  # fmt: skip
+    """The groups of those stages, in order."""
+    made = {
+        "parity": lambda: _parity(device, quick, problems),
+        "dropin": lambda: _dropin(quick),
+        "sanitizer": lambda: _sanitizer(device, quick),
+        "determinism": lambda: _each(
+            gpu_checks.determinism, device, repeats=3 if quick else 10
+        ),
+        "streams": lambda: _each(gpu_checks.streams, device, repeats=3 if quick else 20),
+        "graphs": lambda: _each(gpu_checks.graphs, device),
+        "ceilings": lambda: [[Task("ceilings", gpu_times.ceilings, {"device": device}, 60)]],
+        "times": lambda: _times(device, quick, cases),
+        "profile": lambda: _profile(device, quick, cases),
+    }  # fmt: skip
+    return [Group(name, tuple(tasks)) for name in names for tasks in made[name]()]
+
+
+def _parity(device: str, quick: bool, problems: Sequence[str]) -> list[list[Task]]:
+    kinds = list(PRECISIONS) if device == "cuda" else ["fp32", "bf16"]
+    rest = {"device": device, "seeds": 2 if quick else 5}
+    return [
         [
-            row["case"], row["precision"], "train" if row["training"] else "infer",
-            row["algorithm"] + ("" if row["algorithm"] == row["backward_algorithm"] or
-                                not row["training"] else f"/{row['backward_algorithm']}"),
-            row["milliseconds"]["torch"], row["milliseconds"]["fastlstm"], row["ratio"],
-            row["step_microseconds"], row["estimated_step_microseconds"],
-            row["target_milliseconds"],
+            Task(f"{problem}, {kind}, {algorithm}", gpu_checks.parity,
+                 {"problem": problem, "kind": kind, "algorithm": algorithm, **rest})
+            for problem in problems
+            for algorithm in algorithms(device)
         ]
-        for row in report.get("benchmark", {}).get("rows", [])
+        for kind in kinds
     ]  # fmt: skip
-    head = ["case", "type", "pass", "algorithm", "torch ms", "ours ms", "ratio", "us/step"]
-    lines = [table([*head, "estimate", "target ms"], rows)] if rows else []
-    means = report.get("benchmark", {}).get("geometric_means", {})
-    lines += [f"geometric mean, {name}: {x:.2f}" for name, x in means.items()]
-    parity_rows = report.get("parity", {}).get("rows", [])
-    ran = [row for row in parity_rows if "relative" in row]
-    behind = len(report.get("parity", {}).get("behind_torch", []))
-    lines.append(
-        f"parity: {len(ran)} ran, {len(parity_rows) - len(ran)} refused, "
-        f"{behind} more than {WORSE_THAN_TORCH} times as far from float64 as torch"
-    )
-    for kind in ("skipped", "failed"):
-        entries = report[kind]
-        lines.append(f"{kind}: {len(entries)}")
-        lines += [f"  {text}" for text in entries[:20]]
-    return "\n".join(lines)
+
+
+def _each(check: Any, device: str, **rest: Any) -> list[list[Task]]:
+    """A process for each algorithm."""
+    return [
+        [Task(algorithm, check, {"algorithm": algorithm, "device": device, **rest})]
+        for algorithm in algorithms(device)
+    ]
+
+
+def _dropin(quick: bool) -> list[list[Task]]:
+    seconds = 30.0 if quick else 90.0
+    return [
+        [Task(path.name, gpu_tools.dropin, {"file": str(path), "seconds": seconds}, seconds + 10)]
+        for path in gpu_tools.cuda_tests()
+    ]
+
+
+def _sanitizer(device: str, quick: bool) -> list[list[Task]]:
+    seconds = 30.0 if quick else 90.0
+    return [
+        [Task(f"{tool}, {algorithm}", gpu_tools.sanitizer,
+              {"tool": tool, "algorithm": algorithm, "seconds": seconds}, seconds + 10)]
+        for tool in (["memcheck"] if quick else ["memcheck", "racecheck"])
+        for algorithm in algorithms(device)
+    ]  # fmt: skip
+
+
+def _times(device: str, quick: bool, cases: Sequence[Case]) -> list[list[Task]]:
+    """A process for each problem; half types first, for each is held against the best of both."""
+    rest = {"device": device, "algorithms": algorithms(device), "rounds": 3 if quick else 5}
+    timed = [case for case in cases if case.name not in UNTIMED]
+    return [
+        [
+            Task(f"{case.name}, {kind}, {gpu_times.PASSES[training]}", gpu_times.times,
+                 {"case": asdict(case), "kind": kind, "training": training, **rest})
+            for kind in (KINDS[:2] if quick else KINDS)
+            for training in (True, False)
+        ]
+        for case in timed
+        if not quick or case.name in QUICK
+    ]  # fmt: skip
+
+
+def _profile(device: str, quick: bool, cases: Sequence[Case]) -> list[list[Task]]:
+    names = PROFILED[:1] if quick else PROFILED
+    return [
+        [
+            Task(f"{case.name}, {kind}", gpu_profile.profile,
+                 {"case": asdict(case), "kind": kind, "device": device})
+            for kind in KINDS[:2]
+        ]
+        for case in cases
+        if case.name in names
+    ]  # fmt: skip

@@ -1,22 +1,25 @@
-"""The GPU's times: its ceilings, and the grid against ``nn.LSTM``; for gpu_check and test_gpu."""
+"""The GPU's times: its ceilings, and problems against ``nn.LSTM``, eager and as CUDA graphs.
+
+For gpu_check and test_gpu.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 import fastlstm
 
 from .accuracy import precision
 from .backends import Prepared, prepared
-from .gpu_checks import refusal
-from .grid import GPU_CASES, Case
+from .gpu_checks import captured, refusal
+from .grid import Case
 from .machine import peak_memory
-from .timing import Samples, events, geometric_mean, interleaved, wall
+from .timing import Samples, events, interleaved, wall
 
 # Milliseconds of forward and backward in bf16 that the design asks for on an H200.
 TARGETS = {
@@ -25,10 +28,11 @@ TARGETS = {
     "long, H1024": 4.8,
     "long, H256": 3.0,
 }
+PASSES = {True: "train", False: "infer"}
 
 
 def ceilings(
-    end: float, device: str, precisions: Sequence[str] = ("bf16", "fp16", "tf32", "fp32")
+    device: str, precisions: Sequence[str] = ("bf16", "fp16", "tf32", "fp32")
 ) -> dict[str, Any]:
     """What this machine does at best: large products, and a copy of what no cache holds."""
     cuda = device == "cuda"
@@ -45,103 +49,148 @@ def ceilings(
     return found | {"copy_gigabytes_per_second": 2 * count / copy.median / 1e9}
 
 
-def asked(case: Case, kind: str) -> bool:
-    """Whether the design asks anything there: in exact types, small ones mean nothing, and take
-    long."""
-    exact = kind in ("fp32", "fp64")
-    return not exact or (256 <= case.hidden_size <= 1024 and case.batch >= 16)
-
-
-def benchmark(
-    end: float, device: str, algorithms: Sequence[str], precisions: Sequence[str], rounds: int,
-    cases: Sequence[Case] = GPU_CASES,
+def times(
+    case: dict[str, Any], kind: str, training: bool, device: str, algorithms: Sequence[str],
+    rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Training (forward and backward) and inference against nn.LSTM, interleaved."""
-    rows: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    for kind in precisions:
-        for case in cases:
-            if not asked(case, kind):
-                continue
-            for training in (True, False):
-                if time.monotonic() > end:
-                    skipped.append(f"{case.name}, {kind}, {'train' if training else 'infer'}")
-                    continue
-                found = timed(case, kind, training, device, algorithms, rounds)
-                rows.append(found.row())
-    ratios: dict[str, list[float]] = {}
-    for row in rows:
-        name = f"{row['precision']} {'train' if row['training'] else 'infer'}"
-        ratios.setdefault(name, []).append(row["ratio"])
-    means = {name: geometric_mean(values) for name, values in ratios.items()}
-    return {"rows": rows, "geometric_means": means, "skipped": skipped}
+    """A problem's row; one more for each algorithm that refuses it; graphs that failed."""
+    found = timed(Case(**case), kind, training, device, algorithms, rounds, graphs=True)
+    what = {"case": case["name"], "precision": kind, "training": training}
+    refused = [
+        what | {"algorithm": algorithm, "refused": reason}
+        for algorithm, reason in found.refused.items()
+    ]
+    part: dict[str, Any] = {"rows": [found.row(), *refused]}
+    for name, reason in found.uncaptured.items():
+        kept = part.setdefault("skipped" if name == "torch" else "failed", [])
+        kept.append(f"{case['name']}, {kind}, {PASSES[training]}: no graph of {name}: {reason}")
+        part["over"] = True
+    return part
 
 
 @dataclass
 class Timed:
-    """One problem's candidates: backends by name, and our algorithms that were forced."""
+    """One problem's candidates: backends by name, our algorithms that were forced, and graphs."""
 
     case: Case
     kind: str
     training: bool
-    samples: dict[str, Samples]
-    peak_bytes: dict[str, int | None]
     ready: Prepared
     explained: Any
+    samples: dict[str, Samples] = field(default_factory=dict)
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # our algorithms, and why
+    uncaptured: dict[str, str] = field(default_factory=dict)
+
+    def milliseconds(self) -> dict[str, float]:
+        return {name: 1e3 * samples.median for name, samples in self.samples.items()}
+
+    def step_estimate(self) -> float | None:
+        """Microseconds of a step of all layers, forward or both, as the planner has them."""
+        step: float | None = self.explained.step_microseconds
+        if self.training and step is not None:
+            step += self.explained.backward_step_microseconds or 0.0
+        return step
 
     def row(self) -> dict[str, Any]:
-        """What gpu_check reports."""
-        ours, explained = self.samples["fastlstm"], self.explained
-        step = explained.step_microseconds
-        if self.training and step is not None:
-            step += explained.backward_step_microseconds or 0.0
-        target = TARGETS.get(self.case.name) if self.training and self.kind == "bf16" else None
+        """Milliseconds by candidate, and nn.LSTM's time over ours, eager and as graphs."""
+        ms = self.milliseconds()
+        best = ms.get("fastlstm_graph", ms["fastlstm"])
+        graphs = {"torch_graph", "fastlstm_graph"} <= set(ms)
         return {
             "case": self.case.name,
+            "sizes": self.case.sizes(),
             "precision": self.kind,
             "training": self.training,
-            "algorithm": explained.algorithm,
-            "backward_algorithm": explained.backward_algorithm,
-            "milliseconds": {name: 1e3 * s.median for name, s in self.samples.items()},
-            "spread": {name: s.spread for name, s in self.samples.items()},
-            "ratio": self.samples["torch"].median / ours.median,
-            "step_microseconds": 1e6 * ours.median / self.case.steps,
-            "estimated_step_microseconds": step,
-            "teraflops": self.case.flops(self.training) / ours.median / 1e12,
-            "peak_bytes": {name: self.peak_bytes[name] for name in ("torch", "fastlstm")},
-            "target_milliseconds": target,
+            "algorithm": self.explained.algorithm,
+            "backward_algorithm": self.explained.backward_algorithm,
+            **ms,
+            "ratio": ms["torch"] / ms["fastlstm"],
+            "graph_ratio": ms["torch_graph"] / ms["fastlstm_graph"] if graphs else None,
+            "flattened": flattened(self.ready.modules["torch"]),
+            "step_microseconds": 1e3 * best / self.case.steps,
+            "estimated_step_microseconds": self.step_estimate(),
+            "teraflops": self.case.flops(self.training) / best / 1e9,
+            "spread": max(samples.spread for samples in self.samples.values()),
+            **{f"{name}_peak_bytes": self.peak_bytes[name] for name in ("torch", "fastlstm")},
+            "target_milliseconds": (
+                TARGETS.get(self.case.name) if self.training and self.kind == "bf16" else None
+            ),
         }
+
+
+def flattened(lstm: Any) -> bool | None:
+    """Whether an nn.LSTM's weights lie in one piece, as cuDNN wants them; None on a CPU.
+
+    torch leaves them apart in bfloat16, and cuDNN then copies them in every call.
+    """
+    weights = list(nn.Module.parameters(lstm))
+    if not weights[0].is_cuda:
+        return None
+    return len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
 
 
 def timed(
     case: Case, kind: str, training: bool, device: str, algorithms: Sequence[str], rounds: int,
-    backends: Sequence[str] = ("torch", "fastlstm"),
+    backends: Sequence[str] = ("torch", "fastlstm"), graphs: bool = False,
 ) -> Timed:  # fmt: skip
-    """Time backends, and ours with each algorithm that can run the problem, in turn."""
+    """Time backends, and ours with each algorithm that can run the problem, in turn.
+
+    With ``graphs``, on CUDA: backends eager and as graphs (``torch_graph``), and our algorithms as
+    graphs alone where the planner took another.
+    """
     with precision(kind):
         ready = prepared(case, kind, training, device, backends)
-        candidates = dict(ready.calls)
-        for algorithm in algorithms:
-            if algorithm == "auto":
-                continue
-            call = _forced(ready.calls["fastlstm"], algorithm)
-            try:
-                call()
-            except RuntimeError as error:
-                if refusal(error) is None:
-                    raise
-                continue
-            candidates[algorithm] = call
-        samples = interleaved(candidates, rounds, events if device == "cuda" else wall)
         ours: Any = ready.modules["fastlstm"]
-        explained = fastlstm.explain(ours, case.batch, case.steps)
-        peak = {name: peak_memory(call, device) for name, call in candidates.items()}
-    return Timed(case, kind, training, samples, peak, ready, explained)
+        found = Timed(case, kind, training, ready, fastlstm.explain(ours, case.batch, case.steps))
+        candidates = dict(ready.calls)
+        forced = _forced(ready.calls["fastlstm"], algorithms, found.refused)
+        if not graphs:
+            candidates |= forced
+        elif device == "cuda":
+            taken = {found.explained.algorithm, found.explained.backward_algorithm}
+            others = {name: call for name, call in forced.items() if {name} != taken}
+            candidates |= _graphs(ready.calls | others, found.uncaptured)
+        found.samples = interleaved(candidates, rounds, events if device == "cuda" else wall)
+        found.peak_bytes = {name: peak_memory(call, device) for name, call in candidates.items()}
+    return found
 
 
-def _forced(call: Callable[[], object], algorithm: str) -> Callable[[], object]:
-    def forced() -> None:
+def _forced(
+    call: Callable[[], object], algorithms: Sequence[str], refused: dict[str, str]
+) -> dict[str, Callable[[], object]]:
+    """The call by each algorithm that runs it; what the others say is left in ``refused``."""
+
+    def by(algorithm: str) -> None:
         with fastlstm.algorithm(algorithm):
             call()
 
-    return forced
+    found: dict[str, Callable[[], object]] = {}
+    for algorithm in algorithms:
+        if algorithm == "auto":
+            continue
+        try:
+            by(algorithm)
+        except (RuntimeError, ValueError) as error:
+            reason = refusal(error)
+            if reason is None:
+                raise
+            refused[algorithm] = reason
+        else:
+            found[algorithm] = lambda algorithm=algorithm: by(algorithm)  # type: ignore[misc]
+    return found
+
+
+def _graphs(
+    calls: dict[str, Callable[[], object]], uncaptured: dict[str, str]
+) -> dict[str, Callable[[], object]]:
+    """Replays of each call's graph; why there is none is left in ``uncaptured``."""
+    found: dict[str, Callable[[], object]] = {}
+    for name, call in calls.items():
+        try:
+            graph, _ = captured(call)
+        except RuntimeError as error:
+            uncaptured[name] = str(error).splitlines()[0]
+        else:
+            found[f"{name}_graph"] = graph.replay
+    return found

@@ -24,6 +24,13 @@ class Case:
     bidirectional: bool = False
     dropout: float = 0.0
 
+    def sizes(self) -> str:
+        """I, H x L, B and T, as ``65-512x2, B100 T100``."""
+        layers = f"x{self.num_layers}" if self.num_layers > 1 else ""
+        both = " both directions" if self.bidirectional else ""
+        stack = f"{self.input_size}-{self.hidden_size}{layers}{both}"
+        return f"{stack}, B{self.batch} T{self.steps}"
+
     def flops(self, training: bool) -> float:
         """Of the matrix products alone; a training step counts three times the forward pass."""
         directions = 1 + self.bidirectional
@@ -81,6 +88,8 @@ GPU_CASES = [
     Case("speech, both directions", 80, 512, 3, 32, 200, bidirectional=True),
     Case("three layers", 512, 512, 3, 32, 100),
     Case("wide batch", 40, 64, 2, 128, 200),
+    Case("H384", 100, 384, 2, 20, 150),
+    Case("H4096", 1024, 4096, 1, 32, 64),
 ]
 
 # Of the design's table, and the sizes around it.

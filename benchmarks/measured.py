@@ -9,6 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KINDS = ["inference, fp32", "training, fp32", "inference, bf16", "training, bf16"]
+GPU_KINDS = ["inference, fp16", "training, fp16", "inference, tf32", "training, tf32"]
 # What rows called two backends until 2026-11-24.
 FORMER = {"ours": "fastlstm", "onnx": "onnxruntime"}
 
@@ -45,6 +46,11 @@ def tables(result: Result) -> dict[str, list[dict[str, Any]]]:
     parts = {"rows": result, **{k: v for k, v in result.items() if isinstance(v, dict)}}
     found = {name: part.get("rows") for name, part in parts.items()}
     return {name: rows for name, rows in found.items() if isinstance(rows, list) and rows}
+
+
+def of_gpu(result: Result) -> bool:
+    """Whether gpu_check wrote it: the suite's rows are not those of a stage."""
+    return "rows" not in result
 
 
 def rows_of(result: Result, what: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 from . import measured
 from .charts import CHARTS, png
 from .figures import PAGES, filled
-from .measured import ROOT, Result, UnreadableError, read, said, tables
+from .measured import ROOT, Result, UnreadableError, of_gpu, read, said, tables
 from .tables import write_json
 
 IMAGES = ROOT / "docs" / "images"
@@ -61,6 +61,12 @@ def page(results: Sequence[Result], out: Path) -> Path:
             (out / f"{Path(result['file']).stem}-{name}.png").write_bytes(data)
             encoded = base64.b64encode(data).decode()
             parts.append(f'<p><img alt="{name}" src="data:image/png;base64,{encoded}">')
+        for name in ("failed", "skipped"):
+            if texts := result.get(name):
+                items = "".join(f"<li>{html.escape(text)}" for text in texts)
+                parts.append(f"<h3>{name}</h3><ul>{items}</ul>")
+        if ceilings := result.get("ceilings"):
+            parts.append(f"<h3>ceilings</h3>{html_table([ceilings])}")
         for name, rows in tables(result).items():
             parts.append(f"<h3>{html.escape(name)}</h3>{html_table(rows)}")
     head = f"<!doctype html><meta charset=utf-8><title>fastlstm: measured</title><style>{STYLE}"
@@ -81,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep", action="store_true", help="keep the suite's rows under benchmarks/results"
     )
     parser.add_argument(
-        "--pages", action="store_true", help="write the last file's figures into README and docs"
+        "--pages",
+        action="store_true",
+        help="write the last file's figures, CPU's or GPU's, into README and docs",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -100,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in SHOWN:
             figure = CHARTS[name](results[-1])
             if figure is not None:
-                (IMAGES / f"{name}.png").write_bytes(png(figure))
+                prefix = "gpu-" if of_gpu(results[-1]) else ""
+                (IMAGES / f"{prefix}{name}.png").write_bytes(png(figure))
     print(page(results, arguments.out))
     return 0
 

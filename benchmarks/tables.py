@@ -15,12 +15,16 @@ TITLES = {
 }  # fmt: skip
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write beside the file and rename, so that a reader never sees half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

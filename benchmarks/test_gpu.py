@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from .backends import BACKENDS
-from .gpu_times import TARGETS, asked, ceilings, timed
+from .gpu_stages import KINDS, algorithms
+from .gpu_times import TARGETS, ceilings, timed
 from .grid import GPU_CASES
 from .machine import CEILINGS
 from .suite import ROWS, Group
@@ -21,14 +22,13 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU that torch can use", allow_module_level=True)
 
 CASES = {case.name: case for case in GPU_CASES}
-ALGORITHMS = ["stepwise", "persistent"]  # of ours, forced
+ALGORITHMS = algorithms("cuda")  # of ours, forced
 GRID = [
     pytest.param(case.name, kind, training, name, id="-".join((
         case.name, kind, "training" if training else "inference", name,
     )))
-    for kind in ("bf16", "fp16", "tf32", "fp32")
+    for kind in KINDS
     for case in GPU_CASES
-    if asked(case, kind)
     for training in (True, False)
     for name in [*BACKENDS, *ALGORITHMS]
     if name in ALGORITHMS or BACKENDS[name].runs(case, kind, training, "cuda")
@@ -37,7 +37,7 @@ GRID = [
 
 @functools.cache
 def measured() -> None:
-    for name, rate in ceilings(0.0, "cuda").items():
+    for name, rate in ceilings("cuda").items():
         what, unit = name.split("_", 1)
         CEILINGS[f"gpu_{what}"] = rate * (1e12 if unit == "tflops" else 1e9)
 
@@ -63,12 +63,12 @@ def test_against_peers(name, kind, training, candidate, suite):
             key: row[key] for key in ("algorithm", "backward_algorithm", "step_microseconds")
         }
         for algorithm in set(ALGORITHMS) - set(group.samples):
-            group.absent[algorithm] = f"{algorithm} does not run this problem"
+            group.absent[algorithm] = found.refused[algorithm]
         asks = TARGETS.get(name) if training and kind == "bf16" else None
-        met = row["ratio"] >= 1 and row["milliseconds"]["fastlstm"] <= (asks or math.inf)
+        met = row["ratio"] >= 1 and row["fastlstm"] <= (asks or math.inf)
         ROWS.append({
             "what": what, "case": name, "flops": flops, "ceiling": f"gpu_{kind}",
-            **row["milliseconds"], "ratio": row["ratio"],
+            **found.milliseconds(), "ratio": row["ratio"],
             "target": f">= 1.0, <= {asks} ms" if asks else ">= 1.0",
             "met": "" if met else "missed", **group.notes(),
         })  # fmt: skip

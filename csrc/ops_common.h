@@ -3,37 +3,14 @@
 // only keeps a direct call of the operator from reading foreign memory.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "lstm.h"
+#include "stable.h"
 
 namespace fastlstm {
 namespace ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-// Asks first: torch's own goes through the dispatcher, microseconds for every tensor of a call.
-inline Tensor as_contiguous(const Tensor& x) {
-  return x.is_contiguous() ? x : torch::stable::contiguous(x);
-}
-inline MaybeTensor maybe_contiguous(const MaybeTensor& x) {
-  return x ? MaybeTensor(as_contiguous(*x)) : std::nullopt;
-}
-
-inline Tensor empty(std::vector<int64_t> sizes, const Tensor& like,
-                    std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, sizes, dtype ? *dtype : like.scalar_type());
-}
 
 inline const void* data(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }
 inline void* mutable_data(const Tensor& x) { return x.numel() ? x.mutable_data_ptr() : nullptr; }
@@ -266,8 +243,8 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
                act = as_contiguous(given.gates), states = as_contiguous(given.cells);
 
   const bool dense = p.input_kind == InputKind::dense;
-  auto gradient = [&](bool needed, std::vector<int64_t> sizes) {
-    return needed ? empty(std::move(sizes), like) : empty({0}, like);
+  auto gradient = [&](bool needed, const std::vector<int64_t>& sizes) {
+    return needed ? empty(sizes, like) : empty({0}, like);
   };
   Tensor grad_input = gradient(
       needs[0] && dense, p.batch_sizes ? std::vector<int64_t>{p.rows, p.input_size}
@@ -276,10 +253,7 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
   Tensor grad_c0 = gradient(needs[2], {options.cells(), p.batch, p.hidden_size});
   std::vector<Tensor> grads;
   for (size_t j = 0; j < in.weights.size(); ++j) {
-    const Tensor& w = in.weights[j];
-    std::vector<int64_t> sizes;
-    for (int64_t d = 0; d < w.dim(); ++d) sizes.push_back(w.size(d));
-    grads.push_back(gradient(needs[3 + j], std::move(sizes)));
+    grads.push_back(gradient(needs[3 + j], sizes_of(in.weights[j])));
     if (p.rows == 0) torch::stable::zero_(grads.back());
   }
   if (p.rows > 0) {

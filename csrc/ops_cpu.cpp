@@ -5,10 +5,7 @@
 
 namespace fastlstm {
 
-void throw_out_of_memory(int64_t bytes) {
-  STD_TORCH_CHECK(false, "fastlstm: out of memory allocating ", bytes, " bytes of workspace");
-  __builtin_unreachable();
-}
+void throw_out_of_memory(int64_t bytes) { ops::throw_not_allocated(bytes, -1, nullptr); }
 
 namespace {
 
@@ -66,7 +63,7 @@ BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, Maybe
 // sigmoid and tanh as the kernels compute them, for the tests of their error bounds.
 std::tuple<Tensor, Tensor> activations(Tensor x) {
   const Tensor from = as_contiguous(x);
-  Tensor sigmoid = torch::stable::empty_like(from), tanh = torch::stable::empty_like(from);
+  Tensor sigmoid = empty(sizes_of(from), from), tanh = empty(sizes_of(from), from);
   instruction_set().kernels[int(dtype_of(from))]->activations(
       from.const_data_ptr(), sigmoid.mutable_data_ptr(), tanh.mutable_data_ptr(), from.numel());
   return {sigmoid, tanh};

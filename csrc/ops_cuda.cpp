@@ -1,7 +1,5 @@
 // The operators' CUDA side: a plan, a workspace, and torch's matrix products for the large GEMMs.
 // No CUDA header here: the kernels are behind cuda/launch.h.
-#include <torch/csrc/stable/accelerator.h>
-
 #include <array>
 #include <limits>
 
@@ -39,13 +37,13 @@ void gemm(void* context, const cuda::Gemm& g) {
   using torch::stable::detail::from;
   if (g.in == g.out) {
     std::array<StableIValue, 3> stack{from(a), from(b), from(c)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    check_call(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION),
+               "aten::mm.out");
     torch::stable::detail::to<Tensor>(stack[0]);  // takes the result, to release it
   } else {  // half types, with a float32 result that was never rounded
     std::array<StableIValue, 4> stack{from(a), from(b), from(scalar_type(g.out)), from(c)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    check_call(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION),
+               "aten::mm.dtype_out");
     torch::stable::detail::to<Tensor>(stack[0]);
   }
 }
@@ -81,7 +79,7 @@ void run(const Call& call, cuda::Pass pass, const Options& options, const Tensor
   const Tensor workspace = empty({workspace_of(call, plan)}, like, ScalarType::Byte);
   torch::stable::Device device = like.device();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  check_call(aoti_torch_get_current_cuda_stream(index, &stream), "the current stream");
   launch(call, plan, {stream, mutable_data(workspace), gemm, &device});
 }
 

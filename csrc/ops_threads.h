@@ -1,9 +1,8 @@
 // The kernels' threads are torch's: as many as torch.set_num_threads says.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include "cpu/runtime.h"
+#include "stable.h"
 
 namespace fastlstm {
 namespace ops {

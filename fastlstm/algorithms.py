@@ -86,7 +86,8 @@ class Explanation:
             "torch" where there are no kernels and torch's own LSTM runs.
         reason, backward_reason: in words.
         step_microseconds, backward_step_microseconds: on GPUs, the planner's own estimate of a
-            time step of all layers, from data sheets; else None.
+            time step of all layers, from data sheets; else None. Good for comparing shapes and
+            algorithms: on an H200 steps took 1.7 to 6.4 times as long.
         layers_at_once, backward_layers_at_once: how many a launch runs, as a wavefront.
     """
 

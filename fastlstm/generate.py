@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 
+from . import native
 from .drawing import Draw, loop
 from .functional import Sizes, State, lstm_of_sizes
 from .modules import LSTM
@@ -128,7 +129,8 @@ def run(
     if hx is not None:
         hx = _check_state(hx, sizes, prime, (computed, packed.dtype))
     h0, c0 = (None, None) if hx is None else (hx[0].to(computed), hx[1].to(computed))
-    tokens, h_n, c_n = torch.ops.fastlstm.generate(
+    tokens, h_n, c_n = native.call(
+        torch.ops.fastlstm.generate,
         prime,
         h0,
         c0,

@@ -24,6 +24,7 @@ except ImportError as error:
 __all__ = [
     "DTYPES",
     "Options",
+    "call",
     "constant_in_compiled",
     "cuda_architectures",
     "has_cuda",
@@ -122,6 +123,35 @@ def kernels_missing(like: Tensor) -> str | None:
     if kind == "cuda":
         return missing_on_gpu(like.device.index)
     return f"there are no kernels for device type {kind!r}"
+
+
+def call(operator: Callable[..., T], *arguments: Any) -> T:
+    """One of the native operators' results, with torch's own exception where memory runs out.
+
+    Raises:
+        torch.OutOfMemoryError: a GPU's memory does not suffice.
+        RuntimeError: the CPU's does not, in the words of torch's allocator; whatever else the
+            operator raises.
+    """
+    if torch.compiler.is_compiling():  # the graph holds the operator alone
+        return operator(*arguments)
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        text = str(error)
+        refused = _NOT_ALLOCATED.search(text)
+        if refused is None and "CUDA out of memory" not in text:
+            raise
+    if refused is not None:
+        # The stable ABI hands out no exception's type, and its text since torch 2.13 alone. Asking
+        # again makes torch raise its own, unless what the call had held until then now suffices.
+        torch.empty(int(refused[1]), dtype=torch.uint8, device=refused[2])
+        text = refused[3]
+    raise (torch.OutOfMemoryError if "CUDA out of memory" in text else RuntimeError)(text)
+
+
+# csrc/stable.h writes it.
+_NOT_ALLOCATED = re.compile(r"fastlstm: cannot allocate (\d+) bytes on (cpu|cuda:\d+): (.*)", re.S)
 
 
 class Options(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import algorithms, derivatives, transforms
+from . import algorithms, derivatives, native, transforms
 from .native import Options
 
 __all__ = ["How", "LSTMBackward", "LSTMFunction", "lstm", "requires_grad"]
@@ -64,8 +64,9 @@ def lstm(
     elif torch.is_grad_enabled() and requires_grad(input, h0, c0, *weights):
         result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
     else:
-        result = torch.ops.fastlstm.forward(
-            input, h0, c0, weights, batch_sizes, seed, *options, return_cells
+        result = native.call(
+            torch.ops.fastlstm.forward,
+            *(input, h0, c0, weights, batch_sizes, seed, *options, return_cells),
         )
     return (*result[:3], result[5]) if return_cells else tuple(result[:3])
 
@@ -98,8 +99,9 @@ class LSTMFunction(torch.autograd.Function):
         how: How,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.fastlstm.forward(
-            input, h0, c0, weights, batch_sizes, seed, *how.options, True
+        return native.call(
+            torch.ops.fastlstm.forward,
+            *(input, h0, c0, weights, batch_sizes, seed, *how.options, True),
         )
 
     @staticmethod
@@ -187,8 +189,9 @@ class LSTMBackward(torch.autograd.Function):
     def forward(options: Options, needs: list[bool], *tensors: Any) -> tuple[Tensor, ...]:
         grads, (batch_sizes, seed), saved, operands = _split(tensors)
         input, h0, c0, *weights = operands
-        grad_input, grad_h0, grad_c0, grad_weights = torch.ops.fastlstm.backward(
-            *grads, input, h0, c0, weights, batch_sizes, seed, *saved, *options, needs
+        grad_input, grad_h0, grad_c0, grad_weights = native.call(
+            torch.ops.fastlstm.backward,
+            *(*grads, input, h0, c0, weights, batch_sizes, seed, *saved, *options, needs),
         )
         return (grad_input, grad_h0, grad_c0, *grad_weights)
 

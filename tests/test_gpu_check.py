@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -10,15 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import accuracy, gpu_check, gpu_checks, gpu_stages, gpu_times, tables, timing
+from benchmarks import (
+    accuracy,
+    gpu_check,
+    gpu_checks,
+    gpu_report,
+    gpu_stages,
+    gpu_tools,
+    tables,
+    timing,
+)
 from benchmarks.grid import GPU_CASES, Case
 from benchmarks.problems import OPTIONS, Problem
 from fastlstm import reference
 
 ROOT = Path(__file__).parents[1]
 SMALL = Case("small", 3, 5, 2, 4, 6, bidirectional=True)
-LATER = time.monotonic() + 3600
-CPU = {"device": "cpu", "algorithms": ["auto"]}
+CPU = {"algorithm": "auto", "device": "cpu"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -34,10 +43,19 @@ def test_without_a_gpu_it_says_so_and_exits_with_3(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes_exit_with_2():
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--seconds", "soon"], "invalid float value: 'soon'"),
+        (["--only", "parity,speed"], "expected some of parity, dropin, sanitizer, determinism, "
+         "streams, graphs, ceilings, times, profile, with commas between, got 'speed'"),
+    ],
+)  # fmt: skip
+def test_mistakes_exit_with_2(arguments, text, capsys):
     with pytest.raises(SystemExit) as raised:
-        gpu_check.main(["--seconds", "soon"])
+        gpu_check.main(arguments)
     assert raised.value.code == 2
+    assert text in capsys.readouterr().err
 
 
 # ---- statistics ----
@@ -126,53 +144,57 @@ def test_torchs_lstm_is_as_close_as_its_type(name):
 
 
 def test_parity_rows():
-    found = gpu_checks.parity(LATER, **CPU, precisions=["fp32"], seeds=2,
-                              problems={"plain": {}, "dropout": OPTIONS["dropout"]})  # fmt: skip
-    assert [row["problem"] for row in found["rows"]] == ["plain", "dropout"]
-    assert "torch_relative" in found["rows"][0]
-    assert "torch_relative" not in found["rows"][1]
-    assert not found["failed"]
-    assert not found["skipped"]
+    for problem, beside in {"plain": True, "dropout": False}.items():
+        found = gpu_checks.parity(problem, "fp32", **CPU, seeds=2)
+        (row,) = found["rows"]
+        assert (row["problem"], row["precision"], row["algorithm"]) == (problem, "fp32", "auto")
+        assert 0 < row["relative"] < 5e-6
+        assert ("torch_relative" in row) is beside
+        assert not found["failed"]
 
 
-def test_parity_reports_what_is_wrong_refused_or_late(monkeypatch):
-    arguments = {**CPU, "precisions": ["fp32"], "seeds": 1, "problems": {"plain": {}}}
-
+def test_parity_reports_what_is_wrong(monkeypatch):
     def wrong(*arguments, **options):
         y, h, c = reference.lstm(*arguments, **options)
         return y * 1.01, h, c
 
     monkeypatch.setattr(accuracy.ops, "lstm", wrong)
-    found = gpu_checks.parity(LATER, **arguments)
-    assert len(found["failed"]) == 1
-    assert "plain, fp32, auto" in found["failed"][0]
-    assert found["behind_torch"] == found["rows"]
+    found = gpu_checks.parity("plain", "fp32", **CPU, seeds=1)
+    (failed,) = found["failed"]
+    assert failed.startswith("plain, fp32, auto: ")
+    assert " is off by " in failed
+    text = gpu_report.summary(
+        {"parity": {"rows": found["rows"]}, "failed": [failed], "skipped": []}
+    )
+    assert "parity: 1 ran, 0 refused, 1 more than 1.5 times as far from float64 as torch" in text
 
-    def refusing(*arguments, **options):
-        raise RuntimeError('the algorithm "persistent" cannot run: no packed sequences')
 
-    monkeypatch.setattr(accuracy.ops, "lstm", refusing)
-    found = gpu_checks.parity(LATER, **arguments)
+REFUSAL = 'fastlstm: the algorithm "persistent" cannot run: no packed sequences'
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_refusal_is_a_row_and_any_other_error_is_raised(kind, monkeypatch):
+    def raising(*arguments, **options):
+        raise kind(text)
+
+    monkeypatch.setattr(accuracy.ops, "lstm", raising)
+    text = REFUSAL
+    found = gpu_checks.parity("plain", "fp32", **CPU, seeds=1)
     assert found["rows"][0]["refused"] == "no packed sequences"
-    assert not found["failed"]
-
-    def broken(*arguments, **options):
-        raise RuntimeError("illegal memory access")
-
-    monkeypatch.setattr(accuracy.ops, "lstm", broken)
-    assert "illegal memory access" in gpu_checks.parity(LATER, **arguments)["failed"][0]
-    assert gpu_checks.parity(0.0, **arguments)["skipped"] == ["plain, fp32, auto"]
+    assert not found.get("failed")
+    text = "illegal memory access"
+    with pytest.raises(kind, match=text):
+        gpu_checks.parity("plain", "fp32", **CPU, seeds=1)
 
 
 def test_determinism_and_streams_see_other_bits(monkeypatch):
-    assert not gpu_checks.determinism(LATER, **CPU, repeats=2)["failed"]
-    assert not gpu_checks.streams(LATER, **CPU, repeats=2)["failed"]
-    real = gpu_checks._results
-    monkeypatch.setattr(gpu_checks, "_results", lambda x: [y + torch.rand(()) for y in real(x)])
-    assert gpu_checks.determinism(LATER, **CPU, repeats=2)["failed"] == [
-        "auto: other bits in repeat 0"
-    ]
-    assert gpu_checks.streams(LATER, **CPU, repeats=2)["failed"] == ["auto: other bits in repeat 0"]
+    assert not gpu_checks.determinism(**CPU, repeats=2)["failed"]
+    assert not gpu_checks.streams(**CPU, repeats=2)["failed"]
+    real = gpu_checks.results
+    monkeypatch.setattr(gpu_checks, "results", lambda x: [y + torch.rand(()) for y in real(x)])
+    other = ["auto: other bits in repeat 0"]
+    assert gpu_checks.determinism(**CPU, repeats=2)["failed"] == other
+    assert gpu_checks.streams(**CPU, repeats=2)["failed"] == other
 
 
 def test_precision_sets_and_restores_the_flags():
@@ -185,85 +207,151 @@ def test_precision_sets_and_restores_the_flags():
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
-# ---- times ----
+# ---- other programs ----
 
 
-def test_benchmark_rows():
-    found = gpu_times.benchmark(LATER, **CPU, precisions=["fp32", "bf16"], rounds=3,
-                                cases=[SMALL, Case("larger", 16, 256, 1, 16, 2)])  # fmt: skip
-    assert [(r["case"], r["precision"], r["training"]) for r in found["rows"]] == [
-        ("larger", "fp32", True), ("larger", "fp32", False),
-        *[(name, "bf16", training) for name in ("small", "larger") for training in (True, False)],
-    ]  # fmt: skip
-    for row in found["rows"]:
-        assert set(row["milliseconds"]) == {"torch", "fastlstm"}
-        assert row["ratio"] == pytest.approx(
-            row["milliseconds"]["torch"] / row["milliseconds"]["fastlstm"]
-        )
-        assert row["algorithm"] == "fused"
-    assert found["geometric_means"]["fp32 train"] == pytest.approx(found["rows"][0]["ratio"])
-    assert gpu_times.benchmark(0.0, **CPU, precisions=["bf16"], rounds=3, cases=[SMALL]) == {
-        "rows": [],
-        "geometric_means": {},
-        "skipped": ["small, bf16, train", "small, bf16, infer"],
-    }
+@pytest.mark.parametrize(
+    ("script", "kind", "text"),
+    [
+        ("exit 0", None, None),
+        ("echo ===== COMPUTE; echo ===== Invalid read; exit 9", "failed", "Invalid read"),
+        ("echo device not supported; exit 1", "skipped", "device not supported"),
+        ("sleep 60", "skipped", "not done in 2 s"),
+        ('shift 4; exec "$@"', "failed", "memcheck, auto: "),  # there is no GPU
+    ],
+)
+def test_what_the_sanitizer_says(script, kind, text, tmp_path, monkeypatch):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(gpu_tools, "sanitizer_program", lambda: str(program))
+    seconds = 2 if "sleep" in script else 60
+    if "exec" in script and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    found = gpu_tools.sanitizer("memcheck", "auto", seconds)
+    for other in ("failed", "skipped"):
+        assert bool(found.get(other)) is (other == kind)
+    if kind:
+        assert text in found[kind][0]
 
 
-def test_every_target_names_a_case():
-    assert set(gpu_times.TARGETS) <= {case.name for case in GPU_CASES}
+def test_what_runs_under_the_sanitizer_runs():
+    assert gpu_tools.small("auto", "cpu") == {}
+
+
+TESTS = """
+import os, time, pytest
+pytestmark = pytest.mark.cuda
+def test_right(): pass
+def test_wrong(): assert False
+@pytest.mark.parametrize("x", ["a b"])
+def test_missing(x, no_such_fixture): pass
+@pytest.mark.skip
+def test_skipped(): pass
+"""
+
+
+@pytest.fixture
+def cuda_tests(tmp_path):
+    """Make a file of tests from its text, in a project that knows the marker."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = cuda: a GPU\naddopts = -q\n")
+
+    def make(text):
+        path = tmp_path / "test_cuda_x.py"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_dropin_names_the_tests_that_fail(cuda_tests):
+    found = gpu_tools.dropin(str(cuda_tests(TESTS)), 60)
+    assert found["rows"] == [{"file": "test_cuda_x.py", "ran": 3, "skipped": 1, "failed": 2}]
+    assert [name.split("::")[1] for name in found["failed"]] == ["test_wrong", "test_missing[a b]"]
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds", "how"),
+    [("time.sleep(60)", 8, "not done in 8 s"), ("os._exit(4)", 60, "exit status 4")],
+)
+def test_dropin_names_the_test_that_ended_it(line, seconds, how, cuda_tests):
+    found = gpu_tools.dropin(str(cuda_tests(f"{TESTS}def test_last(): {line}\n")), seconds)
+    assert found["failed"][2].startswith(f"test_cuda_x.py: {how}, ")
+    assert found["failed"][2].endswith("::test_last was running")
+
+
+def test_dropin_without_a_marked_test_fails_nothing(cuda_tests):
+    found = gpu_tools.dropin(str(cuda_tests("def test_other(): assert False\n")), 60)
+    assert found == {
+        "rows": [{"file": "test_cuda_x.py", "ran": 0, "skipped": 0, "failed": 0}], "failed": [],
+    }  # fmt: skip
 
 
 # ---- the report ----
 
 
-def test_stages_write_the_report_as_they_end(tmp_path):
+def test_the_report_is_written_with_every_answer(tmp_path):
     path = tmp_path / "new" / "x.json"
-    seen = []
+    report = gpu_report.Report(path, {"date": "a day"})
+    report.take("parity", {"rows": [{"problem": 1}], "seconds": 1.5})
+    assert json.loads(path.read_text())["parity"] == {"rows": [{"problem": 1}], "seconds": 1.5}
+    report.take("parity", {"rows": [{"problem": 2}], "failed": ["a"], "seconds": 2.0})
+    report.take("ceilings", {"copy": 3.0, "skipped": ["b"]})
+    assert json.loads(path.read_text()) == {
+        "date": "a day",
+        "failed": ["parity: a"],
+        "skipped": ["ceilings: b"],
+        "parity": {"rows": [{"problem": 1}, {"problem": 2}], "seconds": 3.5},
+        "ceilings": {"copy": 3.0, "seconds": 0.0},
+    }
+    assert path.with_suffix(".txt").read_text().endswith("failed: 1\n  parity: a\n")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["x.json", "x.txt"], "no temporary file"
 
-    def first(end):
-        seen.append(end - time.monotonic())
-        return {"rows": [1], "failed": ["a"], "skipped": ["b"]}
 
-    def second(end):
-        assert json.loads(path.read_text())["first"]["rows"] == [1]
-        raise ValueError("no such thing")
-
-    def third(end):
-        seen.append(end - time.monotonic())
-        return {}
-
-    found = gpu_check.run([first, second, third], path, seconds=100)
+def test_all_stages_on_the_cpu(tmp_path, monkeypatch, cuda_tests, capsys):
+    monkeypatch.setattr(gpu_tools, "cuda_tests", lambda: [cuda_tests(TESTS)])
+    monkeypatch.setattr(gpu_stages, "PROFILED", ("small",))
+    path = tmp_path / "x.json"
+    found = gpu_check.check(
+        gpu_check.STAGES, "cpu", True, path, 120, cases=[SMALL], problems=["plain"]
+    )
     assert found == json.loads(path.read_text())
-    assert found["failed"] == ["first: a", "second: ValueError: no such thing"]
-    assert found["skipped"] == ["first: b"]
-    assert 40 < seen[0] <= 50, "half of what is left"
-    assert 90 < seen[1] <= 100, "the last stage gets the rest"
-    assert [p.name for p in path.parent.iterdir()] == ["x.json"], "no temporary file is left"
-    assert {"date", "commit", "torch", "python"} <= set(found)
-
-
-def test_all_stages_on_the_cpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_times, "GPU_CASES", [SMALL])
-    stages = gpu_stages.stages("cpu", quick=True)
-    stages[0].keywords["problems"] = {"plain": {}}
-    stages[-1].keywords["cases"] = [SMALL]
-    found = gpu_check.run(stages, tmp_path / "x.json", 60)
-    assert not found["failed"]
+    assert {"date", "commit", "torch", "python", "seconds"} <= set(found)
+    assert [x.split("::")[1] for x in found["failed"]] == ["test_wrong", "test_missing[a b]"]
     assert set(found["skipped"]) == {
         "graphs: CUDA graphs need a GPU",
-        "sanitizer: no compute-sanitizer or no GPU",
+        "sanitizer: memcheck, auto: no compute-sanitizer or no GPU",
     }
-    text = gpu_stages.summary(found)
+    assert "profile: " in capsys.readouterr().out
+    text = path.with_suffix(".txt").read_text()
     assert "parity: 2 ran, 0 refused" in text
-    assert "failed: 0" in text
+    assert "test_cuda_x.py: 3 ran, 2 failed, 1 skipped" in text
+    said = text.split("small, bf16, a training call of torch: ")[1].splitlines()
+    assert all(re.match(r" +[\d.]+ us in \d+: \S", line) for line in said[1:4])
     row = next(line for line in text.splitlines() if line.startswith("small  bf16  train"))
     assert "fused" in row
     assert found["ceilings"]["bf16_tflops"] > 0
 
 
-def test_summary_lists_failures():
-    text = gpu_stages.summary({"failed": ["parity: x"], "skipped": []})
-    assert text.splitlines()[-2:] == ["failed: 1", "  parity: x"]
+def test_only_some_stages_run(tmp_path):
+    found = gpu_check.check(["determinism"], "cpu", True, tmp_path / "x.json", 60)
+    assert found["determinism"]["rows"] == [{"algorithm": "auto", "repeats": 3}]
+    assert not set(found) & set(gpu_check.STAGES) - {"determinism"}
+    assert gpu_check.stages("times, profile") == ["times", "profile"]
+
+
+def test_a_stage_with_nothing_to_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_tools, "cuda_tests", list)
+    found = gpu_check.check(["dropin"], "cpu", True, tmp_path / "x.json", 60)
+    assert found["skipped"] == ["dropin: there is nothing to run"]
+
+
+def test_on_a_gpu_every_type_has_a_process_and_what_is_timed_runs_alone():
+    made = gpu_stages.groups(["parity"], "cuda", False)
+    assert [len(group.tasks) for group in made] == [2 * len(gpu_checks.PROBLEMS)] * 5
+    quick, whole = (gpu_stages.groups(["times"], "cuda", x) for x in (True, False))
+    assert [len(group.tasks) for group in quick] == [4] * len(gpu_stages.QUICK)
+    assert [len(group.tasks) for group in whole] == [8] * (len(GPU_CASES) - len(gpu_stages.UNTIMED))
 
 
 def test_file_names():

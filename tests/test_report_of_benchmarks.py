@@ -1,5 +1,6 @@
 """The charts and figures of what was measured, and that the pages show what the files hold."""
 
+import html
 import json
 import re
 
@@ -10,6 +11,7 @@ pytest.importorskip("matplotlib")
 from benchmarks import charts, figures, measured, tables
 from benchmarks.figures import PAGES
 from benchmarks.measured import RESULTS, read
+from benchmarks.measured import tables as tables_of
 from benchmarks.report import main
 
 KEPT = sorted(RESULTS.glob("*.json"))
@@ -38,6 +40,17 @@ def test_a_figure_that_disagrees_is_seen():
     assert figures.filled(wrong) == text
 
 
+def test_a_file_takes_the_place_of_its_kind_alone():
+    """A GPU's figures leave the CPU's as they are, and the other way round."""
+    text = PAGES[0].read_text()
+    sources = dict(figures.MARKED.findall(text))
+    assert {"cpu", "gpu"} <= set(sources)
+    for source in sources.values():
+        assert figures.filled(text, source) == text
+    older = next(path.name for path in KEPT if path.name not in sources.values())
+    assert dict(figures.MARKED.findall(figures.filled(text, older))) == sources | {"cpu": older}
+
+
 @kept
 def test_page_holds_everything_itself(path, tmp_path, capsys):
     assert main([str(path), "--out", str(tmp_path)]) == 0
@@ -45,8 +58,10 @@ def test_page_holds_everything_itself(path, tmp_path, capsys):
     text = (tmp_path / "index.html").read_text()
     assert "data:image/png;base64," in text
     assert not re.search(r'(src|href)="(?!data:)', text)
-    for row in read(path)["rows"]:
-        assert row["case"].replace("'", "&#x27;") in text
+    for rows in tables_of(read(path)).values():
+        assert all(row.get("case", "").replace("'", "&#x27;") in text for row in rows)
+    for line in read(path).get("failed", []) + read(path).get("skipped", []):
+        assert html.escape(line) in text
     assert (tmp_path / f"{path.stem}-ratios.png").stat().st_size > 5000
 
 
@@ -59,6 +74,35 @@ def test_stages_of_a_gpu_become_tables(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert "<h3>parity</h3>" in text
     assert "<td>1e-07</td>" in text
+
+
+def test_a_gpus_figures_hold_both_sides_at_their_best():
+    half = {
+        "bf16": (9.0, 4.0, 3.0, 2.0),
+        "fp16": (3.0, 5.0, 4.0, 6.0),
+        "fp32": (8.0, 4.0, 9.0, 8.0),
+    }
+    names = ("torch", "torch_graph", "fastlstm", "fastlstm_graph")
+    rows = [
+        {"case": "small", "sizes": "1-2, B3 T4", "precision": kind, "training": training,
+         "algorithm": "persistent", "backward_algorithm": "stepwise",
+         **dict(zip(names, ms, strict=True)),
+         "ratio": ms[0] / ms[2], "graph_ratio": ms[1] / ms[3], "step_microseconds": 7.0,
+         "estimated_step_microseconds": 2.0}
+        for kind, ms in half.items() for training in (True, False)
+    ]  # fmt: skip
+    refused = {"case": "small", "precision": "bf16", "training": True, "refused": "too large"}
+    result = {"gpu": "a GPU", "driver": "1", "torch": "2", "cudnn": 3, "date": "2026-01-31T00:00",
+              "commit": "0" * 40, "times": {"rows": [*rows, refused]}}  # fmt: skip
+    text = figures.gpu_table(result)
+    assert text.startswith("a GPU, driver 1, torch 2, cuDNN 3, 2026-01-31, commit 0000000. ")
+    assert "| small (1-2, B3 T4) | 3 | 2 | 1.5 | 3 | 2 | 1.5 |" in text.splitlines()
+    assert "in bf16 inference 3.00 to 3.00 (below 1 in 0 of 1)" in text
+    assert text.endswith("both as graphs, 0.50 to 0.50 (below 1 in 2 of 2).")
+    steps = figures.gpu_steps(result).splitlines()
+    assert "| small (1-2, B3 T4) | persistent/stepwise | 2 | 7 | 2 | 7 |" in steps
+    shown = [t.get_text() for t in charts.ratios(result).axes[0].texts]
+    assert shown == ["0.50", "0.50", "2.00", "2.00", "0.83", "0.83"]
 
 
 def test_every_backend_that_was_timed_is_in_table_and_chart():

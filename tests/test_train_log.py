@@ -75,19 +75,24 @@ def test_a_folder_that_holds_the_run_itself_can_be_resumed(tmp_path, text, capsy
     assert load_model(run, "latest")[2]["step"] == 5
 
 
-@pytest.mark.parametrize(("rate", "steps"), [("1e30", 20), ("1e30", 1), ("1e4", 20)])
-def test_a_loss_far_above_a_guess_stops_the_run(tmp_path, text, capsys, rate, steps):
+@pytest.mark.parametrize(
+    ("rate", "steps", "more"),
+    [("1e30", 20, []), ("1e4", 20, []), ("1e30", 20, ["--val-fraction", 0]),
+     ("1e30", 1, []), ("1e30", 1, ["--val-fraction", 0, "--test-fraction", 0.05])],
+)  # fmt: skip
+def test_a_loss_far_above_a_guess_stops_the_run(tmp_path, text, capsys, rate, steps, more):
+    """Whichever loss is the first to show it: of training, of validation, of the test."""
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as error:
-        train(run, text, "--steps", steps, "--lr", rate, "--eval-every", 1)
+        train(run, text, "--steps", steps, "--lr", rate, "--eval-every", 1, *more)
     assert error.value.code == 1
     out, message = capsys.readouterr()
     assert message.count("\n") == 1
-    guess = math.log(len(set(text.read_bytes())))
+    _, vocabulary, meta = load_model(run, "latest")
+    guess = math.log(len(vocabulary))
     assert f"is far above the {guess:.2f} nats of a blind guess: stopped" in message
     assert "--lr" in message
     assert not re.search(r"\d{12}", message + out)
-    _, _, meta = load_model(run, "latest")
     assert meta["best"] is None or meta["best"] < guess + divergence.MARGIN
 
 

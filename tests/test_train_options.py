@@ -87,13 +87,14 @@ def test_a_broken_config_of_theirs_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path):
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-3)])
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path, precision, tolerance):
     text = write(tmp_path / "text", LINE * 120)
-    arguments = ("--data", text, "--steps", 4, "--dropout", 0)
+    arguments = ("--data", text, "--steps", 4, "--dropout", 0, "--precision", precision)
     eager = train(tmp_path / "eager", *arguments)
     compiled = train(tmp_path / "compiled", *arguments, "--compile")
     for a, b in zip(eager, compiled, strict=True):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=tolerance)
 
 
 def test_tensorboard_has_the_losses(tmp_path):

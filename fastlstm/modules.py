@@ -89,7 +89,7 @@ class LSTM(RNNBase):
           ``return_cells`` or ``lengths`` beside ``checkpoint_every``.
         * **RuntimeError**: wrong sizes, states of another dtype or device, an empty sequence.
         * **IndexError**: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        * **TypeError**: hx is no tuple; lengths are no whole numbers.
+        * **TypeError**: hx of batched input is no tuple; lengths are no whole numbers.
         * **NotImplementedError**: an option that ``nn.LSTM`` lacks where there are no kernels, or
           beside lengths on a GPU.
 
@@ -413,7 +413,7 @@ class LSTMCell(RNNCellBase):
         * **ValueError**: an input or state of the wrong number of dimensions.
         * **RuntimeError**: wrong sizes, dtypes or devices.
         * **IndexError**: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        * **TypeError**: hx is no tuple.
+        * **TypeError**: hx of batched input is no tuple.
     """
 
     def __init__(

@@ -194,6 +194,15 @@ class LSTM(RNNBase):
         if self._option("layer_norm"):
             self._reset_norms()
 
+    def flatten_parameters(self) -> None:
+        """As ``nn.LSTM``'s: on CUDA one buffer of all weights, as cuDNN likes them.
+
+        The kernels of this package take the weights as they are. Layer-normalised stacks, whose
+        gains cuDNN does not know, stay as they are.
+        """
+        if not self._option("layer_norm"):
+            super().flatten_parameters()
+
     def _option(self, name: str, default: Any = None) -> Any:
         """What nn.LSTM lacks: its value, where the module was made with it."""
         return getattr(self, name) if name in self._extra_options else default

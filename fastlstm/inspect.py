@@ -64,10 +64,16 @@ def inspect(argv: Sequence[str] | None) -> int:
     # To a byte model a byte that is no UTF-8 is a character too.
     errors = "surrogateescape" if meta["unit"] == "byte" else "replace"
     text = read_text(a.text, a.length).decode("utf-8", errors)[: a.length]
+    alphabet = Alphabet(meta["unit"], vocabulary)
+    known = {c: alphabet.knows(c.encode("utf-8", errors)) for c in set(text)}
+    unknown = sum(not known[c] for c in text)
+    text = "".join(c for c in text if known[c])
     if len(text) < 2:
-        raise UserError(f"--text: {a.text} holds less than two characters")
+        which = " that the model knows" if unknown else ""
+        raise UserError(f"--text: {a.text} holds less than two characters{which}")
+    cli.note_unknown("fastlstm.inspect", "--text", unknown, "character")
     parts = [c.encode("utf-8", errors) for c in text]
-    reading = probe.read(model, Alphabet(meta["unit"], vocabulary).encode(b"".join(parts)))
+    reading = probe.read(model, alphabet.encode(b"".join(parts))[0])
     cells = reading.cells.numpy()
     if meta["unit"] == "byte":  # the model has seen a character when it has seen its last byte
         cells = cells[np.cumsum([len(part) for part in parts]) - 1]

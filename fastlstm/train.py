@@ -178,17 +178,17 @@ def train(argv: Sequence[str] | None = None) -> int:
 def greet(job: Job) -> None:
     """Say what is trained on what."""
     config, data = job.config, job.streams["train"]
-    alphabet, text = job.alphabet, data.corpus.data
+    text, occurring = data.corpus.data, data.corpus.occurring
     together = f", {job.team.size} processes" if job.team.size > 1 else ""
     print(
         f"{job.run.folder}: {config.num_layers}x{config.hidden_size} {config.cell}, "
         f"{sum(p.numel() for p in job.model.parameters()):,} parameters, {config.precision} on "
         f"{job.device}{together}\n{len(text):,} {config.unit}s of text, "
-        f"{len(alphabet.vocabulary)} different ones; {job.total:,} steps of {config.batch_size} x "
+        f"{len(occurring)} different ones; {job.total:,} steps of {config.batch_size} x "
         f"{config.seq_length}, {job.total / data.windows:.2f} epochs\n"
         f"watch it: {(job.run.folder / 'report.html').resolve().as_uri()}"
     )
-    if config.unit == "char" and 0xFFFD in alphabet.vocabulary:
+    if config.unit == "char" and 0xFFFD in occurring:
         print("some bytes of the text are no UTF-8: they are read as U+FFFD")
 
 

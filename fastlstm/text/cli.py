@@ -59,6 +59,14 @@ def run(name: str, command: Callable[[], int]) -> None:
         raise SystemExit(status)
 
 
+def note_unknown(command: str, flag: str, unknown: int, unit: str) -> None:
+    """Say how many characters of a text were left out, for the model does not know them."""
+    if unknown:
+        noun = ("byte" if unit == "byte" else "character") + "s" * (unknown > 1)
+        line = f"{command}: {flag}: the model has never seen {unknown:,} {noun}: skipped"
+        print(line, file=sys.stderr)
+
+
 def _refuse(name: str, message: str) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of a machine's processes says it
         return 2

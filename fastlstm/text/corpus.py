@@ -33,6 +33,7 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NAMED = ("stdlib", "shakespeare")
 PIECE = 1 << 22  # bytes that are held at a time
+COUNTED = 1 << 24  # characters are enough to know how often each occurs
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # Written when this Python was built, and different on every machine.
@@ -45,21 +46,40 @@ class Corpus:
 
     Attributes:
         data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
-        vocabulary: the values that occur, ascending; a character's index is its place here.
+        occurring: the values that occur, ascending.
         sha256: of the text's bytes.
+        vocabulary: all values that a model of it knows, ascending; a character's index is its
+            place here. Every byte, so that a model of bytes reads any text, or ``occurring``.
     """
 
     data: np.ndarray
-    vocabulary: list[int]
+    occurring: list[int]
     sha256: str
 
     def __post_init__(self) -> None:
-        self._index = np.zeros(self.vocabulary[-1] + 1, dtype=np.int64)
-        self._index[self.vocabulary] = np.arange(len(self.vocabulary))
+        self.read_as(list(range(256)) if self.data.dtype == np.uint8 else self.occurring)
+
+    def read_as(self, vocabulary: list[int]) -> None:
+        """Use another vocabulary, ascending, that holds all values that occur."""
+        self.vocabulary = vocabulary
+        self._index = np.zeros(vocabulary[-1] + 1, dtype=np.int64)
+        self._index[vocabulary] = np.arange(len(vocabulary))
 
     def indices(self, places: np.ndarray) -> Tensor:
         """int64 vocabulary indices of the characters at these places, in their shape."""
         return torch.from_numpy(self._index[self.data[places]])
+
+    def counts(self, end: int) -> Tensor:
+        """int64 ``(V,)``: how often each of the vocabulary occurs before the place ``end``.
+
+        Of a long text only the beginning is counted.
+        """
+        found = np.zeros(len(self.vocabulary), dtype=np.int64)
+        end = min(end, COUNTED)
+        for begin in range(0, end, PIECE):
+            piece = self._index[self.data[begin : min(begin + PIECE, end)]]
+            found += np.bincount(piece, minlength=len(found))
+        return torch.from_numpy(found)
 
 
 def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
@@ -221,7 +241,7 @@ class Streams:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.corpus, self.batch, self.steps = corpus, batch, steps
+        self.corpus, self.end, self.batch, self.steps = corpus, end, batch, steps
         self.length = max(0, end - begin - 1) // batch  # of a stream, its last target not counted
         self.windows = -(-self.length // steps) if partial else self.length // steps
         self.rows = slice(rank * batch // world, (rank + 1) * batch // world)

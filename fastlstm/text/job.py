@@ -103,7 +103,7 @@ class Job:
             settings={**asdict(self.config), "processes": self.team.size,
                       "parameters": sum(x.numel() for x in self.model.parameters()),
                       "characters": self.streams["train"].corpus.data.size,
-                      "different characters": len(self.alphabet.vocabulary)},
+                      "different characters": len(self.streams["train"].corpus.occurring)},
             commands=[("Draw text from it:", f"python -m fastlstm.sample {run} -n 1000"),
                       ("Train it longer:", f"{self.again} --steps {2 * self.total}"),
                       ("Look into its cells:",
@@ -226,6 +226,10 @@ def prepare(argv: Sequence[str] | None) -> Job:
     if sha256 not in (None, text.sha256):
         raise UserError(f"--resume: the text is not the one that {out} was trained on")
     streams = split(text, config, given, team)
+    if request.resume:
+        _, stored_meta = checkpoint.load_meta(out / "checkpoints" / "latest")
+        if stored_meta["vocabulary"] == text.occurring:  # runs once knew no other bytes
+            text.read_as(text.occurring)
     meta: dict[str, Any] = {
         "unit": config.unit,
         "vocabulary": text.vocabulary,
@@ -236,6 +240,7 @@ def prepare(argv: Sequence[str] | None) -> Job:
         net = CharModel(len(text.vocabulary), **meta["model"]).to(device)
     except RuntimeError as error:  # whatever torch says when memory runs out
         raise UserError(f"the model does not fit: {str(error).splitlines()[0]}") from error
+    model.predict_frequencies(net, text.counts(streams["train"].end))
     if other is not None:
         model.adopt(net, text.vocabulary, other, found["vocabulary"])
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

@@ -6,11 +6,11 @@ After Karpathy, Johnson and Li, "Visualizing and Understanding Recurrent Network
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .text import UserError, cli
+from .text.stdin import standard_input
 
 LENGTH = 20_000  # characters that statistics are made of
 SHOWN = 5_000  # of them in the page, whose size this and the next bound
@@ -38,7 +38,7 @@ def read_text(name: str, length: int) -> bytes:
     """The beginning of a text: as many bytes as ``length`` characters can have."""
     try:
         if name == "-":
-            return sys.stdin.buffer.read(4 * length)
+            return standard_input("--text -").read(4 * length)
         with open(name, "rb") as file:
             return file.read(4 * length)
     except (OSError, ValueError) as error:
@@ -52,7 +52,7 @@ def inspect(argv: Sequence[str] | None) -> int:
 
     from .text import probe
     from .text.alphabet import Alphabet
-    from .text.checkpoint import write_text
+    from .text.files import write_text
     from .text.heatmap import View, cell_name, heatmap
     from .text.run import load_model
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .text import UserError, cli
+from .text.stdin import standard_input
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def check(a: argparse.Namespace) -> None:
 def read_text(name: str) -> bytes:
     """A file's bytes, or standard input's for ``-``; UserError where they cannot be read."""
     try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return standard_input("--score -").read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"--score: cannot read {name}: {error.strerror}") from error
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from . import UserError
 
-_OPTIONAL = ("numpy", "safetensors", "tqdm", "matplotlib", "pooch")
+_OPTIONAL = ("numpy", "safetensors", "tqdm", "matplotlib", "pooch", "filelock")
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import re
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from . import UserError
+from .stdin import standard_input
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -82,16 +82,17 @@ class Corpus:
         return torch.from_numpy(found)
 
 
-def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
+def load(specs: Sequence[str], unit: str = "byte", stdin: Path | None = None) -> Corpus:
     """Read a corpus: the concatenation of everything that ``specs`` name.
 
     Args:
         unit: "byte", or "char" for the characters of UTF-8; what is none becomes U+FFFD.
+        stdin: a file that holds what came from standard input, which is read where there is none.
 
     Raises:
         UserError: something is missing, too short, or not what its checksum says.
     """
-    sources = [source for spec in specs for source in _sources(spec)]
+    sources = [source or stdin for spec in specs for source in _sources(spec)]
     digest = hashlib.sha256()
     seen = np.zeros(256 if unit == "byte" else 0x110000, dtype=bool)
 
@@ -158,7 +159,7 @@ def _pieces(sources: Sequence[Path | None]) -> Iterator[bytes]:
     """All the bytes, in pieces that memory holds."""
     for source in sources:
         try:
-            with open(source, "rb") if source else nullcontext(sys.stdin.buffer) as file:
+            with open(source, "rb") if source else nullcontext(standard_input("--data -")) as file:
                 while piece := file.read(PIECE):
                     yield piece
         except OSError as error:

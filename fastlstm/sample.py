@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .text import UserError, cli
+from .text.stdin import standard_input
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def check(a: argparse.Namespace) -> None:
 def read_text(name: str) -> bytes:
     """A file's bytes, or standard input's for ``-``; UserError where they cannot be read."""
     try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return standard_input("--score -").read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"--score: cannot read {name}: {error.strerror}") from error
 
@@ -74,9 +74,11 @@ def sample(argv: Sequence[str] | None) -> int:
     model, vocabulary, meta = load_model(Path(a.run), a.checkpoint)
     alphabet = Alphabet(meta["unit"], vocabulary)
     if a.score is not None:
-        text = alphabet.encode(read_text(a.score))
+        text, unknown = alphabet.encode(read_text(a.score))
         if len(text) < 2:
-            raise UserError(f"--score: {a.score} holds less than two characters")
+            known = " that the model knows" if unknown else ""
+            raise UserError(f"--score: {a.score} holds less than two characters{known}")
+        cli.note_unknown("fastlstm.sample", "--score", unknown, alphabet.unit)
         nats = score(rounded_model(model, a.weights), text)
         print(
             f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
@@ -85,7 +87,9 @@ def sample(argv: Sequence[str] | None) -> int:
         return 0
     # Bytes that the shell passed on undecoded go back to what they were.
     primer = a.primer.encode("utf-8", errors="surrogateescape")
-    prime = (alphabet.encode(primer) if primer else alphabet.start()).expand(-1, a.batch)
+    prime, unknown = alphabet.encode(primer)
+    cli.note_unknown("fastlstm.sample", "-p", unknown, alphabet.unit)
+    prime = (prime if len(prime) else alphabet.start()).expand(-1, a.batch)
     how = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
     chunks = stream(model, prime, a.length, how, weights=a.weights)
     if a.batch > 1:

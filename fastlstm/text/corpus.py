@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import re
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from . import UserError
+from .stdin import standard_input
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -33,6 +33,7 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NAMED = ("stdlib", "shakespeare")
 PIECE = 1 << 22  # bytes that are held at a time
+COUNTED = 1 << 24  # characters are enough to know how often each occurs
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # Written when this Python was built, and different on every machine.
@@ -45,33 +46,53 @@ class Corpus:
 
     Attributes:
         data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
-        vocabulary: the values that occur, ascending; a character's index is its place here.
+        occurring: the values that occur, ascending.
         sha256: of the text's bytes.
+        vocabulary: all values that a model of it knows, ascending; a character's index is its
+            place here. Every byte, so that a model of bytes reads any text, or ``occurring``.
     """
 
     data: np.ndarray
-    vocabulary: list[int]
+    occurring: list[int]
     sha256: str
 
     def __post_init__(self) -> None:
-        self._index = np.zeros(self.vocabulary[-1] + 1, dtype=np.int64)
-        self._index[self.vocabulary] = np.arange(len(self.vocabulary))
+        self.read_as(list(range(256)) if self.data.dtype == np.uint8 else self.occurring)
+
+    def read_as(self, vocabulary: list[int]) -> None:
+        """Use another vocabulary, ascending, that holds all values that occur."""
+        self.vocabulary = vocabulary
+        self._index = np.zeros(vocabulary[-1] + 1, dtype=np.int64)
+        self._index[vocabulary] = np.arange(len(vocabulary))
 
     def indices(self, places: np.ndarray) -> Tensor:
         """int64 vocabulary indices of the characters at these places, in their shape."""
         return torch.from_numpy(self._index[self.data[places]])
 
+    def counts(self, end: int) -> Tensor:
+        """int64 ``(V,)``: how often each of the vocabulary occurs before the place ``end``.
 
-def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
+        Of a long text only the beginning is counted.
+        """
+        found = np.zeros(len(self.vocabulary), dtype=np.int64)
+        end = min(end, COUNTED)
+        for begin in range(0, end, PIECE):
+            piece = self._index[self.data[begin : min(begin + PIECE, end)]]
+            found += np.bincount(piece, minlength=len(found))
+        return torch.from_numpy(found)
+
+
+def load(specs: Sequence[str], unit: str = "byte", stdin: Path | None = None) -> Corpus:
     """Read a corpus: the concatenation of everything that ``specs`` name.
 
     Args:
         unit: "byte", or "char" for the characters of UTF-8; what is none becomes U+FFFD.
+        stdin: a file that holds what came from standard input, which is read where there is none.
 
     Raises:
         UserError: something is missing, too short, or not what its checksum says.
     """
-    sources = [source for spec in specs for source in _sources(spec)]
+    sources = [source or stdin for spec in specs for source in _sources(spec)]
     digest = hashlib.sha256()
     seen = np.zeros(256 if unit == "byte" else 0x110000, dtype=bool)
 
@@ -138,7 +159,7 @@ def _pieces(sources: Sequence[Path | None]) -> Iterator[bytes]:
     """All the bytes, in pieces that memory holds."""
     for source in sources:
         try:
-            with open(source, "rb") if source else nullcontext(sys.stdin.buffer) as file:
+            with open(source, "rb") if source else nullcontext(standard_input("--data -")) as file:
                 while piece := file.read(PIECE):
                     yield piece
         except OSError as error:
@@ -221,7 +242,7 @@ class Streams:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.corpus, self.batch, self.steps = corpus, batch, steps
+        self.corpus, self.end, self.batch, self.steps = corpus, end, batch, steps
         self.length = max(0, end - begin - 1) // batch  # of a stream, its last target not counted
         self.windows = -(-self.length // steps) if partial else self.length // steps
         self.rows = slice(rank * batch // world, (rank + 1) * batch // world)

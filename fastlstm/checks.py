@@ -99,8 +99,8 @@ def check_pair(hx: Sequence[Tensor], name: str) -> None:
         raise RuntimeError(f"{name} expects two hidden states")
 
 
-def check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
-    """Return hx; raise RuntimeError where a state has not so many dimensions."""
+def check_state_dims(hx: Sequence[Tensor], dims: int) -> None:
+    """Raise RuntimeError where a state has not so many dimensions."""
     h0, c0 = hx[0], hx[1]
     if h0.dim() != dims or c0.dim() != dims:
         form = "batched 3-D" if dims == 3 else "unbatched 2-D"
@@ -108,8 +108,6 @@ def check_state_dims(hx: Sequence[Tensor], dims: int) -> Sequence[Tensor]:
             f"For {form} input, hx and cx should "
             f"also be {dims}-D but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
         )
-    check_pair(hx, "lstm")
-    return hx
 
 
 def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> None:
@@ -128,30 +126,40 @@ def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> N
         )
 
 
-def check_state(
-    state: Tensor, position: int, shape: tuple[int, ...], input: Tensor, like: Tensor
-) -> None:
-    """Raise RuntimeError where hx[position] is of another shape, device or dtype."""
-    if state.shape != shape:
-        raise RuntimeError(
-            f"Expected hidden[{position}] size {tuple(shape)}, got {list(state.shape)}"
-        )
-    if state.device != input.device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, found input tensor at "
-            f"{input.device} and hidden tensor at {state.device}"
-        )
-    if state.dtype != like.dtype:
-        raise RuntimeError(
-            f"Input and hidden tensors are not the same dtype: expected hidden[{position}] "
-            f"of {like.dtype}, got {state.dtype}"
-        )
+def check_state_sizes(h0: Tensor, c0: Tensor, sizes: Sizes, batch: int) -> None:
+    """Raise RuntimeError where a state of ``(L*D, B, width)`` is of another shape."""
+    for i, (state, width) in enumerate(((h0, sizes.out_size), (c0, sizes.hidden_size))):
+        if state.shape != (sizes.cells, batch, width):
+            raise RuntimeError(
+                f"Expected hidden[{i}] size {(sizes.cells, batch, width)}, got {list(state.shape)}"
+            )
 
 
-def check_weights(
-    weights: Sequence[Tensor], sizes: Sizes, input: Tensor, *, of_cell: bool = False
-) -> None:
-    """Raise RuntimeError where a weight is of another shape, device or dtype.
+def check_devices(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where a state or a weight is on another device than input."""
+    device = input.device
+    for kind, tensors in (("hidden", states), ("parameter", weights)):
+        # Whole lists at a time: this runs at every step of a streaming loop.
+        if [x.device for x in tensors] != [device] * len(tensors):
+            other = next(x.device for x in tensors if x.device != device)
+            raise RuntimeError(
+                f"Input and {kind} tensors are not at the same device, found input tensor at "
+                f"{device} and {kind} tensor at {other}"
+            )
+
+
+def check_state_dtypes(states: Sequence[Tensor], like: Tensor) -> None:
+    """Raise RuntimeError where a state's dtype is not the weights'."""
+    for i, state in enumerate(states):
+        if state.dtype != like.dtype:
+            raise RuntimeError(
+                f"Input and hidden tensors are not the same dtype: expected hidden[{i}] "
+                f"of {like.dtype}, got {state.dtype}"
+            )
+
+
+def check_weights(weights: Sequence[Tensor], sizes: Sizes, *, of_cell: bool = False) -> None:
+    """Raise RuntimeError where a weight is of another shape or dtype.
 
     Args:
         of_cell: whether they are an ``LSTMCell``'s, whose names lack the layer's number.
@@ -161,14 +169,7 @@ def check_weights(
         found = sizes.weight_name(position)
         return found.removesuffix("_l0") if of_cell else found
 
-    # Whole lists at a time: this runs at every step of a streaming loop.
-    dtype, device, expected = weights[0].dtype, input.device, sizes.weight_shapes()
-    if [w.device for w in weights] != [device] * len(weights):
-        other = next(w.device for w in weights if w.device != device)
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{device} and parameter tensor at {other}"
-        )
+    dtype, expected = weights[0].dtype, sizes.weight_shapes()
     if [w.dtype for w in weights] != [dtype] * len(weights):
         found = {name(i): w.dtype for i, w in enumerate(weights)}
         raise RuntimeError(f"parameters must have one dtype, got {found}")

@@ -17,13 +17,15 @@ from . import backends
 from .checks import (
     Sizes,
     check_batch_sizes,
+    check_devices,
     check_indices,
     check_input,
     check_lengths,
     check_pair,
     check_rules,
-    check_state,
     check_state_dims,
+    check_state_dtypes,
+    check_state_sizes,
     check_weights,
     readable,
 )
@@ -110,7 +112,7 @@ def lstm(
         RuntimeError: wrong shapes, states or weights of another dtype or device, an empty
             sequence (T = 0), invalid ``batch_sizes``.
         IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        TypeError: hx is no tuple or list; lengths are no whole numbers.
+        TypeError: hx of batched input is no tuple or list; lengths are no whole numbers.
         NotImplementedError: an option that ``nn.LSTM`` lacks where there are no kernels, or beside
             lengths on a GPU.
     """
@@ -163,6 +165,8 @@ def lstm_of_sizes(
     packed = batch_sizes is not None
     index = input.dtype in INDEX_TYPES
     dims = input.dim() + index  # as if an index were the row that it stands for
+    if packed and hx is not None:
+        check_pair(hx, "lstm")
     if packed and dims != 2:
         raise RuntimeError(f"input must have {2 - index} dimensions, got {input.dim()}")
     if not packed and dims not in (2, 3):
@@ -170,17 +174,11 @@ def lstm_of_sizes(
         raise ValueError(f"LSTM: Expected {form}, got {input.dim()}D instead")
     batched = dims == 3 or packed
     if hx is not None:
-        hx = check_state_dims(hx, 3 if batched else 2)
+        check_state_dims(hx, 3 if batched else 2)
 
-    input, hx, weights = _autocast(input, hx, weights)
+    input, states, weights = _autocast(input, hx, weights)
     if not index:
         check_input(input, weights[0], sizes.input_size, packed)
-    if not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] "
-            "representing the probability of an element being zeroed"
-        )
-
     batch: int | None
     if packed:
         batch = check_batch_sizes(cast(Tensor, batch_sizes), input.shape[0])
@@ -190,15 +188,23 @@ def lstm_of_sizes(
         elif batch_first:
             input = input.transpose(0, 1)
         batch = input.shape[1]
+    # The order of what follows is nn.LSTM's, for calls that make several mistakes.
     h0 = c0 = None
-    if hx is not None:
-        h0, c0 = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        batch = h0.shape[1] if batch is None else batch
-        check_state(h0, 0, (sizes.cells, batch, sizes.out_size), input, weights[0])
-        check_state(c0, 1, (sizes.cells, batch, sizes.hidden_size), input, weights[0])
+    if states:
+        h0, c0 = states if batched else (x.unsqueeze(1) for x in states)
+        check_state_sizes(h0, c0, sizes, h0.shape[1] if batch is None else batch)
+    if hx is not None and batched:  # else nn.LSTM takes the first two of anything
+        check_pair(hx, "lstm")
+    check_devices(input, states, weights)
     if not packed and input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    check_weights(weights, sizes, input)
+    check_state_dtypes(states, weights[0])
+    check_weights(weights, sizes)
+    if not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] "
+            "representing the probability of an element being zeroed"
+        )
     if index:
         check_indices(input, sizes.input_size)
 
@@ -253,11 +259,8 @@ def lstm_of_lengths(
     # What the state's batch must be is checked before it is sorted.
     if hx is not None:
         check_pair(hx, "lstm")
-        hx = check_state_dims(hx, 3)
-        for i, width in enumerate((sizes.out_size, sizes.hidden_size)):
-            shape = (sizes.cells, batch, width)
-            if hx[i].shape != shape:
-                raise RuntimeError(f"Expected hidden[{i}] size {shape}, got {list(hx[i].shape)}")
+        check_state_dims(hx, 3)
+        check_state_sizes(hx[0], hx[1], sizes, batch)
     packed = pack_padded_sequence(input, lengths, batch_first, enforce_sorted=False)
     order, back = cast(Tensor, packed.sorted_indices), cast(Tensor, packed.unsorted_indices)
     if hx is not None:
@@ -300,7 +303,7 @@ def lstm_cell(
         ValueError: wrong number of dimensions.
         RuntimeError: wrong sizes, dtypes or devices.
         IndexError: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        TypeError: hx is no tuple or list.
+        TypeError: hx of batched input is no tuple or list.
     """
     index = input.dtype in INDEX_TYPES
     if input.dim() + index not in (1, 2):
@@ -312,7 +315,8 @@ def lstm_cell(
                 raise ValueError(
                     f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead"
                 )
-        check_pair(hx, "lstm_cell")
+        if input.dim() + index == 2:  # else nn.LSTMCell takes the first two of anything
+            check_pair(hx, "lstm_cell")
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("expected both b_ih and b_hh, or neither")
     batched = input.dim() + index == 2
@@ -324,57 +328,51 @@ def lstm_cell(
     gates, input_size = w_ih.shape
     sizes = Sizes(input_size, gates // 4, bias=b_ih is not None)
 
-    input, hx, weights = _autocast(input, hx, weights)
+    input, states, weights = _autocast(input, hx, weights)
     if not batched:
-        input = input.unsqueeze(0)
-    if not index:
-        if input.shape[1] != input_size:
+        input, *states = (x.unsqueeze(0) for x in (input, *states))
+    if not index and input.shape[1] != input_size:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.shape[1]} expected {input_size}"
+        )
+    for i, state in enumerate(states):
+        count, width = state.shape[0], state.shape[1] if state.dim() > 1 else 0
+        if count != input.shape[0]:
             raise RuntimeError(
-                f"input has inconsistent input_size: got {input.shape[1]} expected {input_size}"
+                f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {count}"
             )
-        if input.dtype != weights[0].dtype:
+        if width != sizes.hidden_size:
             raise RuntimeError(
-                f"input and weights must have the same dtype, "
-                f"but got {input.dtype} and {weights[0].dtype}"
+                f"hidden{i} has inconsistent hidden_size: got {width}, expected {sizes.hidden_size}"
             )
-    h0 = c0 = None
-    if hx is not None:
-        h0, c0 = hx if batched else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        for i, state in enumerate((h0, c0)):
-            batch, width = state.shape[0], state.shape[1] if state.dim() > 1 else 0
-            if batch != input.shape[0]:
-                raise RuntimeError(
-                    f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {batch}"
-                )
-            if width != sizes.hidden_size:
-                raise RuntimeError(
-                    f"hidden{i} has inconsistent hidden_size: "
-                    f"got {width}, expected {sizes.hidden_size}"
-                )
-            if state.dim() != 2:
-                raise RuntimeError(f"hx[{i}] must have as many dimensions as input")
-        h0, c0 = h0.unsqueeze(0), c0.unsqueeze(0)
-        check_state(h0, 0, h0.shape, input, weights[0])
-        check_state(c0, 1, c0.shape, input, weights[0])
-    check_weights(weights, sizes, input, of_cell=True)
+        if state.dim() != 2:
+            raise RuntimeError(f"hx[{i}] must have as many dimensions as input")
+    check_devices(input, states, weights)
+    if not index and input.dtype != weights[0].dtype:
+        raise RuntimeError(
+            f"input and weights must have the same dtype, "
+            f"but got {input.dtype} and {weights[0].dtype}"
+        )
+    check_state_dtypes(states, weights[0])
+    check_weights(weights, sizes, of_cell=True)
     if index:
         check_indices(input, input_size)
 
+    h0, c0 = (x.unsqueeze(0) for x in states) if states else (None, None)
     _, h, c, *_ = backends.run(input.unsqueeze(0), h0, c0, weights, sizes)
     return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
 
 
 def _autocast(
     input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]
-) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor]]:
-    """What autocast would do to the arguments of an operator that it knows."""
-    kind = input.device.type
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """What autocast would do to an operator that it knows: input, the states, if any, weights."""
+    kind, states = input.device.type, () if hx is None else (hx[0], hx[1])
     if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast has no device "meta"
-        return input, hx, weights
+        return input, states, weights
     dtype = torch.get_autocast_dtype(kind)
 
     def lower(x: Tensor) -> Tensor:
         return x.to(dtype) if x.dtype in _AUTOCAST_TYPES else x
 
-    states = None if hx is None else (lower(hx[0]), lower(hx[1]))
-    return lower(input), states, [lower(w) for w in weights]
+    return lower(input), [lower(x) for x in states], [lower(w) for w in weights]

@@ -6,11 +6,11 @@ After Karpathy, Johnson and Li, "Visualizing and Understanding Recurrent Network
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .text import UserError, cli
+from .text.stdin import standard_input
 
 LENGTH = 20_000  # characters that statistics are made of
 SHOWN = 5_000  # of them in the page, whose size this and the next bound
@@ -39,7 +39,7 @@ def read_text(name: str, length: int) -> bytes:
     """The beginning of a text: as many bytes as ``length`` characters can have."""
     try:
         if name == "-":
-            return sys.stdin.buffer.read(4 * length)
+            return standard_input("--text -").read(4 * length)
         with open(name, "rb") as file:
             return file.read(4 * length)
     except (OSError, ValueError) as error:
@@ -53,7 +53,7 @@ def inspect(argv: Sequence[str] | None) -> int:
 
     from .text import probe
     from .text.alphabet import Alphabet
-    from .text.checkpoint import write_text
+    from .text.files import write_text
     from .text.heatmap import View, cell_name, heatmap
     from .text.opening import open_model
 
@@ -65,10 +65,16 @@ def inspect(argv: Sequence[str] | None) -> int:
     # To a byte model a byte that is no UTF-8 is a character too.
     errors = "surrogateescape" if meta["unit"] == "byte" else "replace"
     text = read_text(a.text, a.length).decode("utf-8", errors)[: a.length]
+    alphabet = Alphabet(meta["unit"], vocabulary)
+    known = {c: alphabet.knows(c.encode("utf-8", errors)) for c in set(text)}
+    unknown = sum(not known[c] for c in text)
+    text = "".join(c for c in text if known[c])
     if len(text) < 2:
-        raise UserError(f"--text: {a.text} holds less than two characters")
+        which = " that the model knows" if unknown else ""
+        raise UserError(f"--text: {a.text} holds less than two characters{which}")
+    cli.note_unknown("fastlstm.inspect", "--text", unknown, "character")
     parts = [c.encode("utf-8", errors) for c in text]
-    indices = Alphabet(meta["unit"], vocabulary).encode(b"".join(parts))
+    indices, _ = alphabet.encode(b"".join(parts))
     # The model has seen a character when it has seen its last byte.
     sizes = [len(part) if meta["unit"] == "byte" else 1 for part in parts]
     ends = np.cumsum(sizes) - 1

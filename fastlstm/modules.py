@@ -90,7 +90,7 @@ class LSTM(RNNBase):
           ``return_cells`` or ``lengths`` beside ``checkpoint_every``.
         * **RuntimeError**: wrong sizes, states of another dtype or device, an empty sequence.
         * **IndexError**: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        * **TypeError**: hx is no tuple; lengths are no whole numbers.
+        * **TypeError**: hx of batched input is no tuple; lengths are no whole numbers.
         * **NotImplementedError**: an option that ``nn.LSTM`` lacks where there are no kernels, or
           beside lengths on a GPU.
 
@@ -194,6 +194,15 @@ class LSTM(RNNBase):
         super().reset_parameters()
         if self._option("layer_norm"):
             self._reset_norms()
+
+    def flatten_parameters(self) -> None:
+        """As ``nn.LSTM``'s: on CUDA one buffer of all weights, as cuDNN likes them.
+
+        The kernels of this package take the weights as they are. Layer-normalised stacks, whose
+        gains cuDNN does not know, stay as they are.
+        """
+        if not self._option("layer_norm"):
+            super().flatten_parameters()
 
     def _option(self, name: str, default: Any = None) -> Any:
         """What nn.LSTM lacks: its value, where the module was made with it."""
@@ -417,7 +426,7 @@ class LSTMCell(RNNCellBase):
         * **ValueError**: an input or state of the wrong number of dimensions.
         * **RuntimeError**: wrong sizes, dtypes or devices.
         * **IndexError**: an index outside ``0 .. I-1`` (on the CPU, in eager mode).
-        * **TypeError**: hx is no tuple.
+        * **TypeError**: hx of batched input is no tuple.
     """
 
     def __init__(

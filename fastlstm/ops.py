@@ -120,10 +120,9 @@ class LSTMFunction(torch.autograd.Function):
         arriving = (*grads[:3], grads[5])
         if all(grad is None for grad in arriving):
             return (None,) * (len(needs) + 3)
-        # create_graph=True leaves grad mode on here; compiled graphs have no double backward.
-        if (torch.is_grad_enabled() or _jvp_may_come()) and not torch.compiler.is_compiling():
-            backward = _DualLSTMBackward if _jvp_may_come() else LSTMBackward
-            found = backward.apply(ctx.options, needs, *arriving, *ctx.saved_tensors)
+        # create_graph=True leaves grad mode on here: the operator has its gradient itself.
+        if _jvp_may_come():
+            found = _DualLSTMBackward.apply(ctx.options, needs, *arriving, *ctx.saved_tensors)
         else:
             found = LSTMBackward.forward(ctx.options, needs, *arriving, *ctx.saved_tensors)
         found = [grad if need else None for grad, need in zip(found, needs, strict=True)]

@@ -1,16 +1,21 @@
 """What torch asks of the operators beside their kernels: gradients of direct calls, and shapes.
 
 A direct call of a raw operator (torch.ops.fastlstm) has its gradient through the functions of
-ops.py; below autograd are the native kernels. Their rules under vmap are in transforms.py.
+ops.py; below autograd are the native kernels. Their rules under torch.func's vmap are in
+transforms.py, and the one for a batch of gradients (``is_grads_batched``) is here.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import Sizes
 from .native import Options
 from .ops import How, LSTMBackward, LSTMFunction, requires_grad
 from .reference import INDEX_TYPES
@@ -67,9 +72,52 @@ def _backward_autograd(
         )
 
 
-_library = torch.library.Library("fastlstm", "IMPL")
+def _backward_batched(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """For ``autograd.grad(is_grads_batched=True)``, on tensors of a vmap older than torch.func's.
+
+    There torch itself calls an operator gradient by gradient, unless it has lists of tensors.
+    """
+    before, weights, behind = arguments[:7], arguments[7], arguments[8:]
+    flat_weights, input_size = torch.cat([w.flatten() for w in weights]), weights[0].shape[1]
+    flat = torch.ops.fastlstm._backward_flat(*before, flat_weights, input_size, *behind)
+    grad_input, grad_h0, grad_c0, *rest = _unflatten(flat, _gradient_shapes(*arguments))
+    return grad_input, grad_h0, grad_c0, rest
+
+
+def _backward_flat(*arguments: Any) -> Tensor:
+    """The backward operator of weights in one vector; its gradients in one vector too."""
+    before, (weights, input_size), behind = arguments[:7], arguments[7:9], arguments[9:]
+    options = Options(*arguments[15:-1])
+    sizes = Sizes(
+        input_size, options.hidden_size, options.num_layers, options.has_bias,
+        options.bidirectional, options.proj_size, options.layer_norm,
+    )  # fmt: skip
+    *first, grad_weights = torch.ops.fastlstm.backward(
+        *before, _unflatten(weights, sizes.weight_shapes()), *behind
+    )
+    return torch.cat([x.flatten() for x in (*first, *grad_weights)])
+
+
+def _unflatten(x: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    counts = [math.prod(shape) for shape in shapes]
+    starts = accumulate(counts, initial=0)
+    return [  # split has no rule under the older vmap
+        x.narrow(0, start, count).view(shape)
+        for start, count, shape in zip(starts, counts, shapes, strict=False)
+    ]
+
+
+_schema = str(torch.ops.fastlstm.backward.default._schema).removeprefix("fastlstm::")
+_arguments = _schema.partition(" -> ")[0].replace(
+    "Tensor[] weights", "Tensor weights, int input_size"
+)
+
+_library = torch.library.Library("fastlstm", "FRAGMENT")
 _library.impl("forward", _forward_autograd, "Autograd")
 _library.impl("backward", _backward_autograd, "Autograd")
+_library.define(f"_{_arguments} -> Tensor".replace("_backward", "_backward_flat"))
+_library.impl("backward", _backward_batched, "Batched")
+_library.impl("_backward_flat", _backward_flat, "CompositeImplicitAutograd")
 
 
 @torch.library.register_fake("fastlstm::forward")
@@ -107,21 +155,21 @@ def _forward_fake(
     )
 
 
+def _gradient_shapes(*arguments: Any) -> list[Sequence[int]]:
+    """Of backward's results, one after the other: ``(0,)`` for what nobody needs."""
+    input, h0, c0, weights = arguments[4:8]  # behind the gradients that arrive
+    differentiable = None if input.dtype in INDEX_TYPES else input
+    return [
+        x.shape if need and x is not None else (0,)
+        for need, x in zip(arguments[-1], (differentiable, h0, c0, *weights), strict=True)
+    ]
+
+
 @torch.library.register_fake("fastlstm::backward")
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    input, h0, c0, weights = arguments[4:8]  # behind the gradients that arrive
-    need_input, need_h0, need_c0, *need_weights = arguments[-1]
-
-    def gradient(needed: bool, like: Tensor | None) -> Tensor:
-        shape = like.shape if needed and like is not None else (0,)
-        return weights[0].new_empty(shape)
-
-    return (
-        gradient(need_input and input.dtype not in INDEX_TYPES, input),
-        gradient(need_h0, h0),
-        gradient(need_c0, c0),
-        [gradient(need, w) for need, w in zip(need_weights, weights, strict=True)],
-    )
+    like = arguments[7][0]
+    grad_input, grad_h0, grad_c0, *grad_weights = map(like.new_empty, _gradient_shapes(*arguments))
+    return grad_input, grad_h0, grad_c0, grad_weights
 
 
 @torch.library.register_fake("fastlstm::_activations")

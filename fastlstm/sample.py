@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .text import UserError, cli
+from .text.stdin import standard_input
 
 if TYPE_CHECKING:
     from .drawing import Draw
@@ -67,7 +67,7 @@ def check(a: argparse.Namespace) -> None:
 def read_text(flag: str, name: str) -> bytes:
     """A file's bytes, or standard input's for ``-``; UserError where they cannot be read."""
     try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return standard_input(f"{flag} -").read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"{flag}: cannot read {name}: {error.strerror}") from error
 
@@ -86,9 +86,11 @@ def sample(argv: Sequence[str] | None) -> int:
     _, model, vocabulary, meta = open_model(a.run, a.checkpoint)
     alphabet = Alphabet(meta["unit"], vocabulary)
     if a.score is not None:
-        text = alphabet.encode(read_text("--score", a.score))
+        text, unknown = alphabet.encode(read_text("--score", a.score))
         if len(text) < 2:
-            raise UserError(f"--score: {a.score} holds less than two characters")
+            known = " that the model knows" if unknown else ""
+            raise UserError(f"--score: {a.score} holds less than two characters{known}")
+        cli.note_unknown("fastlstm.sample", "--score", unknown, alphabet.unit)
         nats = score(rounded_model(model, a.weights), text)
         perplexity = math.exp(min(nats, 700))
         print(
@@ -100,7 +102,9 @@ def sample(argv: Sequence[str] | None) -> int:
     primer = a.primer.encode("utf-8", errors="surrogateescape")
     if a.primer == "-":
         primer = read_text("-p", "-")
-    prime = alphabet.encode(primer) if primer else alphabet.start()
+    prime, unknown = alphabet.encode(primer)
+    cli.note_unknown("fastlstm.sample", "-p", unknown, alphabet.unit)
+    prime = prime if len(prime) else alphabet.start()
     how = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
     if a.batch > 1:
         for number, drawn in enumerate(samples(model, alphabet, prime, how, a), 1):

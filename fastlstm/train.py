@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,13 +122,32 @@ def step(job: Job, x: Tensor, y: Tensor, also: Sequence[float]) -> tuple[float, 
 def train(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     import matplotlib  # noqa: F401  missing it should not show after an hour
+    import tqdm  # noqa: F401
+
+    from .text.job import prepare
+
+    job = prepare(argv)
+    try:
+        return work(job)
+    except BrokenPipeError:  # whoever read the output has left
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or 'the output'}: {error.strerror or error}; "
+            f"{job.run.folder} keeps its last checkpoint, go on with: {job.again}"
+        ) from error
+    finally:
+        job.run.release()
+
+
+def work(job: Job) -> int:
+    """Train, and return the command's exit status."""
     from tqdm import tqdm
 
-    from .text import job as jobs
     from .text.board import Board
     from .text.divergence import DivergedError
+    from .text.job import is_compilers
 
-    job = jobs.prepare(argv)
     config, progress, run, team = job.config, job.progress, job.run, job.team
     board = Board(run.folder / "tensorboard", progress.step, config.tensorboard and run.writes)
     if job.device.type == "cuda":
@@ -157,15 +176,17 @@ def train(argv: Sequence[str] | None = None) -> int:
             )
         return 1
     except Exception as error:
-        if config.compile and jobs.is_compilers(error):
+        if config.compile and is_compilers(error):
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"--compile: {reason}; --resume --no-compile goes on") from error
         raise
     finally:
         run.close()
-        board.close()
-        run.plot()
-        run.report(lambda: job.state(status))
+        # Where a full disk has stopped the run, the first error is the one to show.
+        with suppress(OSError) if status == "stopped by an error" else nullcontext():
+            board.close()
+            run.plot()
+            run.report(lambda: job.state(status))
     if run.writes:
         print(said)
     team.leave()
@@ -175,17 +196,20 @@ def train(argv: Sequence[str] | None = None) -> int:
 def greet(job: Job) -> None:
     """Say what is trained on what."""
     config, data = job.config, job.streams["train"]
-    alphabet, text = job.alphabet, data.corpus.data
+    text, occurring = data.corpus.data, data.corpus.occurring
     together = f", {job.team.size} processes" if job.team.size > 1 else ""
     print(
         f"{job.run.folder}: {config.num_layers}x{config.hidden_size} {config.cell}, "
         f"{sum(p.numel() for p in job.model.parameters()):,} parameters, {config.precision} on "
         f"{job.device}{together}\n{data.corpus.summary}\n{len(text):,} {config.unit}s of text, "
-        f"{len(alphabet.vocabulary)} different ones; {job.total:,} steps of {config.batch_size} x "
+        f"{len(occurring)} different ones; {job.total:,} steps of {config.batch_size} x "
         f"{config.seq_length}, {job.total / data.windows:.2f} epochs\n"
         f"watch it: {(job.run.folder / 'report.html').resolve().as_uri()}"
     )
-    if config.unit == "char" and 0xFFFD in alphabet.vocabulary:
+    if job.resumed:
+        where = f"step {job.progress.step:,} of {job.total:,}"
+        print(f"{where}: nothing to do" if job.ended else f"goes on from {where}")
+    if config.unit == "char" and 0xFFFD in occurring:
         print("some bytes of the text are no UTF-8: they are read as U+FFFD")
 
 
@@ -239,7 +263,7 @@ def loop(job: Job, bar: Any, board: Board, interrupts: Interrupts) -> int:
     news = News(wanted=bool(run.writes and bar.disable))
     job.model.train()
     run.report(lambda: job.state("training"))
-    while progress.step < job.total and not 0 < config.patience <= progress.worse:
+    while not job.ended:
         started = clock()
         rate = learning_rate(config, progress.step, job.total, progress.epoch)
         for group in job.optimizer.param_groups:

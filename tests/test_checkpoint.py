@@ -12,7 +12,7 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import save_file
 
-from fastlstm.text import UserError, checkpoint, model, run
+from fastlstm.text import UserError, checkpoint, files, model, run
 
 META = {"format": 1, "position": 0, "epoch": 0, "unit": "byte", "vocabulary": [10, 97],
         "model": {"cell": "lstm", "hidden_size": 3, "num_layers": 1, "dropout": 0.0}}  # fmt: skip
@@ -86,19 +86,26 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as error:
         save(folder, 2)
+    assert error.value.filename == str(folder)
     assert stored_step(folder) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["latest"]
 
 
 def test_write_text_leaves_the_old_text_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
-    checkpoint.write_text(path, "old")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        checkpoint.write_text(path, "new")
+    files.write_text(path, "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        files.write_text(path, "new")
+    assert error.value.filename == str(path)
     assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
@@ -164,6 +171,8 @@ DAMAGES = {
     "large vocabulary": lambda f: change_meta(f, vocabulary=[10, 256]),
     "unsorted vocabulary": lambda f: change_meta(f, vocabulary=[97, 10]),
     "other vocabulary": lambda f: change_meta(f, vocabulary=[10, 97, 98]),
+    "seen": lambda f: change_meta(f, seen=[[10]]),
+    "seen beyond the vocabulary": lambda f: change_meta(f, seen=[10, 98]),
     "cell": lambda f: change_meta(f, **architecture(cell="abacus")),
     "size": lambda f: change_meta(f, **architecture(hidden_size=4)),
     "huge size": lambda f: change_meta(f, **architecture(hidden_size=10**9)),

@@ -36,7 +36,28 @@ def test_files_folders_and_globs_are_concatenated_in_order(tmp_path):
     deep = corpus.load([str(tmp_path / "**" / "c.txt"), str(tmp_path / "a.txt")])
     assert deep.data.tobytes() == b"two one "
     assert deep.sha256 == hashlib.sha256(b"two one ").hexdigest()
-    assert corpus.load([str(tmp_path / "a.txt")]).vocabulary == sorted(b"one ")
+    assert corpus.load([str(tmp_path / "a.txt")]).occurring == sorted(b"one ")
+
+
+def test_bytes_have_one_vocabulary_and_characters_that_of_their_text(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("été", encoding="utf-8")
+    whole = corpus.load([str(path)])
+    assert whole.occurring == sorted(set("été".encode()))
+    assert whole.vocabulary == list(range(256))
+    assert corpus.load([str(path)], "char").vocabulary == [ord("t"), ord("é")]
+
+
+@given(data=st.binary(min_size=2, max_size=60), end=st.integers(0, 70))
+def test_characters_are_counted_up_to_a_place(data, end):
+    text = corpus.Corpus(np.frombuffer(data, np.uint8), sorted(set(data)), "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE", 7)
+        assert text.counts(end).tolist() == [data[:end].count(v) for v in range(256)]
+        patch.setattr(corpus, "COUNTED", 9)
+        text.read_as(text.occurring)
+        counted = data[: min(end, 9)]
+        assert text.counts(end).tolist() == [counted.count(v) for v in text.occurring]
 
 
 def test_one_file_is_mapped_not_read(tmp_path):
@@ -165,8 +186,9 @@ def test_what_is_no_corpus_is_refused(tmp_path):
 )
 def test_every_stream_reads_on_where_it_stopped(size, begin, batch, steps, partial):
     data = np.random.default_rng(0).integers(0, 7, begin + size, dtype=np.uint8)
-    vocabulary = np.unique(data).tolist()
-    text = corpus.Corpus(data, vocabulary, "")
+    text = corpus.Corpus(data, np.unique(data).tolist(), "")
+    vocabulary = text.occurring
+    text.read_as(vocabulary)
     streams = corpus.Streams(text, begin, begin + size, batch, steps, partial)
     length = (size - 1) // batch
     assert streams.windows == (-(-length // steps) if partial else length // steps)

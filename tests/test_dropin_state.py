@@ -1,5 +1,6 @@
 """Parameters, attributes and copies of the module are those of nn.LSTM, in every way of use."""
 
+import contextlib
 import copy
 import io
 import itertools
@@ -148,6 +149,46 @@ def test_flatten_parameters_changes_nothing():
     assert ours.flatten_parameters() is None
     assert [p.data_ptr() for p in ours.parameters()] == pointers
     torch.testing.assert_close(ours(X), before, rtol=0, atol=0)
+
+
+@pytest.fixture
+def flattened(monkeypatch):
+    """Every tensor says that it is on a GPU; the arguments of every call of cuDNN's flattening."""
+    calls = []
+
+    def flatten(weights, per_cell, input_size, mode, hidden_size, proj_size, layers, first, both):
+        assert len(weights) == per_cell * layers * (1 + both)  # torch asserts it, too
+        calls.append([w.shape for w in weights])
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda _: True)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", lambda _: 2)
+    monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", flatten)
+    return calls
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_weights_are_flattened_for_cudnn_as_nn_lstms(options, flattened):
+    nn.LSTM(3, 5, **options).double()
+    expected = list(flattened)
+    flattened.clear()
+    fastlstm.LSTM(3, 5, **options).double()
+    assert len(expected) == 2  # made, and moved
+    assert flattened == expected
+
+
+def test_a_layer_normalised_stack_moves_to_a_gpu(flattened):
+    """cuDNN's flattening, which knows no gains, is not asked."""
+    lstm = fastlstm.LSTM(3, 5, 2, bidirectional=True, layer_norm=True)
+    flattened.clear()
+    moved = copy.deepcopy(lstm).double()
+    moved.flatten_parameters()
+    assert flattened == []
+    assert all(a is b for a, b in zip(moved._flat_weights, moved.parameters(), strict=True))
+    assert len(moved._flat_weights) == 2 * 2 * 8
+    assert moved.norm_c_l1_reverse.dtype == torch.float64
 
 
 def test_an_assigned_parameter_is_used_and_listed():

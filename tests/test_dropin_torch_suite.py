@@ -1,5 +1,7 @@
 """torch's own module inputs and error inputs for LSTM and LSTMCell, run against our classes.
 
+What torch's test_modules.py does with them, too: representation, pickle, saved and moved modules,
+strided tensors, numeric derivatives.
 In a process of its own: importing torch's test utilities changes global flags and the hypothesis
 profile. They ask for the package expecttest, of which nothing is used here.
 """
@@ -11,12 +13,14 @@ import sys
 import pytest
 
 SCRIPT = """
-import json, re, sys, types, unittest, warnings
+import copy, io, json, pickle, re, sys, types, unittest, warnings
 sys.modules.setdefault("expecttest", types.SimpleNamespace(TestCase=unittest.TestCase, ACCEPT=0))
 import torch
 from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
 from torch.testing._internal.common_modules import module_db
-from torch.utils._pytree import tree_leaves
+from torch.testing._internal.common_utils import noncontiguous_like
+from torch.utils._pytree import tree_leaves, tree_map
 import fastlstm
 
 warnings.simplefilter("ignore")
@@ -46,6 +50,64 @@ def run(module, sample):
     return module(*given.args, **given.kwargs)
 
 
+def handling(case, info, cls, sample):
+    mine, theirs = build(cls, sample, torch.float64), build(info.module_cls, sample, torch.float64)
+    given = sample.forward_input
+    expected = tree_leaves(run(mine, sample))
+
+    def answers(module):
+        return all(map(torch.equal, tree_leaves(run(module, sample)), expected))
+
+    check((*case, "repr"), repr(mine) == repr(theirs))
+    check((*case, "deepcopy"), answers(copy.deepcopy(mine)))
+    check((*case, "pickle"), answers(pickle.loads(pickle.dumps(mine))))
+    saved = io.BytesIO()
+    torch.save(mine, saved)
+    saved.seek(0)
+    check((*case, "save"), answers(torch.load(saved, weights_only=False)))
+    empty = build(cls, sample, torch.float64).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(mine.state_dict())
+    check((*case, "to_empty"), answers(empty))
+    check((*case, "there and back"), answers(copy.deepcopy(mine).to("cpu").double().share_memory()))
+    for dtype in (torch.float32, torch.bfloat16):
+        same = {name: p.dtype for name, p in copy.deepcopy(theirs).to(dtype).named_parameters()}
+        found = {name: p.dtype for name, p in copy.deepcopy(mine).to(dtype).named_parameters()}
+        check((*case, "to", dtype), found == same)
+    meta = cls(*sample.constructor_input.args, **{**sample.constructor_input.kwargs,
+               "device": "meta", "dtype": torch.float16})
+    check((*case, "factory"), {(p.device.type, p.dtype) for p in meta.parameters()}
+          == {("meta", torch.float16)})
+
+    # Strided input, states and weights; then their gradients, by torch's own checks.
+    strided = copy.deepcopy(mine)
+    with torch.no_grad():
+        for name, p in mine.named_parameters():
+            setattr(strided, name, nn.Parameter(noncontiguous_like(p)))
+    args, kwargs = tree_map(lambda x: noncontiguous_like(x) if torch.is_tensor(x) else x,
+                            (given.args, given.kwargs))
+    check((*case, "strided"), all(map(close, tree_leaves(strided(*args, **kwargs)), expected)))
+
+    leaves = [x for x in tree_leaves((given.args, given.kwargs)) if torch.is_tensor(x)]
+    names = [name for name, _ in mine.named_parameters()]
+    weights = [p.detach().clone().requires_grad_() for p in mine.parameters()]
+
+    def function(*flat):
+        left = iter(flat[:len(leaves)])
+        args, kwargs = tree_map(lambda x: next(left) if torch.is_tensor(x) else x,
+                                (given.args, given.kwargs))
+        own = dict(zip(names, flat[len(leaves):]))
+        return tuple(tree_leaves(torch.func.functional_call(mine, own, args, kwargs)))
+
+    fast = dict(fast_mode=True, check_batched_grad=True)
+    for name, derive in (("grad", gradcheck), ("gradgrad", gradgradcheck)):
+        if name == "gradgrad" and case[2] % 4:  # a second each
+            continue
+        try:
+            check((*case, name), derive(function, [*leaves, *weights], **fast))
+        except Exception as error:
+            check((*case, name, repr(error)[:300]), False)
+
+
 for info in module_db:
     cls = ours.get(info.module_cls)
     if cls is None:
@@ -67,6 +129,8 @@ for info in module_db:
                     leaves += list(module.parameters())
                     grads.append(torch.autograd.grad(sum(y.sum() for y in results[-1]), leaves))
                 check(case, all(map(close, [*results[0], *grads[0]], [*results[1], *grads[1]])))
+                if dtype == torch.float64 and not training:
+                    handling((name, "handling", i), info, cls, sample)
                 if sample.reference_fn is not None:
                     given = sample.forward_input
                     expected = sample.reference_fn(mine, *given.args, **given.kwargs)
@@ -95,9 +159,8 @@ def suite():
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "kind", ["LSTM inputs", "LSTM errors", "LSTMCell inputs", "LSTMCell errors"]
-)
-def test_torchs_own_material(suite, kind):
-    assert suite["counts"].get(kind, 0) >= 8
-    assert [f for f in suite["failures"] if f.startswith(kind)] == []
+@pytest.mark.parametrize("kind", ["inputs", "errors", "handling"])
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell"])
+def test_torchs_own_material(suite, name, kind):
+    assert suite["counts"].get(f"{name} {kind}", 0) >= 8
+    assert [f for f in suite["failures"] if f.startswith(f"{name} {kind}")] == []

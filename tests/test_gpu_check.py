@@ -138,7 +138,8 @@ def test_distance_finds_the_worst_and_nan():
 )
 def test_torchs_lstm_is_as_close_as_its_type(name):
     problem = Problem(dtype=torch.float32, **OPTIONS[name])
-    found = accuracy.distances(problem, 2, torch.device("cpu"), accuracy.candidates_for(problem))
+    candidates = accuracy.candidates_for(problem)
+    found = accuracy.distances(problem, 2, torch.device("cpu"), candidates, "fp32")
     assert set(found) == {"fastlstm", "torch"}
     assert all(0 < d.relative < 5e-6 for d in found.values())
 

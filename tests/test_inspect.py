@@ -276,6 +276,14 @@ def test_texts_of_any_kind(run, tmp_path, monkeypatch):
     assert values(inspected(run, tmp_path)).shape == (10, 20)
 
 
+def test_what_a_model_does_not_know_is_not_on_the_page(run, tmp_path, capsys):
+    """Models of bytes once knew only those of their text: a character counts once."""
+    known = values(inspected(run, tmp_path, "f(é)\n"))
+    assert np.array_equal(values(inspected(run, tmp_path, "Zf(éž“)\nZ")), known)
+    line = "fastlstm.inspect: --text: the model has never seen 4 characters: skipped\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_page_of_a_model_without_gates():
     view = heatmap.View("<b>", "t", "ab", np.zeros((2, 1, 3)), [], ["a property"], {}, {}, "read")
     page = heatmap.heatmap(view)
@@ -331,7 +339,7 @@ MISTAKES = {
     "zero byte": (["RUN", "--text", "a\0b"], "--text: cannot read"),
     "short": (["RUN", "--text", "SHORT"], "holds less than two characters"),
     "length": (["RUN", "--text", "TEXT", "-n", "1"], "-n: expected at least 2, got 1"),
-    "unseen": (["RUN", "--text", "ODD"], "never seen b'Z', byte 1 of the text"),
+    "unseen": (["RUN", "--text", "ODD"], "less than two characters that the model knows"),
     "checkpoint": (["RUN", "--text", "TEXT", "--checkpoint", "epoch-9"], "it has latest"),
     "out": (["RUN", "--text", "TEXT", "--out", "/dev/null/x"], "--out: cannot write /dev/null/x"),
 }

@@ -18,7 +18,7 @@ pytest.importorskip("safetensors")
 
 from fastlstm.drawing import Draw
 from fastlstm.sample import main
-from fastlstm.text import sampling
+from fastlstm.text import checkpoint, sampling
 from fastlstm.text.alphabet import Decoder
 from fastlstm.text.model import CharModel
 from fastlstm.text.run import load_model
@@ -179,6 +179,39 @@ def test_known_text_scores_better(run, tmp_path, capsys, monkeypatch):
     assert known < 0.5 < 2 < odd
 
 
+def test_a_model_of_bytes_takes_every_byte(run, tmp_path, capsys):
+    path = tmp_path / "odd"
+    path.write_bytes("the “cat”\n".encode() + bytes(range(256)))
+    main([str(run), "--score", str(path)])
+    printed = capsys.readouterr()
+    assert 1 < float(printed.out.split()[0]) < 40
+    main([str(run), "-n", "60", "-t", "0", "-p", "“Ω” "])
+    primed = capsys.readouterr()
+    assert primed.out.startswith("“Ω” ")
+    assert printed.err == primed.err == ""
+
+
+def test_a_model_that_knows_some_bytes_skips_the_others(tmp_path, capsys):
+    """Checkpoints from before every byte was in the vocabulary."""
+    known = b"\n abceht"
+    model = CharModel(len(known), "lstm", 8, 1, 0.0)
+    meta = {"format": 1, "step": 1, "position": 0, "epoch": 0, "unit": "byte",
+            "vocabulary": list(known),
+            "model": {"cell": "lstm", "hidden_size": 8, "num_layers": 1,
+                      "dropout": 0.0}}  # fmt: skip
+    checkpoint.save(tmp_path / "checkpoints" / "latest", model.state_dict(), {}, meta)
+    outputs = {}
+    for text in ("the cat\n", "the “cat”\n"):
+        (tmp_path / "scored").write_text(text, encoding="utf-8")
+        main([str(tmp_path), "--score", str(tmp_path / "scored")])
+        outputs[text] = capsys.readouterr()
+    plain, odd = outputs.values()
+    assert plain.out == odd.out
+    assert odd.err == "fastlstm.sample: --score: the model has never seen 6 bytes: skipped\n"
+    assert plain.err == ""
+    assert set(sampled(capsys, tmp_path, "-n", 50, "-t", 2)) <= set(known.decode())
+
+
 def test_text_without_a_newline_needs_no_primer(tmp_path, capsys):
     run = train_on(tmp_path, "never a line ends here. " * 20, "--steps", "2")
     assert len(sampled(capsys, run, "-n", 10, "-t", 1)) == 11
@@ -252,7 +285,6 @@ MISTAKES = {
     "top-k": (["RUN", "--top-k", "0"], "--top-k: expected at least 1"),
     "seed": (["RUN", "--seed", "-1"], "--seed: expected"),
     "stop": (["RUN", "--stop", ""], "--stop: expected"),
-    "unseen": (["RUN", "-p", "the Z"], "never seen b'Z', byte 4 of"),
     "checkpoint": (["RUN", "--checkpoint", "epoch-99"], "it has best, latest, epoch-1"),
     "two checkpoints": (["EPOCH", "--checkpoint", "best"], "is the checkpoint epoch-1"),
     "no such checkpoint": (["NONE"], "has no checkpoint 'epoch-99'; it has best, latest"),

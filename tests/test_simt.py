@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from simt_checks import NEEDED, assert_matches, plant, problems_of, sanitize, seen
 from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
 
+from benchmarks.accuracy import limit_of
 from benchmarks.problems import NORMED, OPTIONS, TOLERANCE, Problem, make
 from fastlstm import reference
 
@@ -52,6 +53,14 @@ def test_tf32_is_as_close_as_its_ten_bits(name):
     found = assert_matches(Problem(**OPTIONS[name]), schedule, tolerance=2e-3)
     exact = assert_matches(Problem(**OPTIONS[name]), Schedule("random"))
     assert any(not torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_normalised_tf32_is_as_close_as_the_problem_allows(name):
+    for seed in range(3):
+        p = Problem(random_seed=seed, **NORMED[name])
+        schedule = Schedule("fifo", allow_tf32=True)
+        assert_matches(p, schedule, tolerance=limit_of(p, "tf32"))
 
 
 @pytest.mark.parametrize("name", ["three layers", "packed, both directions", "projection"])

@@ -73,6 +73,7 @@ def test_it_learns_and_leaves_the_files_that_it_promises(tmp_path, text, capsys)
     assert metrics[-1]["epoch"] == 2
     assert {p.name for p in run.iterdir()} == {
         "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "loss.png", "report.html",
+        ".lock",
     }  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
@@ -86,13 +87,22 @@ def test_it_learns_and_leaves_the_files_that_it_promises(tmp_path, text, capsys)
     assert (meta["step"], meta["epoch"], meta["position"]) == (len(metrics), 2, 0)
     stored = load_file(run / "checkpoints" / "epoch-1" / "training.safetensors")
     assert not any(name.startswith("state.") for name in stored)  # an epoch begins without memory
-    assert bytes(meta["vocabulary"]) == bytes(sorted(set(text.read_bytes())))
+    assert meta["vocabulary"] == list(range(256))
     out = capsys.readouterr().out
     assert out.count("-" * 72) == 2 * (len(metrics) // 250 + 1)  # samples, one more at the end
     assert "the quick brown fox" in out  # it has learned its source
     assert "test: " in out
     assert f"python -m fastlstm.sample {run}" in out
     assert f"python -m fastlstm.train --out {run} --resume" in out
+
+
+def test_a_run_begins_with_how_often_characters_occur(tmp_path, text):
+    metrics = train(tmp_path / "run", text, "--steps", 1, "--lr", 1e-30, "--val-fraction", 0.2)
+    net, _, _ = load_model(tmp_path / "run", "latest")
+    part = text.read_bytes()[: -int(len(text.read_bytes()) * 0.2)]  # held-out text is not counted
+    counts = torch.tensor([part.count(v) for v in range(256)]) + 1 / 256
+    assert torch.allclose(net.decoder.bias, (counts / (len(part) + 1)).log(), atol=1e-5)
+    assert metrics[0]["train_loss"] < math.log(len(set(part))) < math.log(256)
 
 
 def test_the_state_is_carried_from_window_to_window(tmp_path, text):
@@ -221,7 +231,7 @@ def test_adopted_weights_go_to_the_same_characters():
     small = models.CharModel(3, "lstm", 4, 2, 0.0)
     large = models.CharModel(5, "lstm", 4, 2, 0.0)
     fresh = large.decoder.weight[3].clone()
-    models.adopt(large, [1, 2, 3, 4, 5], small, [2, 3, 5])
+    models.adopt(large, [1, 2, 3, 4, 5], small, [2, 3, 5], [2, 3, 5])
     x = torch.tensor([[0], [2], [1]])
     theirs, ours = small(x)[0], large(torch.tensor([1, 2, 4])[x])[0]
     assert torch.allclose(theirs, ours[..., [1, 2, 4]], atol=1e-6)
@@ -442,7 +452,7 @@ def test_without_a_folder_a_new_one_is_made_and_named(tmp_path, text, capsys, mo
         assert (tmp_path / "runs" / f"text-{number}" / "config.json").exists()
 
 
-@pytest.mark.parametrize("package", ["safetensors", "tqdm", "matplotlib", "numpy"])
+@pytest.mark.parametrize("package", ["safetensors", "tqdm", "matplotlib", "numpy", "filelock"])
 def test_a_missing_package_is_named(tmp_path, text, package):
     """In a process of its own, for ours has them all loaded."""
     code = (

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from fastlstm import sample
+from fastlstm import inspect, sample
 from fastlstm.text.run import load_model
 from fastlstm.train import main
 
@@ -42,9 +42,40 @@ def test_characters_are_code_points(tmp_path, capsys):
     assert set(out) <= set(LINE)
     sample.main([str(tmp_path / "run"), "--score", str(text), "--checkpoint", "latest"])
     assert "nats a character" in capsys.readouterr().out
+
+
+def test_characters_that_the_model_does_not_know_are_skipped_and_counted(tmp_path, capsys):
+    text = write(tmp_path / "text", LINE * 120)
+    odd = write(tmp_path / "odd", "Ω“" + LINE * 9 + "Ω")
+    run = str(tmp_path / "run")
+    train(tmp_path / "run", "--data", text, "--unit", "char", "--steps", 12)
+    printed = {}
+    for name, arguments in {
+        "plain": ["--score", str(write(tmp_path / "plain", LINE * 9))],
+        "odd": ["--score", str(odd)],
+        "primer": ["-n", "20", "-t", "0", "-p", "naïve"],
+        "odd primer": ["-n", "20", "-t", "0", "-p", "naΩïve"],
+        "none": ["-n", "20", "-t", "0"],
+        "unknown primer": ["-n", "20", "-t", "0", "-p", "Ω"],
+    }.items():
+        capsys.readouterr()
+        sample.main([run, *arguments])
+        printed[name] = capsys.readouterr()
+    assert printed["odd"].out == printed["plain"].out
+    assert printed["odd primer"].out.removeprefix("naΩïve") == printed["primer"].out[5:]
+    assert printed["unknown primer"].out.removeprefix("Ω") == printed["none"].out
+    line = "fastlstm.sample: {}: the model has never seen {}: skipped\n"
+    assert printed["odd"].err == line.format("--score", "3 characters")
+    assert printed["odd primer"].err == line.format("-p", "1 character")
+    assert printed["plain"].err == printed["primer"].err == printed["none"].err == ""
+    inspect.main([run, "--text", str(odd)])
+    found = capsys.readouterr()
+    assert "--text: the model has never seen 3 characters: skipped" in found.err
+    page = (tmp_path / "run" / "inspect.html").read_text(encoding="utf-8")
+    assert f"It read {len(LINE) * 9} characters" in page
     with pytest.raises(SystemExit):
-        sample.main([str(tmp_path / "run"), "-p", "Ω"])
-    assert "the model has never seen 'Ω'" in capsys.readouterr().err
+        sample.main([run, "--score", str(write(tmp_path / "unknown", "ΩΩΩm"))])
+    assert "holds less than two characters that the model knows" in capsys.readouterr().err
 
 
 def test_bytes_that_are_no_text_do_not_stop_a_run_of_characters(tmp_path, capsys):

@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file, save_file
 
-from fastlstm.text import checkpoint
+from fastlstm.text import checkpoint, corpus
 from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that the tests start
@@ -140,6 +140,18 @@ def test_a_run_made_longer_equals_one_that_was_that_long(tmp_path, text, extra):
     train(*options, "--out", tmp_path / "parts", "--steps", 12)
     train("--out", tmp_path / "parts", "--resume", "--steps", 24)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_knows_only_the_bytes_of_its_text_goes_on(tmp_path, text, monkeypatch):
+    """As runs once did; their checkpoints have no place for other bytes."""
+    with monkeypatch.context() as before:
+        before.setattr(corpus.Corpus, "__post_init__", lambda self: self.read_as(self.occurring))
+        train(*TINY, "--data", text, "--steps", 12, "--out", tmp_path / "whole")
+        train(*TINY, "--data", text, "--steps", 6, "--out", tmp_path / "parts")
+    train("--out", tmp_path / "parts", "--resume", "--steps", 12)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    meta = json.loads((tmp_path / "parts" / "checkpoints" / "latest" / "meta.json").read_text())
+    assert bytes(meta["vocabulary"]) == bytes(sorted(set(text.read_bytes())))
 
 
 def test_a_new_length_replaces_the_old_one(tmp_path, text):

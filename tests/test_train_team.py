@@ -77,6 +77,7 @@ def test_two_processes_make_the_run_of_one(tmp_path, text):
     assert "cpu, 2 processes" in output
     assert output.count("test: ") == 1
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        ".lock",
         "checkpoints", "config.json", "loss.png", "metrics.jsonl", "report.html", "samples.jsonl",
     ]  # fmt: skip
     main(["--out", str(tmp_path / "two"), "--resume", "--steps", "22"])
@@ -102,13 +103,15 @@ def workers(process):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_a_lost_process_is_replaced_and_the_run_goes_on_bit_for_bit(tmp_path, text):
+def test_a_lost_process_is_replaced_and_the_run_goes_on_bit_for_bit(tmp_path, text, capsys):
     options = [*TINY, "--data", text, "--dropout", "0.3", "--steps", 120]
     process = torchrun(2, *options, "--out", tmp_path / "whole")
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     process = torchrun(2, *options, "--out", tmp_path / "lost", restarts=1)
     wait_for_step(tmp_path / "lost", 30, process)
+    line = refused(capsys, "--out", tmp_path / "lost", "--resume")
+    assert f"is in use by process {workers(process)[0]}" in line
     os.kill(workers(process)[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import UserError
-
 
 @dataclass(frozen=True)
 class Alphabet:
@@ -24,28 +22,26 @@ class Alphabet:
     unit: str
     vocabulary: list[int]
 
-    def encode(self, text: bytes) -> Tensor:
-        """int64 ``(T, 1)`` vocabulary indices of UTF-8, which a byte model need not find valid.
+    def encode(self, text: bytes) -> tuple[Tensor, int]:
+        """The characters of UTF-8 that the model knows; to a byte model any bytes are a text.
 
-        Raises:
-            UserError: a character that the model has never seen.
+        Returns:
+            int64 ``(T, 1)`` vocabulary indices, and how many unknown characters were left out.
         """
-        whole: bytes | str = text
-        if self.unit == "char":
-            whole = text.decode("utf-8", errors="replace")
-            values = torch.tensor([ord(c) for c in whole], dtype=torch.int64)
-        else:
-            values = torch.tensor(list(text), dtype=torch.int64)
-        known = torch.tensor(self.vocabulary)
-        indices = torch.searchsorted(known, values).clamp(max=len(known) - 1)
-        wrong = known[indices] != values
-        if wrong.any():
-            place = int(wrong.nonzero()[0])
-            kind = "byte" if self.unit == "byte" else "character"
-            raise UserError(
-                f"the model has never seen {whole[place : place + 1]!r}, {kind} {place} of the text"
-            )
-        return indices[:, None]
+        values = torch.tensor(self._values(text), dtype=torch.int64)
+        vocabulary = torch.tensor(self.vocabulary)
+        indices = torch.searchsorted(vocabulary, values).clamp(max=len(vocabulary) - 1)
+        known = vocabulary[indices] == values
+        return indices[known][:, None], int((~known).sum())
+
+    def knows(self, text: bytes) -> bool:
+        """Whether :meth:`encode` leaves nothing out."""
+        return set(self._values(text)) <= set(self.vocabulary)
+
+    def _values(self, text: bytes) -> list[int]:
+        if self.unit == "byte":
+            return list(text)
+        return [ord(c) for c in text.decode("utf-8", errors="replace")]
 
     def start(self) -> Tensor:
         """int64 ``(1, 1)``, what a text without a primer begins after: a newline, if known."""

@@ -9,9 +9,11 @@ first, and :func:`existing` finds it there if the process is killed in between.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import UserError
+from .files import write_text
 
 META = {"format": int, "step": int, "position": int, "epoch": int, "vocabulary": list,
         "unit": str, "model": dict}  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save(
@@ -43,17 +36,21 @@ def save(
     """Write a checkpoint, or replace one, so that at any moment a whole one exists.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; an older checkpoint is kept.
+        OSError: the disk is full or the folder cannot be written; an older checkpoint is kept.
     """
     fresh, old = _beside(folder, "new"), _beside(folder, "old")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
+        write_text(fresh / "meta.json", json.dumps(meta, indent=2) + "\n")
+        mode = stat.S_IMODE((fresh / "meta.json").stat().st_mode)
         for name, tensors in (("model", model), ("training", training)):
             found = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(found, fresh / f"{name}.safetensors")
-            _sync(fresh / f"{name}.safetensors")
-        write_text(fresh / "meta.json", json.dumps(meta, indent=2) + "\n")
+            path = fresh / f"{name}.safetensors"
+            save_file(found, path)
+            if stat.S_IMODE(path.stat().st_mode) != mode:  # safetensors lets the owner alone read
+                path.chmod(mode)
+            _sync(path)
         _sync(fresh)
         if not folder.exists():
             os.rename(fresh, folder)
@@ -67,8 +64,9 @@ def save(
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        number = getattr(error, "errno", None) or errno.EIO
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot write the checkpoint {folder}: {reason}") from error
+        raise OSError(number, reason, str(folder)) from error
 
 
 def existing(folder: Path) -> Path | None:
@@ -77,8 +75,17 @@ def existing(folder: Path) -> Path | None:
 
 
 def names(checkpoints: Path) -> list[str]:
-    """The checkpoints in a run's folder of them, sorted; epochs in their order."""
-    found = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    """The checkpoints in a run's folder of them, sorted; epochs in their order.
+
+    Raises:
+        UserError: the folder may not be read.
+    """
+    try:
+        found = os.listdir(checkpoints)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {checkpoints}: {error.strerror}") from error
     whole = {name.removeprefix(".").removesuffix(".old") for name in found if ".new" not in name}
     whole = {name for name in whole if existing(checkpoints / name)}
     return sorted(whole, key=lambda name: (len(name) if name.startswith("epoch-") else 0, name))
@@ -88,19 +95,26 @@ def load_meta(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Where the checkpoint is, and its ``meta.json``, with the types of what it must hold checked.
 
     Raises:
-        UserError: there is none, or it is damaged or foreign.
+        UserError: there is none, it may not be read, or it is damaged or foreign.
     """
-    found = existing(folder)
-    if found is None:
-        raise UserError(f"there is no checkpoint {folder}")
     try:
+        found = existing(folder)
+        if found is None:
+            raise UserError(f"there is no checkpoint {folder}")
         meta = json.loads((found / "meta.json").read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"the checkpoint {folder} is damaged: meta.json: {error}") from error
     for name, kind in META.items():
         value = meta.get(name) if isinstance(meta, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"the checkpoint {folder} is not one of ours: meta.json lacks {name!r}")
+    seen = meta.get("seen", [])
+    if not (isinstance(seen, list) and all(type(value) is int for value in seen)):
+        raise UserError(
+            f"the checkpoint {folder} is not one of ours: its 'seen' is no list of numbers"
+        )
     if meta["format"] != 1:
         raise UserError(f"the checkpoint {folder} was written by a newer fastlstm")
     return found, meta
@@ -110,10 +124,15 @@ def load_tensors(found: Path, name: str) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors`` or ``training.safetensors``, on the CPU.
 
     Raises:
-        UserError: the file is missing, damaged or no safetensors file.
+        UserError: the file is missing, may not be read, is damaged or no safetensors file.
     """
+    path = found / f"{name}.safetensors"
     try:
-        return load_file(found / f"{name}.safetensors")
+        with open(path, "rb"):  # safetensors says of a file that it may not read that it is missing
+            pass
+        return load_file(path)
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the checkpoint {found} is damaged: {name}.safetensors: {error}") from None
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from . import UserError
 
-_OPTIONAL = ("numpy", "safetensors", "tqdm", "matplotlib", "pooch")
+_OPTIONAL = ("numpy", "safetensors", "tqdm", "matplotlib", "pooch", "filelock")
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +67,14 @@ def say(line: str, file: Any = None) -> None:
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=file)
+
+
+def note_unknown(command: str, flag: str, unknown: int, unit: str) -> None:
+    """Say how many characters of a text were left out, for the model does not know them."""
+    if unknown:
+        noun = ("byte" if unit == "byte" else "character") + "s" * (unknown > 1)
+        line = f"{command}: {flag}: the model has never seen {unknown:,} {noun}: skipped"
+        print(line, file=sys.stderr)
 
 
 def refuse(name: str, message: str) -> int:

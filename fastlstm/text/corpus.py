@@ -9,7 +9,6 @@ import codecs
 import hashlib
 import itertools
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -23,8 +22,10 @@ from torch import Tensor
 
 from . import UserError
 from .sources import sources
+from .stdin import standard_input
 
 PIECE = 1 << 22  # bytes that are held at a time
+COUNTED = 1 << 24  # characters are enough to know how often each occurs
 
 
 @dataclass
@@ -33,36 +34,57 @@ class Corpus:
 
     Attributes:
         data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
-        vocabulary: the values that occur, ascending; a character's index is its place here.
+        occurring: the values that occur, ascending.
         sha256: of the text's bytes.
+        vocabulary: all values that a model of it knows, ascending; a character's index is its
+            place here. Every byte, so that a model of bytes reads any text, or ``occurring``.
         summary: what was read and what was left out, in one sentence.
     """
 
     data: np.ndarray
-    vocabulary: list[int]
+    occurring: list[int]
     sha256: str
     summary: str = ""
 
     def __post_init__(self) -> None:
-        self._index = np.zeros(self.vocabulary[-1] + 1, dtype=np.int64)
-        self._index[self.vocabulary] = np.arange(len(self.vocabulary))
+        self.read_as(list(range(256)) if self.data.dtype == np.uint8 else self.occurring)
+
+    def read_as(self, vocabulary: list[int]) -> None:
+        """Use another vocabulary, ascending, that holds all values that occur."""
+        self.vocabulary = vocabulary
+        self._index = np.zeros(vocabulary[-1] + 1, dtype=np.int64)
+        self._index[vocabulary] = np.arange(len(vocabulary))
 
     def indices(self, places: np.ndarray) -> Tensor:
         """int64 vocabulary indices of the characters at these places, in their shape."""
         return torch.from_numpy(self._index[self.data[places]])
 
+    def counts(self, end: int) -> Tensor:
+        """int64 ``(V,)``: how often each of the vocabulary occurs before the place ``end``.
 
-def load(specs: Sequence[str], unit: str = "byte") -> Corpus:
+        Of a long text only the beginning is counted.
+        """
+        found = np.zeros(len(self.vocabulary), dtype=np.int64)
+        end = min(end, COUNTED)
+        for begin in range(0, end, PIECE):
+            piece = self._index[self.data[begin : min(begin + PIECE, end)]]
+            found += np.bincount(piece, minlength=len(found))
+        return torch.from_numpy(found)
+
+
+def load(specs: Sequence[str], unit: str = "byte", stdin: Path | None = None) -> Corpus:
     """Read a corpus: the concatenation of everything that ``specs`` name.
 
     Args:
         unit: "byte", or "char" for the characters of UTF-8; what is none becomes U+FFFD.
+        stdin: a file that holds what came from standard input, which is read where there is none.
 
     Raises:
         UserError: something is missing, too short, or not what its checksum says.
     """
     named = sources(specs)
-    files, digest, size = named.files, hashlib.sha256(), 0
+    files = [file or stdin for file in named.files]
+    digest, size = hashlib.sha256(), 0
     seen = np.zeros(256 if unit == "byte" else 0x110000, dtype=bool)
 
     def characters() -> Iterator[np.ndarray]:
@@ -96,7 +118,7 @@ def _pieces(files: Sequence[Path | None]) -> Iterator[bytes]:
     """All the bytes, in pieces that memory holds."""
     for source in files:
         try:
-            with open(source, "rb") if source else nullcontext(sys.stdin.buffer) as file:
+            with open(source, "rb") if source else nullcontext(standard_input("--data -")) as file:
                 while piece := file.read(PIECE):
                     yield piece
         except OSError as error:
@@ -153,7 +175,7 @@ class Streams:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.corpus, self.batch, self.steps = corpus, batch, steps
+        self.corpus, self.end, self.batch, self.steps = corpus, end, batch, steps
         self.length = max(0, end - begin - 1) // batch  # of a stream, its last target not counted
         self.windows = -(-self.length // steps) if partial else self.length // steps
         self.rows = slice(rank * batch // world, (rank + 1) * batch // world)

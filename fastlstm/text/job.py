@@ -17,12 +17,13 @@ from .corpus import Corpus, Streams
 from .model import CharModel, as_state, states
 from .options import Config, Request
 from .report import State
-from .run import Progress, Run, free_folder, generator_name, load_model
+from .run import Progress, Run, claim_folder, generator_name, load_model
 from .sampling import sample_text
 from .team import Team
 
 EVAL_STREAMS = 64  # wide, so that evaluating is fast
 EVAL_CHARACTERS = 1 << 17  # spread over the whole held-out tail; more would cost minutes of a run
+RESTART_SECONDS = 60.0  # that torchrun's earlier processes may take to end
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,12 +43,19 @@ class Job:
     meta: dict[str, Any]  # of its checkpoints: alphabet and architecture
     progress: Progress
     total: int  # steps
+    resumed: bool
     hx: Any = None  # the state carried from the window before
     rate: float = 0.0  # characters a second
 
     @property
     def alphabet(self) -> Alphabet:
         return Alphabet(self.meta["unit"], self.meta["vocabulary"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is as long as asked, or no longer gets better."""
+        stale = 0 < self.config.patience <= self.progress.worse
+        return stale or self.progress.step >= self.total
 
     @property
     def again(self) -> str:
@@ -103,7 +111,7 @@ class Job:
             settings={**asdict(self.config), "processes": self.team.size,
                       "parameters": sum(x.numel() for x in self.model.parameters()),
                       "characters": self.streams["train"].corpus.data.size,
-                      "different characters": len(self.alphabet.vocabulary)},
+                      "different characters": len(self.streams["train"].corpus.occurring)},
             commands=[("Draw text from it:", f"python -m fastlstm.sample {run} -n 1000"),
                       ("Train it longer:", f"{self.again} --steps {2 * self.total}"),
                       ("Look into its cells:",
@@ -186,20 +194,27 @@ def spread(net: CharModel, config: Config, team: Team) -> Callable[..., Any]:
     return found
 
 
-def choose_folder(request: Request, team: Team) -> Path:
-    """The run's folder, the same for the whole team; a restarted team goes on with it."""
+def choose_run(request: Request, team: Team) -> Run:
+    """The run, the same for the whole team, whose rank 0 holds its folder.
+
+    A restarted team goes on with it, and waits for what is left of the one before.
+    """
     if team.restarts and request.out is None:
         raise UserError("--out: a run that torchrun may start again needs a folder with a name")
-    out = request.out or str(free_folder(corpus.slug(request.config.data)))
-    resume = request.resume or (team.restarts and (Path(out) / "config.json").exists())
-    said = team.word(f"{int(resume)}{out}")
+    claim, said = None, ""
+    if team.rank == 0:
+        again = team.restarts > 0 and (Path(request.out or "") / "config.json").exists()
+        resume, name = request.resume or again, corpus.slug(request.config.data)
+        claim = claim_folder(request.out, name, resume, RESTART_SECONDS if team.restarts else 0.0)
+        said = f"{int(resume)}{claim.folder}"
+    said = team.word(said)
     if said[0] == "1":
         request.resume, request.init_from = True, None
-    return Path(said[1:])
+    return Run(Path(said[1:]), claim)
 
 
 def prepare(argv: Sequence[str] | None) -> Job:
-    """A job that is ready for its next step, and its folder on the disk.
+    """A job that is ready for its next step, and its folder on the disk, held by this process.
 
     Raises:
         UserError: something was asked for that cannot be.
@@ -209,16 +224,22 @@ def prepare(argv: Sequence[str] | None) -> Job:
     if team.size > 1 and "-" in request.config.data:
         raise UserError("--data -: several processes cannot share standard input")
     team = team.join(device)
-    out = choose_folder(request, team)
-    run = Run(out, writes=team.rank == 0)
-    config, given, sha256 = request.config, request.given, None
+    run = choose_run(request, team)
+    try:
+        return prepare_run(run, request, team, device)
+    except BaseException:
+        run.abandon()
+        raise
+
+
+def prepare_run(run: Run, request: Request, team: Team, device: torch.device) -> Job:
+    """The rest of :func:`prepare`, once there is a folder."""
+    out, config, given, sha256 = run.folder, request.config, request.given, None
     if request.resume:
         stored, sha256 = run.read_config()
         config = options.resumed(request, stored, f"{out}/config.json")
         given = given | {"batch_size"}  # whatever it was shrunk to then
         device = pick_device(config.device, config.precision, team.local)
-    elif run.writes:
-        run.refuse_taken()
     other = None
     if request.init_from:
         other, found = architecture_of(request.init_from, config, given)
@@ -226,13 +247,26 @@ def prepare(argv: Sequence[str] | None) -> Job:
         config.precision = team.word(precision.choose(config.cell, device))
     name = corpus.slug(config.data)
     run.title = f"{name}: {config.num_layers}x{config.hidden_size} {config.cell}"
-    text = corpus.load(config.data, config.unit)
+    if "-" in request.config.data:
+        run.stdin.receive()
+    elif "-" in config.data:
+        run.stdin.require()
+    text = corpus.load(config.data, config.unit, run.stdin.path)
     if sha256 not in (None, text.sha256):
         raise UserError(f"--resume: the text is not the one that {out} was trained on")
     streams = split(text, config, given, team)
+    seen = set(text.occurring)
+    if request.resume:
+        _, found = checkpoint.load_meta(out / "checkpoints" / "latest")
+        if found["vocabulary"] == text.occurring:  # runs once knew no other bytes
+            text.read_as(text.occurring)
+        seen = set(model.seen_of(found))
+    elif other is not None:
+        seen |= set(model.seen_of(found))
     meta: dict[str, Any] = {
         "unit": config.unit,
         "vocabulary": text.vocabulary,
+        "seen": sorted(seen),
         "model": {name: getattr(config, name) for name in model.ARCHITECTURE},
     }
     torch.manual_seed(config.seed)
@@ -240,8 +274,9 @@ def prepare(argv: Sequence[str] | None) -> Job:
         net = CharModel(len(text.vocabulary), **meta["model"]).to(device)
     except RuntimeError as error:  # whatever torch says when memory runs out
         raise UserError(f"the model does not fit: {str(error).splitlines()[0]}") from error
+    model.predict_frequencies(net, text.counts(streams["train"].end))
     if other is not None:
-        model.adopt(net, text.vocabulary, other, found["vocabulary"])
+        model.adopt(net, text.vocabulary, other, found["vocabulary"], model.seen_of(found))
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     optimizer, progress = make_optimizer(config, net), Progress()
     if team.rank:  # dropout of its own
@@ -258,15 +293,26 @@ def prepare(argv: Sequence[str] | None) -> Job:
             raise UserError(f"the checkpoint latest of {out} is damaged: {error}") from error
     lengths = [config.steps, config.epochs and config.epochs * streams["train"].windows]
     total = min((n for n in lengths if n), default=2**63 - 1)
+    if request.resume and progress.step > total:
+        length = f"--steps {config.steps}"
+        if total != config.steps:
+            length = f"--epochs {config.epochs} ({total:,} steps)"
+        raise UserError(
+            f"{length}: {out} has already taken {progress.step:,} steps; expected a length beyond "
+            "them, which counts from the run's beginning"
+        )
     forward = spread(net, config, team)
     job = Job(config, run, team, streams, device, net, forward, optimizer, scaler, meta,
-              progress, total, as_state(hx))  # fmt: skip
+              progress, total, request.resume, as_state(hx))  # fmt: skip
+    if run.writes:
+        run.stdin.keep()
     if not run.writes:
         if not request.resume:
             job.save()
     elif request.resume:
         run.keep_until(progress.step)
-        run.write_config(config, text.sha256)
+        if not job.ended:
+            run.write_config(config, text.sha256)
     else:
         run.begin(config, text.sha256, lambda: job.save("latest"))
     return job

@@ -70,6 +70,7 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
         or not (found["cell"] in CELLS and found["hidden_size"] >= 1 and 0 <= found["dropout"] < 1)
         or not 1 <= found["num_layers"] <= len(tensors)  # before a loop over as many
         or not Alphabet.valid(meta["unit"], vocabulary)
+        or not set(seen_of(meta)) <= set(vocabulary)
     ):
         raise UserError(f"the checkpoint {name} describes no model of ours")
     try:
@@ -79,6 +80,11 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
         raise UserError(f"the checkpoint {name} describes too large a model") from error
     load(model, tensors, name)
     return model.eval()
+
+
+def seen_of(meta: dict[str, Any]) -> list[int]:
+    """The characters that a checkpoint's model was trained on, of those in its vocabulary."""
+    return meta.get("seen", meta["vocabulary"])  # once there were no others
 
 
 def load(model: CharModel, tensors: dict[str, Tensor], name: Any) -> None:
@@ -97,14 +103,36 @@ def load(model: CharModel, tensors: dict[str, Tensor], name: Any) -> None:
     model.load_state_dict(own, assign=device.type == "meta")
 
 
+def predict_frequencies(model: CharModel, counts: Tensor) -> None:
+    """Let an untrained model begin with how often characters occur, whatever came before.
+
+    The biases of its output layer become the logarithms of the frequencies. All characters together
+    count as seen once more than they were, so that none is impossible. The model then learns much
+    faster, above all where many characters are rare.
+
+    Args:
+        counts: int64 ``(V,)``, how often each character occurs.
+    """
+    seen = counts.double() + 1 / len(counts)
+    with torch.no_grad():
+        model.decoder.bias.copy_((seen / seen.sum()).log())
+
+
 def adopt(
-    model: CharModel, vocabulary: list[int], other: CharModel, other_vocabulary: list[int]
+    model: CharModel,
+    vocabulary: list[int],
+    other: CharModel,
+    other_vocabulary: list[int],
+    seen: list[int],
 ) -> None:
-    """Copy another model's weights; a character that it never saw keeps its fresh ones.
+    """Copy another model's weights; a character that it has not seen keeps its fresh ones.
 
     The two have the same architecture but for the vocabularies (of one unit, ascending).
+
+    Args:
+        seen: those of ``other_vocabulary`` that the other model was trained on.
     """
-    shared = sorted(set(vocabulary) & set(other_vocabulary))
+    shared = sorted(set(vocabulary) & set(seen))
     mine = torch.tensor([vocabulary.index(v) for v in shared], dtype=torch.int64)
     theirs = torch.tensor([other_vocabulary.index(v) for v in shared], dtype=torch.int64)
     source = other.state_dict()

@@ -6,10 +6,11 @@ import json
 import math
 import os
 from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
+from .files import naming, write_text
 
 
 class Records:
@@ -39,7 +40,7 @@ class Records:
                 except (ValueError, KeyError, TypeError):  # the last line of a killed run
                     break
                 kept.append(json.dumps(found) + "\n")
-        checkpoint.write_text(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
     def remember(self, values: dict[str, Any]) -> None:
         """Take what a line says; KeyError, TypeError or ValueError where it is none of ours."""
@@ -49,19 +50,22 @@ class Records:
         self.remember(values)
         if not self._writes:
             return
-        if self._file is None:
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()  # for whoever watches
+        with naming(self.path):
+            if self._file is None:
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()  # for whoever watches
 
     def flush(self) -> None:
         """Have the lines on the disk, before the checkpoint that counts on them."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with naming(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # only where append said so before
+                self._file.close()
             self._file = None
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,10 +14,13 @@ import torch
 from torch import Tensor
 
 from . import UserError, checkpoint
-from .model import CharModel, build, load
+from .files import replacing, write_text
+from .lock import Claim, InUseError
+from .model import CharModel, build, load, seen_of
 from .options import Config
 from .records import Metrics, Samples
 from .report import State, report
+from .stdin import KeptInput
 
 
 @dataclass
@@ -100,45 +101,79 @@ def free_folder(name: str, root: Path = Path("runs")) -> Path:
     return root / f"{name}-{number}"
 
 
+def claim_folder(out: str | None, name: str, resume: bool, patience: float) -> Claim:
+    """Hold the folder of a run to resume, or of a new one.
+
+    Args:
+        out: the folder; where it is None, the first free one of this ``name`` in runs/.
+        patience: seconds to wait for the process that has it.
+
+    Raises:
+        UserError: it cannot be had, or holds no run to resume, or one that should not be replaced.
+    """
+    while True:
+        folder = Path(out) if out else free_folder(name)
+        try:
+            if (folder / "config.json").exists() is not resume:
+                raise UserError(
+                    f"--resume: {folder} holds no run" if resume else
+                    f"--out: {folder} already holds a run; --resume goes on with it"
+                )  # fmt: skip
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"--out: {folder} is a file, not a folder")
+            return Claim(folder, new=not resume, patience=patience)
+        except InUseError:
+            if out:  # else somebody took the free one a moment before
+                raise
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {folder}: {error.strerror}") from error
+
+
 class Run:
     """Writes a run's files and reads them back.
 
     Args:
         folder: the run's.
-        writes: false in all processes but one of those that train together.
+        claim: on the folder; None in all processes but one of those that train together, which
+            then write nothing.
+
+    Attributes:
         title: of loss.png: what is trained on what.
     """
 
-    def __init__(self, folder: Path, writes: bool = True, title: str = "") -> None:
-        self.folder, self.writes, self.title = folder, writes, title
-        self.metrics = Metrics(folder / "metrics.jsonl", writes)
-        self.samples = Samples(folder / "samples.jsonl", writes)
+    title = ""
+
+    def __init__(self, folder: Path, claim: Claim | None) -> None:
+        self.folder, self.writes, self._claim = folder, claim is not None, claim
+        self.metrics = Metrics(folder / "metrics.jsonl", self.writes)
+        self.samples = Samples(folder / "samples.jsonl", self.writes)
+        self.stdin = KeptInput(folder)
         self._plotted = self._reported = -math.inf
 
-    def refuse_taken(self) -> None:
-        """Raise UserError where the folder holds a run or cannot be one."""
-        if (self.folder / "config.json").exists():
-            raise UserError(f"--out: {self.folder} already holds a run; --resume goes on with it")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--out: {self.folder} is a file, not a folder")
-
     def begin(self, config: Config, sha256: str, save: Callable[[], None]) -> None:
-        """Make the folder with a first checkpoint; config.json comes last and makes it a run.
+        """Write a first checkpoint; config.json comes last and makes the folder a run.
 
         Raises:
-            UserError: it cannot be written; nothing is left behind.
+            UserError: it cannot be written.
         """
-        above = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.folder / "checkpoints").mkdir(exist_ok=True)
             self.keep_until(0)
             save()
             self.write_config(config, sha256)
-        except (OSError, UserError) as error:
-            if above:
-                shutil.rmtree(above[-1], ignore_errors=True)
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"--out: cannot write to {self.folder}: {reason}") from error
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {self.folder}: {error.strerror}") from error
+
+    def abandon(self) -> None:
+        """Leave the folder as it was before, for there will be no such run."""
+        if self._claim is not None:
+            self.stdin.discard()
+            self._claim.abandon()
+
+    def release(self) -> None:
+        """Let other processes write to the folder."""
+        if self._claim is not None:
+            self._claim.release()
 
     def keep_until(self, step: int) -> None:
         """Forget what was written down after this step."""
@@ -151,7 +186,7 @@ class Run:
 
     def write_config(self, config: Config, sha256: str) -> None:
         text = json.dumps({**asdict(config), "data_sha256": sha256}, indent=2)
-        checkpoint.write_text(self.folder / "config.json", text + "\n")
+        write_text(self.folder / "config.json", text + "\n")
 
     def read_config(self) -> tuple[dict[str, Any], str]:
         """The stored options and the checksum of their text, both unverified.
@@ -164,6 +199,8 @@ class Run:
             return found, str(found.pop("data_sha256"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"--resume: {self.folder} holds no run") from None
+        except PermissionError as error:
+            raise UserError(f"--resume: cannot read {error.filename}: {error.strerror}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--resume: {self.folder}/config.json is damaged: {error}") from error
 
@@ -209,7 +246,7 @@ class Run:
         device = model.decoder.weight.device
         try:
             for key, value in meta.items():
-                if theirs.get(key) != value:
+                if (seen_of(theirs) if key == "seen" else theirs.get(key)) != value:
                     raise ValueError(f"its {key} differs")
             hx = [training[key].to(device) for key in sorted(training) if key.startswith("state.")]
             shape = (model.rnn.num_layers, batch, model.rnn.hidden_size)
@@ -247,9 +284,8 @@ class Run:
         axes.secondary_yaxis("right", functions=bits).set_ylabel("bits a character")
         axes.legend()
         axes.grid(alpha=0.3)
-        temporary = self.folder / "loss.png.tmp"
-        figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, self.folder / "loss.png")
+        with replacing(self.folder / "loss.png") as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
         self._plotted = time.monotonic()
 
     def report(self, state: Callable[[], State], at_least_after: float = 0.0) -> None:
@@ -257,7 +293,6 @@ class Run:
         if not self.writes or time.monotonic() - self._reported < at_least_after:
             return
         page = report(state(), self.metrics, self.samples.found)
-        temporary = self.folder / "report.html.tmp"
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, self.folder / "report.html")
+        with replacing(self.folder / "report.html") as temporary:
+            temporary.write_text(page, encoding="utf-8")
         self._reported = time.monotonic()

@@ -142,7 +142,9 @@ def _text_files(paths: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    """Whether the trainer made it, or holds it for a run that is about to begin."""
+    begun = (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    return begun or all((folder / name).is_file() for name in (".lock", ".pid"))
 
 
 def _counted(n: int, what: str) -> str:

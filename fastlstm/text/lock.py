@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,8 @@ class Claim:
             raise
         try:
             write_text(self._pid, f"{os.getpid()}\n")
+            with suppress(OSError):  # some versions of filelock give it a mode of their own
+                (folder / ".lock").chmod(stat.S_IMODE(self._pid.stat().st_mode))
         except BaseException:
             self.abandon()
             raise

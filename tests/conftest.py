@@ -8,7 +8,36 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
+from benchmarks import accuracy
 from fastlstm import _C
+from fastlstm.native import missing_on_gpu
+
+
+def no_cuda():
+    """Why tests marked ``cuda`` cannot run here; None where they can."""
+    if not torch.cuda.is_available():
+        return "no CUDA GPU that torch can use"
+    return missing_on_gpu(torch.cuda.current_device())
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") is not None:
+        reason = no_cuda()
+        if reason is not None:
+            pytest.skip(reason)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Where a test runs: on the CPU in the ordinary suite, and on a GPU with ``-m cuda``."""
+    return request.param
+
+
+@pytest.fixture
+def exact_products():
+    """float32 without tf32, for RNNs and products alike."""
+    with accuracy.precision("fp32"):
+        yield
 
 
 @pytest.fixture(params=_C.cpu_supported())
@@ -52,7 +81,10 @@ def outcome():
     """Run a module forward and backward: every output and gradient by name."""
 
     def run(module, input, hx=None):
-        """Gradients arrive at all three outputs; input and hx are copied and become leaves."""
+        """Gradients arrive at all three outputs; input and hx are copied and become leaves.
+
+        The gradients that arrive are the same for every device and dtype.
+        """
         input, hx = copy.deepcopy((input, hx))
         data = input.data if isinstance(input, PackedSequence) else input
         leaves = {"input": data} if data.is_floating_point() else {}

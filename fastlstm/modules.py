@@ -17,6 +17,7 @@ from .checks import NORMS, Sizes, check_rules
 from .functional import State
 from .naming import shown_name
 from .reference import CellRules
+from .symbolic import Proxy, symbolic_call
 
 __all__ = ["LSTM", "LSTMCell"]
 
@@ -265,6 +266,8 @@ class LSTM(RNNBase):
 
     def forward(self, input, hx=None, *, lengths=None, return_cells=False):
         """Run the stack: inputs, outputs and errors are the class's."""
+        if isinstance(input, Proxy):
+            return symbolic_call(self, input, hx, lengths=lengths, return_cells=return_cells)
         packed = isinstance(input, PackedSequence)
         checkpoint_every = self._option("checkpoint_every")
         if return_cells and checkpoint_every is not None:
@@ -444,6 +447,8 @@ class LSTMCell(RNNCellBase):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Take a step: inputs, outputs and errors are the class's."""
+        if isinstance(input, Proxy):
+            return symbolic_call(self, input, hx)
         return functional.lstm_cell(
             input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )

@@ -61,6 +61,11 @@ def lstm(
             found = derivatives.equations((input, h0, c0, *weights), batch_sizes, seed, options)
             return found if return_cells else found[:3]
         result = _DualLSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
+    elif torch.jit.is_tracing() and not return_cells:
+        # A trace holds no function of Python. It may be differentiated, wherever it was made.
+        result = torch.ops.fastlstm.forward(
+            input, h0, c0, weights, batch_sizes, seed, *options, True
+        )
     elif torch.is_grad_enabled() and requires_grad(input, h0, c0, *weights):
         result = LSTMFunction.apply(input, h0, c0, batch_sizes, seed, how, *weights)
     else:

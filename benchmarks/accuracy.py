@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ class Disturbed(TorchDispatchMode):
         return y - (moved - mean) * scale * args[2], moved, scale
 
 
+@functools.cache  # algorithms share it
 def limit_of(problem: Problem, kind: str) -> float:
     """The largest distance that is allowed in this draw of the problem.
 

@@ -133,8 +133,9 @@ class Disturbed(TorchDispatchMode):
 def limit_of(problem: Problem, kind: str) -> float:
     """The largest distance that is allowed in this draw of the problem.
 
-    A normalised row is divided by its spread, which may be small: there the limit is twice the
-    worst of a few runs of the float64 reference whose products were rounded as in ``kind``.
+    Normalisation with random gains multiplies roundings, step by step, in some draws far more than
+    in others. There the limit is twice the worst of a few runs of the float64 reference whose
+    products were rounded as in ``kind``.
     """
     tolerance = PRECISIONS[kind][2]
     if not problem.layer_norm:

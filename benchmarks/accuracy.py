@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -128,11 +129,13 @@ class Disturbed(TorchDispatchMode):
         return y - (moved - mean) * scale * args[2], moved, scale
 
 
+@functools.cache  # algorithms share it
 def limit_of(problem: Problem, kind: str) -> float:
     """The largest distance that is allowed in this draw of the problem.
 
-    A normalised row is divided by its spread, which may be small: there the limit is twice the
-    worst of a few runs of the float64 reference whose products were rounded as in ``kind``.
+    Normalisation with random gains multiplies roundings, step by step, in some draws far more than
+    in others. There the limit is twice the worst of a few runs of the float64 reference whose
+    products were rounded as in ``kind``.
     """
     tolerance = PRECISIONS[kind][2]
     if not problem.layer_norm:

@@ -139,13 +139,12 @@ def check_devices(input: Tensor, states: Sequence[Tensor], weights: Sequence[Ten
     """Raise RuntimeError where a state or a weight is on another device than input."""
     device = input.device
     for kind, tensors in (("hidden", states), ("parameter", weights)):
-        # Whole lists at a time: this runs at every step of a streaming loop.
-        if [x.device for x in tensors] != [device] * len(tensors):
-            other = next(x.device for x in tensors if x.device != device)
-            raise RuntimeError(
-                f"Input and {kind} tensors are not at the same device, found input tensor at "
-                f"{device} and {kind} tensor at {other}"
-            )
+        for x in tensors:
+            if x.device != device:
+                raise RuntimeError(
+                    f"Input and {kind} tensors are not at the same device, found input tensor at "
+                    f"{device} and {kind} tensor at {x.device}"
+                )
 
 
 def check_state_dtypes(states: Sequence[Tensor], like: Tensor) -> None:

@@ -21,7 +21,7 @@ class Tf32(accuracy.Disturbed):
 
 
 def test_the_limit_of_a_normalised_problem_lets_an_ideal_tf32_pass():
-    """Right but for its rounding, it may still be far off where a row's spread is small."""
+    """Right but for its rounding, it is far off in draws that multiply a rounding."""
     base = NORM_FACTOR * accuracy.PRECISIONS["tf32"][2]
     beyond, limits = 0, []
     for name, options in NORMED.items():

@@ -1,6 +1,7 @@
 """What several test files share: a module of torch's beside ours, and how to compare them."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -47,6 +48,16 @@ def instruction_set(request):
     _C.cpu_select(request.param)
     yield request.param
     _C.cpu_select(before)
+
+
+def in_newer_words(text):
+    """An error of torch's as its release 2.13 puts it, which is how ours are put."""
+    return re.sub(
+        r"input must have the type (\S+), got type (\S+)",
+        r"RNN input dtype (\2) does not match weight dtype (\1). "
+        r"Convert input: input.to(\1), or convert model: model.to(\2)",
+        text,
+    )
 
 
 @pytest.fixture(autouse=True)

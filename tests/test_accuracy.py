@@ -1,7 +1,5 @@
 """How far from the float64 reference parity allows, where a problem amplifies roundings."""
 
-import time
-
 import torch
 
 from benchmarks import accuracy, gpu_checks
@@ -45,13 +43,7 @@ def test_parity_sees_a_wrong_gain(monkeypatch):
 
     monkeypatch.setattr(gpu_checks, "candidates_for", lambda _: {"fastlstm": with_a_wrong_gain})
     name = "layer norm, both directions"
-    found = gpu_checks.parity(
-        time.monotonic() + 3600,
-        "cpu",
-        ["auto"],
-        ["bf16", "fp32"],
-        seeds=2,
-        problems={name: NORMED[name]},
-    )
-    assert len(found["failed"]) == 2
-    assert "is off by" in found["failed"][0]
+    for kind in ("bf16", "fp32"):
+        found = gpu_checks.parity(name, kind, "auto", "cpu", seeds=2)
+        assert len(found["failed"]) == 1
+        assert "is off by" in found["failed"][0]

@@ -1,7 +1,6 @@
 """What README and docs/ promise is there: links, code, flags and make's targets."""
 
 import re
-import runpy
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import setuptools
 
 pytest.importorskip("safetensors")
 
+import setup as build
 from fastlstm import inspect, sample
 from fastlstm.text import options
 
@@ -109,15 +109,13 @@ def test_hooks_are_lints_tools():
 
 @pytest.mark.parametrize("name", ["ccache", "sccache"])
 def test_a_compiler_cache_is_used_where_there_is_one(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
-    build = runpy.run_path(str(ROOT / "setup.py"))
     cache = tmp_path / name
     cache.write_text("#!/bin/sh\n")
     cache.chmod(0o755)
     source = setuptools.Extension("fastlstm._C", ["csrc/module.cpp"])
 
     def command():
-        text = build["NinjaBuild"].ninja_file(None, source, build["find_torch"](), tmp_path / "x")
+        text = build.ninja_file(source, build.find_torch(), tmp_path / "x")
         return re.search(r"rule compile\n  command = (.*) \$flags", text)[1]
 
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import in_newer_words
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -52,13 +53,19 @@ CONSTRUCTOR = {
     "dtype integer": ((3, 5), {"dtype": torch.int64}),
 }
 
+# Mistakes that older releases of torch let pass.
+TAKEN_BEFORE = ("input_size zero", "bias int", "batch_first int")
+
 
 @pytest.mark.parametrize("case", CONSTRUCTOR)
 def test_constructor_errors_are_nn_lstms(case):
     args, kwargs = CONSTRUCTOR[case]
     expected = caught(nn.LSTM, *args, **kwargs)
     error = caught(fastlstm.LSTM, *args, **kwargs)
-    assert expected is not None
+    if case in TAKEN_BEFORE and torch.__version__ < (2, 13):  # the constructor of both is torch's
+        assert (error is None) is (expected is None)
+    else:
+        assert expected is not None
     assert (type(error), str(error)) == (type(expected), str(expected))
 
 
@@ -159,7 +166,7 @@ def test_forward_errors_are_nn_lstms(case, twins):
     expected, error = (caught(SAME_TEXT[case], m) for m in (theirs, ours))
     assert expected is not None
     assert type(error) is type(expected)
-    assert str(error) == str(expected)
+    assert str(error) == in_newer_words(str(expected))
 
 
 @pytest.mark.parametrize("case", SAME_TYPE)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib
 import io
 import itertools
 import pickle
@@ -163,7 +164,8 @@ def flattened(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda _: True)
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", lambda _: 2)
+    of_rnns = importlib.import_module("torch.backends.cudnn.rnn")  # an attribute may hide it
+    monkeypatch.setattr(of_rnns, "get_cudnn_mode", lambda _: 2)
     monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
     monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", flatten)
     return calls

@@ -16,7 +16,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 train: $(VENV)/.text  ## install everything, train on the default corpus, print samples
-	@echo "training: about three minutes on two cores"
+	@echo "training: one to three minutes on two cores"
 	@$(BIN)/python -m fastlstm.train
 
 test: $(VENV)/.test lint  ## install everything, then lint, type check and the whole test suite

@@ -127,7 +127,7 @@ OPTIONS = {
     "seed": Option("machine", "N", "of weights, dropout and samples", least=0, fixed=True),
 }  # fmt: skip
 
-# Where neither --steps nor --epochs is given: on a CPU, three minutes on two cores.
+# Where neither --steps nor --epochs is given: on a CPU, one to three minutes on two cores.
 QUICK: dict[str, Any] = {"steps": 1500, "lr": 4e-3, "lr_schedule": "cosine", "warmup": 50}
 # The char-rnn of "The Unreasonable Effectiveness of Recurrent Neural Networks"; also a GPU's.
 KARPATHY: dict[str, Any] = {
@@ -283,8 +283,8 @@ def _flag(name: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="python -m fastlstm.train",
-        description="Train a character-level language model on any text. Without arguments: about "
-        "three minutes on two cores, on the source text of Python's standard library.",
+        description="Train a character-level language model on any text. Without arguments: one "
+        "to three minutes on two cores, on the source text of Python's standard library.",
         argument_default=argparse.SUPPRESS,
     )
     groups = {name: p.add_argument_group(name)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
+from trainer import TEXT
 
 import fastlstm
 from benchmarks import accuracy
@@ -131,3 +132,11 @@ def assert_close():
                 assert (a - b).abs().max().item() <= bound, name
 
     return check
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A file of text that a tiny model learns in seconds."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file
+from trainer import refused
 
 from fastlstm.text import checkpoint, corpus, options
 from fastlstm.text import model as models
@@ -46,17 +47,6 @@ def train(run, text, *arguments):
 
 def read_metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def refused(capsys, *arguments):
-    """The one line that a mistake gives."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as error:
-        main([str(a) for a in arguments])
-    assert error.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    return printed
 
 
 def test_it_learns_and_leaves_the_files_that_it_promises(tmp_path, text, capsys):

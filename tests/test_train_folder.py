@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import pty
 import shutil
@@ -10,7 +9,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +16,11 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+from trainer import TEXT, losses, refused, train, wait_for_step
+
 from fastlstm import inspect, sample
 from fastlstm.text import lock, records
 from fastlstm.text.run import load_model
-from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that the tests start
 
@@ -29,15 +28,7 @@ TINY = [
     *("--hidden-size", "16", "--num-layers", "2", "--dropout", "0.2", "--device", "cpu"),
     *("--batch-size", "4", "--seq-length", "8", "--eval-every", "3", "--sample-every", "0"),
 ]
-TEXT = "".join(f"{j} and {j * 7919 % 97}, the quick brown fox\n" for j in range(60))
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 @pytest.fixture
@@ -46,28 +37,8 @@ def stopped(tmp_path, text):
     return tmp_path / "run"
 
 
-def train(*arguments):
-    main([str(a) for a in arguments])
-
-
-def losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["train_loss"], line["val_loss"]) for line in lines]
-
-
 def contents(run):
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-
-
-def refused(capsys, *arguments):
-    """The one line that a mistake gives."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as error:
-        train(*arguments)
-    assert error.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    return printed
 
 
 def start(*arguments, code="", cwd=ROOT, **options):
@@ -78,15 +49,6 @@ def start(*arguments, code="", cwd=ROOT, **options):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **options,
     )  # fmt: skip
-
-
-def wait_for_step(run, step, process, seconds=60):
-    deadline = time.monotonic() + seconds
-    path = run / "metrics.jsonl"
-    while not (path.exists() and path.read_bytes().count(b"\n") >= step):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"step {step} never came"
-        time.sleep(0.005)
 
 
 def test_a_run_that_is_being_written_is_read_but_not_written_by_others(tmp_path, text, capsys):
@@ -106,7 +68,7 @@ def test_a_run_that_is_being_written_is_read_but_not_written_by_others(tmp_path,
     process.communicate()
     reached = load_model(run, "latest")[2]["step"]
     train("--out", run, "--resume", "--steps", reached + 5)
-    assert [step for step, _, _ in losses(run)] == list(range(1, reached + 6))
+    assert [step for step, *_ in losses(run)] == list(range(1, reached + 6))
     assert not (run / ".pid").exists()
 
 
@@ -117,7 +79,7 @@ def test_of_two_that_begin_one_run_one_does(tmp_path, text):
     assert sorted(code for _, code in errors) == [0, 2]
     for error, code in errors:
         assert code == 0 or "is in use by" in error or "already holds a run" in error
-    assert [step for step, _, _ in losses(tmp_path / "run")] == list(range(1, 61))
+    assert [step for step, *_ in losses(tmp_path / "run")] == list(range(1, 61))
 
 
 def test_runs_that_begin_at_once_without_a_name_get_folders_of_their_own(tmp_path, text):

@@ -8,18 +8,12 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+
 from fastlstm.text import divergence, news
 from fastlstm.text.run import load_model
 from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"{j} and {j * 7919 % 97}, the quick brown fox\n" for j in range(60)))
-    return path
 
 
 def train(run, text, *arguments):

@@ -8,10 +8,12 @@ import torch
 
 pytest.importorskip("safetensors")
 
+
+from trainer import train
+
 from fastlstm import native
 from fastlstm.text import options, precision
 from fastlstm.text.model import CELLS
-from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,17 +23,6 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 def on_cpu_with(monkeypatch, name):
     monkeypatch.setattr(native._C, "cpu_selected", lambda: name)
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"{j} and {j * 7919 % 97}, the quick brown fox\n" for j in range(60)))
-    return path
-
-
-def train(*arguments):
-    main([str(a) for a in arguments])
 
 
 def tiny(run, text, *arguments):

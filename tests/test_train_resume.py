@@ -15,9 +15,9 @@ import torch
 pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file, save_file
+from trainer import losses, refused, train, wait_for_step
 
 from fastlstm.text import checkpoint, corpus
-from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that the tests start
 
@@ -26,23 +26,6 @@ TINY = [
     *("--batch-size", "4", "--seq-length", "8", "--eval-every", "3", "--sample-every", "0"),
     *("--precision", "fp32"),  # whatever this processor is fast at
 ]
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"{j} and {j * 7919 % 97}, the quick brown fox\n" for j in range(60)))
-    return path
-
-
-def train(*arguments):
-    main([str(a) for a in arguments])
-
-
-def losses(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    names = ("step", "epoch", "train_loss", "val_loss", "bpc")
-    return [[json.loads(line)[name] for name in names] for line in lines]
 
 
 def assert_same_run(a, b):
@@ -69,16 +52,6 @@ def start(*arguments):
         cwd=Path(__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def wait_for_step(run, step, process, seconds=60):
-    """Until the process has logged a step."""
-    deadline = time.monotonic() + seconds
-    path = run / "metrics.jsonl"
-    while not (path.exists() and path.read_bytes().count(b"\n") >= step):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"step {step} never came"
-        time.sleep(0.002)
 
 
 def test_killed_runs_go_on_bit_for_bit(tmp_path, text):
@@ -217,16 +190,6 @@ def test_the_torn_last_line_of_a_killed_run_is_dropped(tmp_path, text):
 def stopped(tmp_path, text):
     train(*TINY, "--data", text, "--out", tmp_path / "run", "--steps", 6)
     return tmp_path / "run"
-
-
-def refused(capsys, *arguments):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as error:
-        train(*arguments)
-    assert error.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    return printed
 
 
 def test_what_would_make_it_another_run_is_refused(stopped, text, capsys):

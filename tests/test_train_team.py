@@ -1,11 +1,9 @@
 """Several processes train one model: the same run as one process, and one that survives losses."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file
+from trainer import losses, refused, wait_for_step
 
 from fastlstm.train import main
 
@@ -40,15 +39,6 @@ def torchrun(processes, *arguments, restarts=0):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def metrics(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def losses(run):
-    return [(m["step"], m["epoch"], m["train_loss"], m["val_loss"]) for m in metrics(run)]
 
 
 def weights(run):
@@ -87,15 +77,6 @@ def test_two_processes_make_the_run_of_one(tmp_path, text):
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
-def wait_for_step(run, step, process, seconds=90):
-    deadline = time.monotonic() + seconds
-    path = run / "metrics.jsonl"
-    while not (path.exists() and path.read_bytes().count(b"\n") >= step):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"step {step} never came"
-        time.sleep(0.005)
-
-
 def workers(process):
     """The process ids of torchrun's children that train."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -118,15 +99,6 @@ def test_a_lost_process_is_replaced_and_the_run_goes_on_bit_for_bit(tmp_path, te
     assert losses(tmp_path / "whole") == losses(tmp_path / "lost")
     for name, value in weights(tmp_path / "whole").items():
         assert (value == weights(tmp_path / "lost")[name]).all()
-
-
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as error:
-        main([str(a) for a in arguments])
-    assert error.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    return printed
 
 
 def test_mistakes_of_teams(tmp_path, text, capsys, monkeypatch):

@@ -120,6 +120,19 @@ def test_the_cuda_module_is_linked_and_needs_only_what_torch_has(cuda_module):
 
 
 @pytest.mark.parametrize("name", RELEASES)
+def test_the_cuda_modules_operators_compile_beside_any_release(name, tmp_path):
+    """Without its kernels, which see no header of torch's."""
+    if build.find_cuda() is None:
+        pytest.skip("no CUDA toolkit")
+    module = Extension("fastlstm._C_cuda", build.cuda_sources())
+    (tmp_path / "build.ninja").write_text(build.ninja_file(module, release(name), tmp_path / "x"))
+    command = [build.find_ninja(), "-C", str(tmp_path), "ops_cuda.o", "module.o"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "warning" not in done.stdout
+
+
+@pytest.mark.parametrize("name", RELEASES)
 def test_a_module_shows_its_init_function_alone(name, module):
     assert {s for _, s in symbols(module(name), "--defined-only")} == {"PyInit__C"}
 

@@ -62,12 +62,18 @@ struct Problem {
   bool layer_norm;
 };
 
+// Numbers of a unit and row that backward reads again: the activated gates i, f, g and o; with
+// layer_norm behind each kind of them those of W_ih x and those of W_hh h.
+constexpr int kSavedGates = 4, kSavedWithNorm = 12;
+static constexpr int saved_per_unit(bool layer_norm) {
+  return layer_norm ? kSavedWithNorm : kSavedGates;
+}
+
 // What forward writes, and backward reads again. `dtype` elements unless said otherwise.
 struct Saved {
   void* output;  // (rows, directions * P), the last layer's output
   void* hidden;  // (layers - 1, rows, directions * P), outputs of the other layers, undropped
-  // (layers * directions, rows, 4H) activated gates, or null for inference. With layer_norm 12H:
-  // the gates, W_ih x and W_hh h.
+  // (layers * directions, rows, saved_per_unit * H), or null for inference.
   void* gates;
   void* cells;  // (layers * directions, rows, H) cell states in the accumulation type, or null
 };

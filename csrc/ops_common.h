@@ -46,7 +46,6 @@ struct Options {
   int64_t per_cell() const {
     return 2 + (has_bias ? 2 : 0) + (proj_size > 0 ? 1 : 0) + (layer_norm ? 4 : 0);
   }
-  int64_t saved_per_unit() const { return layer_norm ? 12 : 4; }
 };
 
 // The operators' plain arguments, in the order of their schemas.
@@ -194,7 +193,8 @@ ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&&
   Tensor h_n = empty({cells, p.batch, p.out_size}, like);
   Tensor c_n = empty({cells, p.batch, p.hidden_size}, like);
   Tensor hidden = empty({p.layers - 1, p.rows, wide}, like);
-  Tensor gates = empty({save ? cells : 0, p.rows, options.saved_per_unit() * p.hidden_size}, like);
+  Tensor gates =
+      empty({save ? cells : 0, p.rows, saved_per_unit(p.layer_norm) * p.hidden_size}, like);
   Tensor states = empty({save ? cells : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
   if (p.rows > 0) {
     const Saved saved{mutable_data(output), mutable_data(hidden), mutable_data(gates),
@@ -222,7 +222,7 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
   const int64_t cell_rows = options.cells() * p.rows, wide = p.directions * p.out_size;
   in.check_tensor("output", given.output, p.rows * wide);
   in.check_tensor("hidden", given.hidden, (p.layers - 1) * p.rows * wide);
-  in.check_tensor("gates", given.gates, cell_rows * options.saved_per_unit() * p.hidden_size);
+  in.check_tensor("gates", given.gates, cell_rows * saved_per_unit(p.layer_norm) * p.hidden_size);
   STD_TORCH_CHECK(given.cells.scalar_type() == accumulation_type(like) &&
                       given.cells.numel() == cell_rows * p.hidden_size,
                   "fastlstm: cells are not those of this problem's forward");
@@ -284,6 +284,49 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
                  mutable_data(grad_h0), mutable_data(grad_c0), pointers.data()});
   }
   return {grad_input, grad_h0, grad_c0, grads};
+}
+
+// The operators on a kind of device, which has
+//   a constructor from a tensor of the weights, whose device is then current,
+//   check(in): throws where the inputs are not what this kind of device reads,
+//   run(call, options): computes a Forward or a Backward.
+template <class Device>
+ForwardResult forward_on(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights,
+                         MaybeTensor batch_sizes, MaybeTensor seed, int64_t hidden_size,
+                         int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional,
+                         double dropout, double recurrent_dropout, double zoneout_h,
+                         double zoneout_c, double cell_clip, bool layer_norm, bool allow_tf32,
+                         int64_t algorithm, bool save) {
+  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
+                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+                                     layer_norm, allow_tf32, algorithm);
+  STD_TORCH_CHECK(!weights.empty(), "fastlstm: there are no weights");
+  const Device device(weights[0]);
+  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
+  device.check(in);
+  return forward(in, options, save, [&](const Forward& call) { device.run(call, options); });
+}
+
+template <class Device>
+BackwardResult backward_on(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
+                           MaybeTensor grad_cells, Tensor input, MaybeTensor h0, MaybeTensor c0,
+                           std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
+                           Tensor output, Tensor hidden, Tensor gates, Tensor cells,
+                           int64_t hidden_size, int64_t num_layers, bool has_bias,
+                           int64_t proj_size, bool bidirectional, double dropout,
+                           double recurrent_dropout, double zoneout_h, double zoneout_c,
+                           double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
+                           std::vector<bool> needs) {
+  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
+                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
+                                     layer_norm, allow_tf32, algorithm);
+  STD_TORCH_CHECK(!weights.empty(), "fastlstm: there are no weights");
+  const Device device(weights[0]);
+  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
+  device.check(in);
+  const Reserve reserve{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
+  return backward(in, options, reserve, needs,
+                  [&](const Backward& call) { device.run(call, options); });
 }
 
 }  // namespace ops

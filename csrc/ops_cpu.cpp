@@ -24,41 +24,24 @@ void check_indices(const Problem& p) {
   }
 }
 
-const Kernels& kernels(const Problem& p) { return *instruction_set().kernels[int(p.dtype)]; }
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
 
-ForwardResult forward_cpu(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights,
-                          MaybeTensor batch_sizes, MaybeTensor seed, int64_t hidden_size,
-                          int64_t num_layers, bool has_bias, int64_t proj_size, bool bidirectional,
-                          double dropout, double recurrent_dropout, double zoneout_h,
-                          double zoneout_c, double cell_clip, bool layer_norm, bool allow_tf32,
-                          int64_t algorithm, bool save) {
-  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
-                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
-                                     layer_norm, allow_tf32, algorithm);
-  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
-  return ops::forward(in, options, save,
-                      [&](const Forward& f) { kernels(in.problem).forward(f, runtime()); });
-}
+  void check(const Inputs& in) const {
+    if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
+  }
+  void run(const Forward& call, const Options&) const {
+    kernels(call.problem).forward(call, runtime());
+  }
+  void run(const Backward& call, const Options&) const {
+    kernels(call.problem).backward(call, runtime());
+  }
 
-BackwardResult backward_cpu(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
-                            MaybeTensor grad_cells, Tensor input, MaybeTensor h0, MaybeTensor c0,
-                            std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
-                            Tensor output, Tensor hidden, Tensor gates, Tensor cells,
-                            int64_t hidden_size, int64_t num_layers, bool has_bias,
-                            int64_t proj_size, bool bidirectional, double dropout,
-                            double recurrent_dropout, double zoneout_h, double zoneout_c,
-                            double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
-                            std::vector<bool> needs) {
-  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
-                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
-                                     layer_norm, allow_tf32, algorithm);
-  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  if (in.problem.input_kind != InputKind::dense) check_indices(in.problem);
-  const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
-  return ops::backward(in, options, given, needs,
-                       [&](const Backward& f) { kernels(in.problem).backward(f, runtime()); });
-}
+ private:
+  static const Kernels& kernels(const Problem& p) {
+    return *instruction_set().kernels[int(p.dtype)];
+  }
+};
 
 // sigmoid and tanh as the kernels compute them, for the tests of their error bounds.
 std::tuple<Tensor, Tensor> activations(Tensor x) {
@@ -92,7 +75,7 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
-  m.impl("forward", TORCH_BOX(&fastlstm::forward_cpu));
-  m.impl("backward", TORCH_BOX(&fastlstm::backward_cpu));
+  m.impl("forward", TORCH_BOX(&fastlstm::ops::forward_on<fastlstm::Cpu>));
+  m.impl("backward", TORCH_BOX(&fastlstm::ops::backward_on<fastlstm::Cpu>));
   m.impl("_activations", TORCH_BOX(&fastlstm::activations));
 }

@@ -48,88 +48,64 @@ void gemm(void* context, const cuda::Gemm& g) {
   }
 }
 
-// Everything on one device, and numbers of rows that the kernels' 32-bit tables hold.
-void check(const Inputs& in) {
-  const int32_t device = in.weights[0].get_device_index();
-  auto same = [&](const Tensor& x, const char* name) {
-    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, "fastlstm: ", name,
-                    " is not on the weights' CUDA device");
-  };
-  same(in.input, "input");
-  for (const Tensor& w : in.weights) same(w, "a weight");
-  if (in.h0) same(*in.h0, "h0");
-  if (in.c0) same(*in.c0, "c0");
-  if (in.seed) same(*in.seed, "seed");
-  STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
-                  "fastlstm: batch_sizes must be on the CPU");
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  const Problem& p = in.problem;
-  STD_TORCH_CHECK(p.rows < most && p.input_size < most && 4 * p.hidden_size < most,
-                  "fastlstm: more than 2^31 rows or columns");
-}
+struct Gpu {
+  // weight: on the CUDA device that is to be current.
+  explicit Gpu(const Tensor& weight) : like(weight), index(checked_index(weight)), guard(index) {}
 
-// One launch of the whole stack on torch's current stream.
-template <class Call>
-void run(const Call& call, cuda::Pass pass, const Options& options, const Tensor& like,
-         int64_t (*workspace_of)(const Call&, const cuda::Plan&),
-         void (*launch)(const Call&, const cuda::Plan&, const cuda::Context&)) {
-  const int32_t index = like.get_device_index();
-  const cuda::Plan plan = cuda::plan(call.problem, pass, cuda::device_properties(index),
-                                     {cuda::Algorithm(options.algorithm), options.allow_tf32});
-  const Tensor workspace = empty({workspace_of(call, plan)}, like, ScalarType::Byte);
-  torch::stable::Device device = like.device();
-  void* stream = nullptr;
-  check_call(aoti_torch_get_current_cuda_stream(index, &stream), "the current stream");
-  launch(call, plan, {stream, mutable_data(workspace), gemm, &device});
-}
+  // Everything on one device, and numbers of rows that the kernels' 32-bit tables hold.
+  void check(const Inputs& in) const {
+    auto same = [&](const Tensor& x, const char* name) {
+      STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == index, "fastlstm: ", name,
+                      " is not on the weights' CUDA device");
+    };
+    same(in.input, "input");
+    for (const Tensor& w : in.weights) same(w, "a weight");
+    if (in.h0) same(*in.h0, "h0");
+    if (in.c0) same(*in.c0, "c0");
+    if (in.seed) same(*in.seed, "seed");
+    STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
+                    "fastlstm: batch_sizes must be on the CPU");
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    const Problem& p = in.problem;
+    STD_TORCH_CHECK(p.rows < most && p.input_size < most && 4 * p.hidden_size < most,
+                    "fastlstm: more than 2^31 rows or columns");
+  }
+  void run(const Forward& call, const Options& options) const {
+    launch(call, cuda::Pass::forward, options, cuda::forward_workspace, cuda::forward);
+  }
+  void run(const Backward& call, const Options& options) const {
+    launch(call, cuda::Pass::backward, options, cuda::backward_workspace, cuda::backward);
+  }
 
-ForwardResult forward_cuda(Tensor input, MaybeTensor h0, MaybeTensor c0,
-                           std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
-                           int64_t hidden_size, int64_t num_layers, bool has_bias,
-                           int64_t proj_size, bool bidirectional, double dropout,
-                           double recurrent_dropout, double zoneout_h, double zoneout_c,
-                           double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
-                           bool save) {
-  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
-                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
-                                     layer_norm, allow_tf32, algorithm);
-  STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
-                  "fastlstm: the weights are not on a CUDA device");
-  const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
-  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  check(in);
-  return ops::forward(in, options, save, [&](const Forward& f) {
-    run(f, cuda::Pass::forward, options, in.weights[0], cuda::forward_workspace, cuda::forward);
-  });
-}
+ private:
+  static int32_t checked_index(const Tensor& weight) {
+    STD_TORCH_CHECK(weight.is_cuda(), "fastlstm: the weights are not on a CUDA device");
+    return weight.get_device_index();
+  }
 
-BackwardResult backward_cuda(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n,
-                             MaybeTensor grad_cells, Tensor input, MaybeTensor h0, MaybeTensor c0,
-                             std::vector<Tensor> weights, MaybeTensor batch_sizes, MaybeTensor seed,
-                             Tensor output, Tensor hidden, Tensor gates, Tensor cells,
-                             int64_t hidden_size, int64_t num_layers, bool has_bias,
-                             int64_t proj_size, bool bidirectional, double dropout,
-                             double recurrent_dropout, double zoneout_h, double zoneout_c,
-                             double cell_clip, bool layer_norm, bool allow_tf32, int64_t algorithm,
-                             std::vector<bool> needs) {
-  const Options options = options_of(hidden_size, num_layers, has_bias, proj_size, bidirectional,
-                                     dropout, recurrent_dropout, zoneout_h, zoneout_c, cell_clip,
-                                     layer_norm, allow_tf32, algorithm);
-  STD_TORCH_CHECK(!weights.empty() && weights[0].is_cuda(),
-                  "fastlstm: the weights are not on a CUDA device");
-  const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
-  const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  check(in);
-  const Reserve given{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
-  return ops::backward(in, options, given, needs, [&](const Backward& f) {
-    run(f, cuda::Pass::backward, options, in.weights[0], cuda::backward_workspace, cuda::backward);
-  });
-}
+  // A pass of the whole stack on torch's current stream.
+  template <class Call>
+  void launch(const Call& call, cuda::Pass pass, const Options& options,
+              int64_t (*workspace_of)(const Call&, const cuda::Plan&),
+              void (*enqueue)(const Call&, const cuda::Plan&, const cuda::Context&)) const {
+    const cuda::Plan plan = cuda::plan(call.problem, pass, cuda::device_properties(index),
+                                       {cuda::Algorithm(options.algorithm), options.allow_tf32});
+    const Tensor workspace = empty({workspace_of(call, plan)}, like, ScalarType::Byte);
+    torch::stable::Device device = like.device();
+    void* stream = nullptr;
+    check_call(aoti_torch_get_current_cuda_stream(index, &stream), "the current stream");
+    enqueue(call, plan, {stream, mutable_data(workspace), gemm, &device});
+  }
+
+  const Tensor like;
+  const int32_t index;
+  const torch::stable::accelerator::DeviceGuard guard;
+};
 
 }  // namespace
 }  // namespace fastlstm
 
 STABLE_TORCH_LIBRARY_IMPL(fastlstm, CUDA, m) {
-  m.impl("forward", TORCH_BOX(&fastlstm::forward_cuda));
-  m.impl("backward", TORCH_BOX(&fastlstm::backward_cuda));
+  m.impl("forward", TORCH_BOX(&fastlstm::ops::forward_on<fastlstm::Gpu>));
+  m.impl("backward", TORCH_BOX(&fastlstm::ops::backward_on<fastlstm::Gpu>));
 }

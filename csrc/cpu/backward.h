@@ -40,7 +40,7 @@ class BackwardTask {
     const int64_t index = int64_t(layer) * p_.directions + direction;
     const int64_t batch = end - begin, h_state = p_.batch * p_.out_size,
                   c_state = p_.batch * units_;
-    saved_wide_ = saved_per_unit(p_) * units_;
+    saved_wide_ = saved_per_unit(p_.layer_norm) * units_;
     gates_ = cell_part<S>(f.saved.gates, index, p_.rows * saved_wide_);
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units_);
     grad_cells_ = cell_part<T>(f.grad_cells, index, p_.rows * units_);

@@ -146,7 +146,7 @@ class ForwardTask {
     h_n_ = cell_part<S>(f.h_n, index, p_.batch * p_.out_size);
     const S* c0 = cell_part<S>(p_.c0, index, p_.batch * units_);
     c_n_ = cell_part<S>(f.c_n, index, p_.batch * units_);
-    saved_wide_ = saved_per_unit(p_) * units_;
+    saved_wide_ = saved_per_unit(p_.layer_norm) * units_;
     gates_ = cell_part<S>(f.saved.gates, index, p_.rows * saved_wide_);
     cells_ = cell_part<T>(f.saved.cells, index, p_.rows * units_);
     y_wide_ = p_.directions * p_.out_size;

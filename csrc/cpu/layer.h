@@ -19,7 +19,6 @@ FASTLSTM_INLINE int64_t spread(int64_t n) {
 }
 
 // Saved.gates, for each unit of a row.
-FASTLSTM_INLINE int64_t saved_per_unit(const Problem& p) { return p.layer_norm ? 12 : 4; }
 
 // The (t, b) pairs in time-major order, sequences of different lengths packed longest first.
 class Rows {

@@ -143,7 +143,7 @@ class BackwardPass : GradientPart<S, kTensor> {
       own.t = t;
       own.dh = dh_row_[d];
       own.gains = norm_gains<S>(p.weights[cell]);
-      own.saved = part<S>(saved.gates, cell, p.rows * 12 * units_);
+      own.saved = part<S>(saved.gates, cell, p.rows * kSavedWithNorm * units_);
       own.cells = part<T>(saved.cells, cell, p.rows * units_);
       own.grad_cells = part<T>(f_.grad_cells, cell, p.rows * units_);
       own.c0 = part<S>(p.c0, cell, p.batch * units_);

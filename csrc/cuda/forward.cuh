@@ -114,7 +114,7 @@ class ForwardPass : InputPart<S, kTensor> {
 
   // ---- layer normalisation ----
   S* saved_of(int64_t cell) const {
-    return part<S>(saved.gates, cell, p.rows * (p.layer_norm ? 12 : 4) * units_);
+    return part<S>(saved.gates, cell, p.rows * saved_per_unit(p.layer_norm) * units_);
   }
   T* pre(int layer, int d) const { return this->tabled(layer) ? normed_[d] : start_[d]; }
 
@@ -129,7 +129,7 @@ class ForwardPass : InputPart<S, kTensor> {
     args.gain = static_cast<const S*>(w.norm_ih);
     args.bias = w.b_ih ? bias_[d] : nullptr;
     args.saved = saved_rows ? saved_rows + 4 * units_ : nullptr;
-    args.saved_wide = 12 * units_;
+    args.saved_wide = kSavedWithNorm * units_;
     args.units = int(units_);
     this->run_kernel(norm_rows_kernel<S>, dim3(unsigned(p.rows)), kRowThreads, kNormShared<T>,
                      args);

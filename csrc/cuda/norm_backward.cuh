@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const int b = blockIdx.x, units = a.units;
   if (b >= a.active) return;
   const int64_t row = a.first + b, base = int64_t(b) * units;
-  const S* saved = a.saved + row * 12 * units;
+  const S* saved = a.saved + row * kSavedWithNorm * units;
   T *fresh = a.scratch + base * 6, *dnorm = fresh + units, *da = dnorm + units;
   T* terms = a.terms + row * 10 * units;
   const RuleRow drawn = a.rules.row(a.t, b);

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const int64_t row = a.first + b;
   const T *z = a.z + int64_t(b) * 4 * units, *pre = a.pre + row * 4 * units;
   T *fresh = a.scratch + int64_t(b) * 2 * units, *o = fresh + units;
-  S* saved = a.saved ? a.saved + row * 12 * units : nullptr;
+  S* saved = a.saved ? a.saved + row * kSavedWithNorm * units : nullptr;
   const RuleRow drawn = a.rules.row(a.t, b);
   for (int j = threadIdx.x; saved && j < 4 * units; j += kRowThreads)
     from_acc(z[j], saved[8 * units + j]);

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,15 @@ def seen(emulated: Emulated, p: Problem) -> bool:
     return wrong or emulated.races > 0
 
 
-def plant(bugs: dict[str, tuple[str, str, str]], folder: Path) -> dict[str, Path]:
+def plant(
+    bugs: dict[str, tuple[str, str, str]], folder: Path, build: Callable[..., Path] = make
+) -> dict[str, Path]:
     """Libraries with one bug each, two builds at a time.
 
     A bug is a file of csrc/cuda, a text in it and what stands there instead. Only the kernels'
     objects differ from those of the race build.
     """
-    base = make("race").parent
+    base = build("race").parent
 
     def one(name: str) -> Path:
         file, text, bug = bugs[name]
@@ -99,18 +102,18 @@ def plant(bugs: dict[str, tuple[str, str, str]], folder: Path) -> dict[str, Path
         for path in base.glob("*.o"):
             if f"cuda/{file}" not in path.with_suffix(".d").read_text():
                 shutil.copy2(path, out / path.name)
-        return make("race", CUDA=str(kernels), OUT=str(out), TYPES="bf16")
+        return build("race", CUDA=str(kernels), OUT=str(out), TYPES="bf16")
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(bugs, pool.map(one, bugs), strict=True))
 
 
-def sanitize(code: str, right: int) -> None:
+def sanitize(code: str, right: int, build: Callable[..., Path] = make) -> None:
     """Run code under the address sanitizer; it must print "right:" so many times.
 
     In a process of its own, with the sanitizer's runtime loaded first.
     """
-    make("asan")
+    build("asan")
     runtimes = [
         subprocess.run(["g++", f"-print-file-name=lib{x}.so"], capture_output=True, text=True)
         for x in ("asan", "ubsan")

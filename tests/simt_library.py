@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.algorithms import ALGORITHMS
-from fastlstm.checks import NORMS
-from fastlstm.native import DTYPES
-from fastlstm.reference import CellRules
+from fastlstm.ops.native import DTYPES
+from fastlstm.stack import ALGORITHMS, NORMS, Call, Stack
 
 SIMT = Path(__file__).parent / "simt"
 ROOT = SIMT.parents[1]
-ORDERS = ("fifo", "lifo", "random", "block_up", "block_down")
+RULES = ("recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip")
+ORDERS = ("fifo", "lifo", "random", "block_up", "block_down", "uneven")
 _i32, _i64, _p = c.c_int32, c.c_int64, c.c_void_p
 
 
@@ -42,7 +41,7 @@ _Problem = _struct(
     **{"input_size": _i64, "hidden_size": _i64, "out_size": _i64, "projected": c.c_bool},
     **{"layers": _i32, "directions": _i32, "batch_sizes": _p, "input": _p, "stride_t": _i64},
     **{"stride_b": _i64, "h0": _p, "c0": _p, "weights": _p, "dropout": c.c_double, "seed": _p},
-    **dict.fromkeys(CellRules._fields, c.c_double),
+    **dict.fromkeys(RULES, c.c_double),
     layer_norm=c.c_bool,
 )
 _Saved = _struct("Saved", output=_p, hidden=_p, gates=_p, cells=_p)
@@ -56,20 +55,23 @@ _Backward = _struct(
 _Options = _struct(
     "Options",
     **{"order": _i32, "races": _i32, "preempt": _i32, "tile": _i32, "algorithm": _i32},
-    **{"allow_tf32": _i32, "capability": _i32, "shape": _i32, "groups": _i32, "active": _i32},
-    **{"wave": _i32, "seed": c.c_uint64},
+    **{"allow_tf32": _i32, "capability": _i32, "shape": _i32, "active": _i32},
+    **{"ctas": _i32, "units": _i32, "sequences": _i32},
+    **{"seed": c.c_uint64},
 )
 _Report = _struct(
     "Report",
     **{"races": _i64, "launches": _i64, "largest_grid": _i64, "products": _i64},
+    **{"unaligned": _i64},
     **{"error": c.c_char * 512, "first_race": c.c_char * 512},
 )
 
 _Plan = _struct(
     "Plan",
     **{"algorithm": _i32, "tensor_cores": c.c_bool, "gates": _i32, "project": _i32},
-    **{"hidden": _i32, "cell": _i32, "shape": _i32, "groups": _i32, "active": _i32},
-    **{"wave": _i32, "microseconds": c.c_double, "reason": c.c_char_p},
+    **{"hidden": _i32, "cell": _i32, "ctas": _i32, "units": _i32, "sequences": _i32},
+    **{"shape": _i32, "groups": _i32, "active": _i32},
+    **{"microseconds": c.c_double, "reason": c.c_char_p},
 )
 
 
@@ -82,6 +84,7 @@ def plan(
     backward: bool = False,
     layers: int = 1,
     directions: int = 1,
+    algorithm: str = "auto",
 ) -> Any:
     """The planner's choice for an unprojected stack on a device of 132 SMs."""
     problem = _Problem(
@@ -94,19 +97,25 @@ def plan(
         directions=directions,
     )
     found = _Plan()
-    library.simt_plan(c.byref(problem), backward, capability, 132, c.byref(found))
+    chosen = ALGORITHMS.index(algorithm)
+    library.simt_plan(c.byref(problem), backward, capability, 132, chosen, c.byref(found))
     return found
 
 
-def make(variant: str, **variables: str) -> Path:
-    """Build one variant (see tests/simt/Makefile); returns the library."""
+def build(variant: str, *targets: str, **variables: str) -> Path:
+    """Build one variant (see tests/simt/Makefile); returns the last target."""
     words = [f"VARIANT={variant}", *(f"{key}={value}" for key, value in variables.items())]
     found = subprocess.run(
-        ["make", "-j2", "-s", "-C", str(SIMT), *words], capture_output=True, text=True
+        ["make", "-j2", "-s", "-C", str(SIMT), *words, *targets], capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert "warning:" not in found.stderr, found.stderr
-    return Path(variables.get("OUT", ROOT / "build" / "simt" / variant)) / "libsimt.so"
+    return Path(targets[-1])
+
+
+def make(variant: str, **variables: str) -> Path:
+    out = Path(variables.get("OUT", ROOT / "build" / "simt" / variant))
+    return build(variant, str(out / "libsimt.so"), **variables)
 
 
 @functools.cache
@@ -116,7 +125,10 @@ def load(variant: str) -> c.CDLL:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the emulator runs the kernels; tile and shape -1, wave 0: the planner's choice."""
+    """How the emulator runs the kernels.
+
+    The planner chooses where tile and shape are -1, and ctas and sequences 0.
+    """
 
     order: str = "fifo"
     seed: int = 1
@@ -124,12 +136,14 @@ class Schedule:
     preempt: int = 0
     tile: int = -1
     algorithm: str = "stepwise"
+    backward_algorithm: str | None = None  # None: as forward
     allow_tf32: bool = False
     capability: int = 90
-    shape: int = -1  # of a persistent kernel
-    groups: int = 1  # at least so many, with ``shape``
+    shape: int = -1  # of a grid kernel
     active: int = 0  # groups of a launch; 0: all
-    wave: int = 0
+    ctas: int = 0  # of a cluster, with ``units``; 0: the planner's choice
+    units: int = 0
+    sequences: int = 0
 
 
 class KernelError(RuntimeError):
@@ -140,37 +154,42 @@ class KernelError(RuntimeError):
 class Emulated:
     library: c.CDLL
     schedule: Schedule = field(default_factory=Schedule)
+    saves: bool = True  # what backward reads
     races: int = 0
     launches: int = 0
     products: int = 0  # large ones, which torch would run
+    unaligned: int = 0  # those whose rows are not whole pieces of 16 bytes
     first_race: str = ""
 
     def lstm(
         self,
         input: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
+        state: tuple[Tensor | None, Tensor | None],
         weights: Sequence[Tensor],
-        **options: Any,
+        stack: Stack,
+        call: Call,
     ) -> tuple[Tensor, ...]:
-        return_cells = options.pop("return_cells", False)
-        found = _Function.apply(self, options, input, h0, c0, *weights)
-        return found if return_cells else found[:3]
+        results = _Function.apply(self, (stack, call), input, *state, *weights)
+        return results if call.return_cells else results[:3]
 
     def call(self, name: str, args: c.Structure, tensors: Sequence[Tensor]) -> None:
         s, report = self.schedule, _Report()
+        algorithm = s.algorithm
+        if name == "simt_backward" and s.backward_algorithm is not None:
+            algorithm = s.backward_algorithm
         options = _Options(
             order=ORDERS.index(s.order),
             races=s.races,
             preempt=s.preempt,
             tile=s.tile,
-            algorithm=ALGORITHMS.index(s.algorithm),
+            algorithm=ALGORITHMS.index(algorithm),
             allow_tf32=s.allow_tf32,
             capability=s.capability,
             shape=s.shape,
-            groups=s.groups,
             active=s.active,
-            wave=s.wave,
+            ctas=s.ctas,
+            units=s.units,
+            sequences=s.sequences,
             seed=s.seed,
         )
         with self._tracked(tensors):
@@ -180,6 +199,7 @@ class Emulated:
         self.races += report.races
         self.launches += report.launches
         self.products += report.products
+        self.unaligned += report.unaligned
         self.first_race = self.first_race or report.first_race.decode()
 
     @contextmanager
@@ -211,25 +231,15 @@ class _Call:
         h0: Tensor | None,
         c0: Tensor | None,
         weights: Sequence[Tensor],
-        *,
-        hidden_size: int,
-        num_layers: int = 1,
-        has_bias: bool = True,
-        proj_size: int = 0,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        seed: Tensor | None = None,
-        batch_sizes: Tensor | None = None,
-        layer_norm: bool = False,
-        **rules: float,
+        stack: Stack,
+        call: Call,
     ) -> None:
+        dropout, seed, batch_sizes, _ = call
         self.kept = [x for x in (input, h0, c0, seed, *weights) if x is not None]
         self.dtype = weights[0].dtype
         self.accumulated = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.per_cell = 2 + 2 * has_bias + (proj_size > 0) + 4 * layer_norm
-        self.directions = 1 + bidirectional
-        self.cells = num_layers * self.directions
-        self.hidden_size, self.out_size = hidden_size, proj_size or hidden_size
+        self.directions, self.cells = stack.directions, stack.pseudo_layers
+        self.hidden_size, self.out_size = stack.hidden_size, stack.out_size
         kinds = {torch.int32: 1, torch.int64: 2}
         packed = batch_sizes is not None
         self.steps = batch_sizes.numel() if batch_sizes is not None else input.shape[0]
@@ -237,10 +247,11 @@ class _Call:
         self.rows = input.shape[0] if packed else self.steps * self.batch
         self.leading = (self.rows,) if packed else (self.steps, self.batch)
         self.batch_sizes = batch_sizes
-        self.layers = num_layers
-        self.names = ["w_ih", "w_hh", *["b_ih", "b_hh"] * has_bias, *["w_hr"] * (proj_size > 0)]
-        self.names += NORMS * layer_norm
-        self.saved_per_unit = 12 if layer_norm else 4
+        self.layers = stack.num_layers
+        self.names = ["w_ih", "w_hh", *["b_ih", "b_hh"] * stack.bias]
+        self.names += ["w_hr"] * (stack.proj_size > 0)
+        self.names += NORMS * stack.layer_norm
+        self.saved_per_unit = 12 if stack.layer_norm else 4
         self.weights = self.by_cell(weights)
         self.problem = _Problem(
             dtype=DTYPES.index(self.dtype),
@@ -248,11 +259,11 @@ class _Call:
             steps=self.steps,
             batch=self.batch,
             rows=self.rows,
-            input_size=weights[0].shape[1],
-            hidden_size=hidden_size,
+            input_size=stack.input_size,
+            hidden_size=stack.hidden_size,
             out_size=self.out_size,
-            projected=proj_size > 0,
-            layers=num_layers,
+            projected=stack.proj_size > 0,
+            layers=stack.num_layers,
             directions=self.directions,
             batch_sizes=_pointer(batch_sizes),
             input=input.data_ptr(),
@@ -261,10 +272,10 @@ class _Call:
             h0=_pointer(h0),
             c0=_pointer(c0),
             weights=c.cast(self.weights, c.c_void_p),
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=dropout if stack.num_layers > 1 else 0.0,
             seed=_pointer(seed),
-            layer_norm=layer_norm,
-            **rules,
+            layer_norm=stack.layer_norm,
+            **{name: getattr(stack, name) for name in RULES},
         )
 
     def by_cell(self, tensors: Sequence[Tensor]) -> Any:
@@ -275,24 +286,39 @@ class _Call:
         return array
 
 
+def input_part(library: c.CDLL, x: Any, slots: int, units: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The first layer's input part by slots, for each direction, and all sums of biases."""
+    call = _Call(x.input, x.h0, x.c0, x.weights, x.stack, x.call)
+    args = _Forward(call.problem, _Saved())
+    starts = _nan(call.directions, rows, slots, 4, units, dtype=torch.float32)
+    biases = _nan(call.cells, 4 * call.hidden_size, dtype=torch.float32)
+    sizes = (c.c_int(slots), c.c_int(units), _i64(rows))
+    library.simt_input_part(c.byref(args), *sizes, _p(_pointer(starts)), _p(_pointer(biases)))
+    return starts, biases
+
+
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, emulated: Emulated, options: dict, input: Any, *rest: Any) -> Any:
+    def forward(ctx: Any, emulated: Emulated, described: tuple, input: Any, *rest: Any) -> Any:
         h0, c0, *weights = rest
-        call = _Call(input, h0, c0, weights, **options)
+        call = _Call(input, h0, c0, weights, *described)
         wide = call.directions * call.out_size
         output = _nan(*call.leading, wide, dtype=call.dtype)
         h_n = _nan(call.cells, call.batch, call.out_size, dtype=call.dtype)
         c_n = _nan(call.cells, call.batch, call.hidden_size, dtype=call.dtype)
         hidden = _nan(call.layers - 1, call.rows, wide, dtype=call.dtype)
-        gates = _nan(
-            call.cells, call.rows, call.saved_per_unit * call.hidden_size, dtype=call.dtype
-        )
-        cells = _nan(call.cells, call.rows, call.hidden_size, dtype=call.accumulated)
-        saved = [output, hidden, gates, cells]
-        args = _Forward(call.problem, _Saved(*map(_pointer, saved)), _pointer(h_n), _pointer(c_n))
+        saved = [output, hidden]
+        gates = cells = None
+        if emulated.saves:
+            gates = _nan(
+                call.cells, call.rows, call.saved_per_unit * call.hidden_size, dtype=call.dtype
+            )
+            cells = _nan(call.cells, call.rows, call.hidden_size, dtype=call.accumulated)
+            saved += [gates, cells]
+        places = _Saved(*map(_pointer, (output, hidden, gates, cells)))
+        args = _Forward(call.problem, places, _pointer(h_n), _pointer(c_n))
         emulated.call("simt_forward", args, [*call.kept, *saved, h_n, c_n])
-        ctx.emulated, ctx.options, ctx.saved = emulated, options, saved
+        ctx.emulated, ctx.described, ctx.saved = emulated, described, saved
         ctx.save_for_backward(input, h0, c0, *weights)
         ctx.set_materialize_grads(False)
         return output, h_n, c_n, cells
@@ -300,7 +326,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         input, h0, c0, *weights = ctx.saved_tensors
-        call = _Call(input, h0, c0, weights, **ctx.options)
+        call = _Call(input, h0, c0, weights, *ctx.described)
         arriving = [g.contiguous() if g is not None else None for g in grads]
         _, _, *needs = ctx.needs_input_grad
         needed = [

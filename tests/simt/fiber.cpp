@@ -30,15 +30,15 @@ char* stacks = nullptr;
 size_t stacks_bytes = 0;
 
 void reserve(size_t bytes) {
+#if defined(SIMT_ASAN)
+  __asan_unpoison_memory_region(stacks, stacks_bytes);  // dead fibers leave poisoned frames
+#endif
   if (stacks_bytes < bytes) {
     if (stacks) munmap(stacks, stacks_bytes);
     stacks = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     stacks_bytes = bytes;
   }
-#if defined(SIMT_ASAN)
-  __asan_unpoison_memory_region(stacks, stacks_bytes);  // dead fibers leave poisoned frames
-#endif
 }
 
 #if defined(__x86_64__)

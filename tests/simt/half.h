@@ -68,8 +68,12 @@ struct F16Pair {
 };
 struct Tf32 {  // to nearest, ties away from zero: cvt.rna
   SIMT_UNSEEN static float get(uint32_t bits, int) {
+    if (std::isnan(as_float(bits))) return as_float(0x7fffffffu);
     return as_float((bits + 0x1000u) & 0xffffe000u);
   }
+};
+struct RoundedTf32 {  // the tensor cores ignore the low bits
+  SIMT_UNSEEN static float get(uint32_t bits, int) { return as_float(bits & 0xffffe000u); }
 };
 
 }  // namespace simt

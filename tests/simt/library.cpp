@@ -3,14 +3,18 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <stdexcept>
 
+#include "grid/shapes.h"
 #include "half.h"
 #include "launch.h"
-#include "persistent.h"
 #include "simt.h"
 
 namespace fastlstm {
 namespace cuda {
+
+int64_t input_part(const Forward& f, int slots, int units, const Context* context, int64_t rows,
+                   float* starts, float* biases);  // input_part.cu
 
 // Some builds leave types out.
 __attribute__((weak)) extern const Passes kStepwiseF32 = {nullptr, nullptr};
@@ -18,9 +22,18 @@ __attribute__((weak)) extern const Passes kStepwiseTf32 = {nullptr, nullptr};
 __attribute__((weak)) extern const Passes kStepwiseF64 = {nullptr, nullptr};
 __attribute__((weak)) extern const Passes kStepwiseBf16 = {nullptr, nullptr};
 __attribute__((weak)) extern const Passes kStepwiseF16 = {nullptr, nullptr};
-__attribute__((weak)) extern const Passes kPersistentTf32 = {nullptr, nullptr};
-__attribute__((weak)) extern const Passes kPersistentBf16 = {nullptr, nullptr};
-__attribute__((weak)) extern const Passes kPersistentF16 = {nullptr, nullptr};
+#define SIMT_LEFT_OUT(name, Call)                                                \
+  __attribute__((weak)) int64_t name(const Call&, const Plan&, const Context*) { \
+    throw std::logic_error(#name " is not in this build");                       \
+  }
+#define SIMT_PASSES_LEFT_OUT(type)                 \
+  SIMT_LEFT_OUT(cluster_forward_##type, Forward)   \
+  SIMT_LEFT_OUT(cluster_backward_##type, Backward) \
+  SIMT_LEFT_OUT(grid_forward_##type, Forward)      \
+  SIMT_LEFT_OUT(grid_backward_##type, Backward)
+SIMT_PASSES_LEFT_OUT(tf32)
+SIMT_PASSES_LEFT_OUT(bf16)
+SIMT_PASSES_LEFT_OUT(f16)
 
 }  // namespace cuda
 }  // namespace fastlstm
@@ -49,9 +62,31 @@ void set(DType type, void* to, int64_t at, double value) {
   }
 }
 
+// Large products, and those of them with a row that does not begin at 16 bytes or is not made of
+// whole pieces of 16.
+struct Products {
+  int64_t count, unaligned;
+};
+
+int64_t bytes_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+
+bool aligned(const Gemm& g) {
+  auto whole = [](const void* data, int64_t row, int64_t width, DType type) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row * bytes_of(type) % 16 == 0 &&
+           width * bytes_of(type) % 16 == 0;
+  };
+  auto operand = [&](const Operand& x, int64_t rows, int64_t columns) {
+    return x.column == 1 ? whole(x.data, x.row, columns, g.in)
+                         : whole(x.data, x.column, rows, g.in);
+  };
+  return operand(g.a, g.m, g.k) && operand(g.b, g.k, g.n) && whole(g.c, g.n, g.n, g.out);
+}
+
 // The caller's part of the launcher's contract, as plainly as can be.
-void gemm(void* count, const Gemm& g) {
-  ++*static_cast<int64_t*>(count);
+void gemm(void* products, const Gemm& g) {
+  Products& seen = *static_cast<Products*>(products);
+  ++seen.count;
+  seen.unaligned += !aligned(g);
   for (int64_t i = 0; i < g.m; ++i)
     for (int64_t j = 0; j < g.n; ++j) {
       double sum = 0;
@@ -66,12 +101,12 @@ void gemm(void* count, const Gemm& g) {
 
 // Mirrored by tests/simt_library.py.
 struct Options {
-  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, groups, active,
-      wave;
+  int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, active, ctas,
+      units, sequences;
   uint64_t seed;
 };
 struct Report {
-  int64_t races, launches, largest_grid, products;
+  int64_t races, launches, largest_grid, products, unaligned;
   char error[512], first_race[512];
 };
 
@@ -88,22 +123,29 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     Plan chosen = plan(p, pass, {options.capability, 132, shared}, settings);
     if (options.tile >= 0)
       chosen.gates = chosen.project = chosen.hidden = chosen.cell = options.tile;
-    if (options.shape >= 0) {
-      chosen.shape = options.shape;
-      // Backward lacks the largest: the one before it.
-      if (pass == Pass::backward && !runs_backward(kPersistentShapes[chosen.shape])) --chosen.shape;
-      const int most = 8 * kPersistentShapes[chosen.shape].tiles;
-      chosen.groups = std::max(options.groups, int((p.batch + most - 1) / most));
-      chosen.active = options.active > 0 ? options.active : chosen.groups;
+    if (options.shape >= 0 && chosen.algorithm == Algorithm::grid) {
+      chosen.shape =
+          pass == Pass::forward ? options.shape : std::min(options.shape, kGridBackwardCount - 1);
+      const int sequences = pass == Pass::forward ? kGridForward[chosen.shape].sequences()
+                                                  : kGridBackward[chosen.shape].sequences();
+      chosen.groups = parts_of(p.batch, sequences);
+      chosen.active = options.active > 0 ? options.active : p.directions * chosen.groups;
     }
-    if (options.wave > 0) chosen.wave = options.wave;
+    if (options.ctas > 0 && chosen.algorithm == Algorithm::cluster) {
+      chosen.ctas = options.ctas;
+      chosen.units = options.units;
+    }
+    if (options.sequences > 0) chosen.sequences = options.sequences;
     simt::Stream stream;
     stream.config.order = simt::Order(options.order);
     stream.config.seed = options.seed;
     stream.config.races = options.races != 0;
     stream.config.preempt = unsigned(options.preempt);
-    Context context{&stream, nullptr, gemm, &report->products};
+    Products products{};
+    Context context{&stream, nullptr, gemm, &products};
     call(chosen, context);
+    report->products = products.count;
+    report->unaligned = products.unaligned;
     report->races = stream.races;
     report->launches = stream.launches;
     report->largest_grid = stream.largest_grid;
@@ -158,10 +200,23 @@ __attribute__((visibility("default"))) void simt_backward(const Backward* f, con
   });
 }
 
+__attribute__((visibility("default"))) void simt_input_part(const Forward* f, int slots, int units,
+                                                            int64_t rows, float* starts,
+                                                            float* biases) {
+  simt::Stream stream;
+  Products products{};
+  const Workspace workspace(input_part(*f, slots, units, nullptr, rows, starts, biases));
+  const Context context{&stream, workspace.memory, gemm, &products};
+  input_part(*f, slots, units, &context, rows, starts, biases);
+}
+
 __attribute__((visibility("default"))) void simt_plan(const Problem* p, int backward,
-                                                      int capability, int sms, Plan* found) {
+                                                      int capability, int sms, int algorithm,
+                                                      Plan* found) {
+  Settings settings;
+  settings.algorithm = Algorithm(algorithm);
   *found = plan(*p, Pass(backward), {capability, sms, capability >= 80 ? 227 << 10 : 64 << 10},
-                Settings());
+                settings);
 }
 
 }  // extern "C"

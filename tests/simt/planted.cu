@@ -1,8 +1,9 @@
 // Small kernels with planted bugs, which prove that the emulator and its race checker see them.
 //
-// `exchange` is the pattern of a persistent kernel: in every round, each block publishes a number,
-// all meet at a counter in global memory, and each sums what the others published. Many of its
-// bugs leave the result right on the CPU, whose memory is always in order: only the checker tells.
+// `exchange` is the pattern of kernels that signal by flags: in every round, each block publishes a
+// number, all meet at a counter in global memory, and each sums what the others published. Many of
+// its bugs leave the result right on the CPU, whose memory is always in order: only the checker
+// tells.
 #include <cstdio>
 
 #include "device.cuh"

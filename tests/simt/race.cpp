@@ -16,9 +16,6 @@ namespace simt {
 namespace race {
 namespace {
 
-typedef std::vector<uint32_t> Times;  // of every thread
-typedef std::shared_ptr<const Times> Shared;
-
 // What a thread knows: its own time, and of the others what `base` says. Threads that met at a
 // barrier share one base, which makes barriers cheap.
 struct Clock {
@@ -29,7 +26,12 @@ struct Clock {
 struct Cell {
   uint32_t writer = 0, write_time = 0, reader = 0, read_time = 0;
   const void *write_code = nullptr, *read_code = nullptr;
-  std::vector<std::pair<uint32_t, uint32_t>> readers;  // further ones
+  bool packet = false;  // written as such
+  struct Reader {
+    uint32_t who, time;
+    const void* code;
+  };
+  std::vector<Reader> readers;  // further ones
 };
 
 struct Region {
@@ -46,13 +48,20 @@ long races;
 std::string first_report;
 std::set<std::pair<const void*, const void*>> reported;
 std::vector<Clock> clocks;
+std::vector<std::string> actors;            // their names; they come after the threads
+std::vector<std::vector<uint32_t>> fences;  // by thread: when it fenced for bulk copies
+struct {
+  Shared base, from, sum;
+} learned;                              // the last, for the threads that share a base
 std::vector<Times> released, acquired;  // by fences: what later stores publish, earlier loads saw
 std::unordered_map<const void*, Times> published;  // by address
 std::map<uintptr_t, Region> regions;
 Region* last = nullptr;
 
 uint32_t known(unsigned by, unsigned of) {
-  return of == by ? clocks[by].own : (*clocks[by].base)[of];
+  if (of == by) return clocks[by].own;
+  const Times& base = *clocks[by].base;
+  return of < base.size() ? base[of] : 0;
 }
 
 Times times_of(unsigned thread) {
@@ -67,10 +76,11 @@ void merge(Times& into, const Times& from) {
     into = from;
     return;
   }
-  for (unsigned j = 0; j < thread_count; ++j) into[j] = std::max(into[j], from[j]);
+  if (into.size() < from.size()) into.resize(from.size());
+  for (size_t j = 0; j < from.size(); ++j) into[j] = std::max(into[j], from[j]);
 }
 
-void learn(unsigned thread, const Times& from) {
+void learn_times(unsigned thread, const Times& from) {
   if (from.empty()) return;
   Times t = times_of(thread);
   merge(t, from);
@@ -86,18 +96,13 @@ std::string source_line(const void* code) {
   std::string found = "?";
   if (FILE* pipe = popen(command, "r")) {
     while (fgets(line, sizeof line, pipe)) {
-      if (std::strstr(line, "/simt/dialect.h") || std::strstr(line, "/simt/simt.h")) continue;
-      if (found == "?") found = std::string(line, std::strcspn(line, "\n"));
+      if (std::strstr(line, "/dialect.h:") || std::strstr(line, "/exchange.h:")) continue;
+      if (found == "?") found = std::string(line, std::strcspn(line, " \n"));
     }
     pclose(pipe);
   }
   const size_t slash = found.rfind('/');
   return slash == std::string::npos ? found : found.substr(slash + 1);
-}
-
-std::string name_of(unsigned thread) {
-  const unsigned size = block_size.count();
-  return "block " + std::to_string(thread / size) + " thread " + std::to_string(thread % size);
 }
 
 void report(const Region& region, size_t cell, const char* what, unsigned other,
@@ -118,42 +123,71 @@ Region* region_of(uintptr_t address) {
   return address < it->second.end ? last = &it->second : nullptr;
 }
 
-void write_cell(Cell& x, const Region& region, size_t at, unsigned me, const void* code) {
-  auto unseen = [&](uint32_t thread, uint32_t time) {
-    return time && thread != me && known(me, thread) < time;
-  };
-  if (unseen(x.writer, x.write_time))
-    report(region, at, "write after write", x.writer, x.write_code, code);
+struct Access {
+  unsigned who;  // the running thread, or an actor in its name
+  uint32_t time;
+  bool packet, bulk;
+  const void* code;
+};
+
+bool unseen(uint32_t who, uint32_t time) {
+  return time && who != self->id && known(self->id, who) < time;
+}
+
+void write_cell(Cell& x, const Region& region, size_t at, const Access& a) {
+  if (unseen(x.writer, x.write_time) && !(a.packet && x.packet))
+    report(region, at, "write after write", x.writer, x.write_code, a.code);
   if (unseen(x.reader, x.read_time))
-    report(region, at, "write after read", x.reader, x.read_code, code);
+    report(region, at, "write after read", x.reader, x.read_code, a.code);
   for (const auto& r : x.readers)
-    if (unseen(r.first, r.second)) {
-      report(region, at, "write after read", r.first, x.read_code, code);
+    if (unseen(r.who, r.time)) {
+      report(region, at, "write after read", r.who, r.code, a.code);
       break;
     }
-  x.writer = me;
-  x.write_time = clocks[me].own;
-  x.write_code = code;
+  x.writer = a.who;
+  x.write_time = a.time;
+  x.write_code = a.code;
+  x.packet = a.packet;
   x.read_time = 0;
   x.readers.clear();
 }
 
-void read_cell(Cell& x, const Region& region, size_t at, unsigned me, const void* code) {
-  if (x.write_time && x.writer != me && known(me, x.writer) < x.write_time)
-    report(region, at, "read after write", x.writer, x.write_code, code);
-  const uint32_t now = clocks[me].own;
-  if (x.read_time == 0 || x.reader == me || known(me, x.reader) >= x.read_time) {
-    x.reader = me;
-    x.read_time = now;
-    x.read_code = code;
+// Whether a thread's store is followed by its fence, and the running thread knows of that.
+bool fenced(const Cell& x) {
+  if (x.write_time == 0 || x.writer >= thread_count) return true;
+  const auto& times = fences[x.writer];
+  const auto fence = std::lower_bound(times.begin(), times.end(), x.write_time);
+  return fence != times.end() && *fence < known(self->id, x.writer);
+}
+
+void read_cell(Cell& x, const Region& region, size_t at, const Access& a) {
+  if (unseen(x.writer, x.write_time) && !(a.packet && x.packet))
+    report(region, at, "read after write", x.writer, x.write_code, a.code);
+  else if (a.bulk && !fenced(x))
+    report(region, at, "bulk copy of a store without fence_async_copies", x.writer, x.write_code,
+           a.code);
+  if (a.packet) return;
+  if (x.read_time == 0 || x.reader == a.who || !unseen(x.reader, x.read_time)) {
+    x.reader = a.who;
+    x.read_time = a.time;
+    x.read_code = a.code;
     return;
   }
   for (auto& r : x.readers)
-    if (r.first == me) {
-      r.second = now;
+    if (r.who == a.who) {
+      r.time = a.time;
       return;
     }
-  x.readers.push_back({me, now});
+  x.readers.push_back({a.who, a.time, a.code});
+}
+
+void touch(uintptr_t address, size_t bytes, bool write, const Access& a) {
+  Region* region = region_of(address);
+  if (region == nullptr || region->cells.empty()) return;
+  const size_t begin = (address - region->begin) / kGrain;
+  const size_t end = (address - region->begin + bytes + kGrain - 1) / kGrain;
+  for (size_t j = begin; j < std::min(end, region->cells.size()); ++j)
+    (write ? write_cell : read_cell)(region->cells[j], *region, j, a);
 }
 
 }  // namespace
@@ -161,6 +195,9 @@ void read_cell(Cell& x, const Region& region, size_t at, unsigned me, const void
 void begin(unsigned threads) {
   thread_count = threads;
   clocks.assign(threads, {std::make_shared<const Times>(threads, 0u), 1});
+  fences.assign(threads, {});
+  actors.clear();
+  learned = {};
   released.assign(threads, {});
   acquired.assign(threads, {});
   published.clear();
@@ -175,14 +212,22 @@ void begin(unsigned threads) {
 void end() {
   on = false;
   clocks.clear();
+  learned = {};
   released.clear();
   acquired.clear();
   published.clear();
   for (auto& r : regions) r.second.cells.clear();
 }
 
+bool active() { return on; }
 long count() { return races; }
 std::string first() { return first_report; }
+
+std::string name_of(unsigned thread) {
+  if (thread >= thread_count) return actors[thread - thread_count];
+  const unsigned size = block_size.count();
+  return "block " + std::to_string(thread / size) + " thread " + std::to_string(thread % size);
+}
 
 void meet(const std::vector<unsigned>& ids) {
   if (!on || ids.empty()) return;
@@ -199,16 +244,68 @@ void meet(const std::vector<unsigned>& ids) {
 }
 
 void access(uintptr_t address, size_t bytes, bool write, const void* code) {
-  if (!on || self == nullptr) return;
-  Region* region = region_of(address);
-  if (region == nullptr) return;
+  if (!on || self == nullptr || region_of(address) == nullptr) return;
   preempt();
-  if (region->cells.empty()) return;
-  const size_t begin = (address - region->begin) / kGrain;
-  const size_t end = (address - region->begin + bytes + kGrain - 1) / kGrain;
-  for (size_t j = begin; j < std::min(end, region->cells.size()); ++j)
-    (write ? write_cell : read_cell)(region->cells[j], *region, j, self->id, code);
+  touch(address, bytes, write, {self->id, clocks[self->id].own, false, false, code});
 }
+
+void access_packet(uintptr_t address, size_t bytes, bool write, const void* code) {
+  if (on) touch(address, bytes, write, {self->id, clocks[self->id].own, true, false, code});
+}
+
+unsigned new_actor(const std::string& name) {
+  actors.push_back(name);
+  return thread_count + unsigned(actors.size()) - 1;
+}
+
+void access_by(const Act& act, uintptr_t address, size_t bytes, bool write, const void* code) {
+  if (on) touch(address, bytes, write, {act.actor, act.time, false, act.bulk, code});
+}
+
+void fence_async_copies() {
+  if (on) fences[self->id].push_back(clocks[self->id].own++);
+}
+
+bool knows(unsigned actor, uint32_t time) { return !on || known(self->id, actor) >= time; }
+
+void learn_actor(unsigned actor, uint32_t time) {
+  if (!on) return;
+  Times t = *clocks[self->id].base;
+  if (t.size() <= actor) t.resize(actor + 1);
+  t[actor] = std::max(t[actor], time);
+  clocks[self->id].base = std::make_shared<const Times>(std::move(t));
+}
+
+void join(Joined& joined) {
+  if (!on) return;
+  Clock& me = clocks[self->id];
+  if (std::find(joined.bases.begin(), joined.bases.end(), me.base) == joined.bases.end())
+    joined.bases.push_back(me.base);
+  joined.times.push_back({self->id, me.own++});
+}
+
+Shared end_phase(Joined& joined, unsigned actor, uint32_t time) {
+  if (!on) return nullptr;
+  Times sum(std::max(thread_count, actor + 1));
+  for (const Shared& base : joined.bases) merge(sum, *base);
+  for (const auto& t : joined.times) sum[t.first] = std::max(sum[t.first], t.second);
+  sum[actor] = time;
+  joined = {};
+  return std::make_shared<const Times>(std::move(sum));
+}
+
+void learn(const Shared& from) {
+  if (!on || !from) return;
+  Shared& base = clocks[self->id].base;
+  if (learned.base != base || learned.from != from) {
+    Times sum = *base;
+    merge(sum, *from);
+    learned = {base, from, std::make_shared<const Times>(std::move(sum))};
+  }
+  base = learned.sum;
+}
+
+uint32_t now() { return on ? clocks[self->id].own : 0; }
 
 }  // namespace race
 
@@ -236,12 +333,12 @@ void release(const void* address) {
 }
 
 void acquire(const void* address) {
-  if (on) race::learn(self->id, published[address]);
+  if (on) race::learn_times(self->id, published[address]);
 }
 
 void fence() {
   if (!on) return;
-  race::learn(self->id, acquired[self->id]);
+  race::learn_times(self->id, acquired[self->id]);
   released[self->id] = race::times_of(self->id);
   ++clocks[self->id].own;
 }

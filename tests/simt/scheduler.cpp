@@ -2,13 +2,14 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <random>
 
+#include "exchange_state.h"
 #include "fiber.h"
 #include "race.h"
-#include "simt.h"
+#include "scheduler.h"
+#include "turns.h"
 
 namespace simt {
 
@@ -35,10 +36,14 @@ struct Meeting {
 };
 
 struct Barrier {
-  unsigned here = 0;
   int line = 0;
+  unsigned threads = 0;  // of a named barrier
   std::vector<Thread*> waiting;
 };
+// Block and id (0: __syncthreads, 1 to 15: named); first block of a cluster and kCluster; `blocks`
+// and 0 for the grid.
+typedef std::pair<const void*, int> Key;
+constexpr int kCluster = 16;
 
 Config config;
 Result* result;
@@ -47,9 +52,9 @@ std::mt19937_64 random_bits;
 std::vector<Thread> threads;
 std::vector<Block> blocks;
 std::vector<Warp> warps;
-std::map<const void*, Barrier> barriers;  // by block; the grid's under `blocks`
-std::deque<Thread*> ready, polling;
-std::map<unsigned, std::deque<Thread*>> ready_by_block;  // for the orders that go by blocks
+std::map<Key, Barrier> barriers;
+Turns turns;
+std::vector<Thread*> polling;
 unsigned live, idle_rounds;
 bool stopping;
 
@@ -62,13 +67,21 @@ void switch_to(Thread* to) {
                    from && from->done);
 }
 
+std::string place_of(const Thread& t) {
+  std::string text = "block " + std::to_string(t.block->rank) + " at " + t.where;
+  if (t.file) {
+    const char* slash = std::strrchr(t.file, '/');
+    text += std::string(" in ") + (slash ? slash + 1 : t.file);
+  }
+  text += ":" + std::to_string(t.line);
+  return t.mbarrier ? text + ", " + mbarrier_report(t.mbarrier) : text;
+}
+
 std::string stuck_report() {
   std::string text = polling.empty() ? "deadlock:" : "livelock (every thread polls):";
   std::map<std::string, int> groups;
   for (const Thread& t : threads)
-    if (!t.done)
-      ++groups["block " + std::to_string(t.block->rank) + " at " + t.where + ":" +
-               std::to_string(t.line)];
+    if (!t.done) ++groups[place_of(t)];
   int shown = 0;
   for (const auto& group : groups)
     if (shown++ < 6)
@@ -76,73 +89,45 @@ std::string stuck_report() {
   return text;
 }
 
-bool by_block() { return config.order == Order::block_up || config.order == Order::block_down; }
-
-void make_ready(Thread* thread) {
-  if (by_block())
-    ready_by_block[thread->block->rank].push_back(thread);
-  else
-    ready.push_back(thread);
-}
-
-// Takes the thread whose turn it is; null where all of them poll.
-Thread* take() {
-  Thread* next = nullptr;
-  if (by_block()) {
-    if (ready_by_block.empty()) return nullptr;
-    auto it =
-        config.order == Order::block_up ? ready_by_block.begin() : std::prev(ready_by_block.end());
-    next = it->second.front();
-    it->second.pop_front();
-    if (it->second.empty()) ready_by_block.erase(it);
-  } else if (ready.empty()) {
-    return nullptr;
-  } else if (config.order == Order::lifo) {
-    next = ready.back();
-    ready.pop_back();
-  } else {
-    if (config.order == Order::random) std::swap(ready[0], ready[random_bits() % ready.size()]);
-    next = ready.front();
-    ready.pop_front();
-  }
-  return next;
-}
-
 void run_next() {
   if (stopping || live == 0) return switch_to(nullptr);
-  Thread* next = take();
+  deliver_some();
+  Thread* next = turns.take();
+  while (next == nullptr && deliver_when_idle()) {
+    next = turns.take();
+    if (next == nullptr && !polling.empty() && draw() % 4 == 0) break;  // they may look meanwhile
+  }
   if (next == nullptr) {
     if (polling.empty() || ++idle_rounds > kIdleRounds) {
       stopping = true;
       result->error = stuck_report();
       return switch_to(nullptr);
     }
-    for (Thread* thread : polling) make_ready(thread);
+    for (Thread* thread : polling) turns.add(thread);
     polling.clear();
-    next = take();
+    next = turns.take();
   }
   switch_to(next);
 }
 
-void wake(Thread* thread) {
-  make_ready(thread);
-  idle_rounds = 0;
-}
-
-// Threads that have exited count as arrived, as on a GPU.
-unsigned expected(const void* key) {
+// Threads that have exited count as arrived, as on a GPU, but not at named barriers.
+unsigned expected(const Key& key, const Barrier& barrier) {
+  if (barrier.threads) return barrier.threads;
   unsigned count = 0;
   for (const Block& block : blocks)
-    if (key == &block || key == &blocks) count += block.live;
+    if (key.first == &blocks ||
+        key.first == (key.second == kCluster ? &blocks[block.cluster] : &block))
+      count += block.live;
   return count;
 }
 
-void open_if_full(const void* key, Barrier& barrier) {
-  if (barrier.here == 0 || barrier.here < expected(key)) return;
-  barrier.here = 0;
+void open_if_full(const Key& key, Barrier& barrier) {
+  if (barrier.waiting.empty() || barrier.waiting.size() < expected(key, barrier)) return;
   std::vector<unsigned> ids;
   for (Thread* thread : barrier.waiting) ids.push_back(thread->id);
   race::meet(ids);
+  Block& block = *barrier.waiting[0]->block;
+  if (key.first == &block && ids.size() >= block.live) ++block.barriers;
   for (Thread* thread : barrier.waiting) wake(thread);
   barrier.waiting.clear();
 }
@@ -152,10 +137,11 @@ void enter() {
   (*body)();
   for (const auto& group : self->copies)
     if (!group.empty()) fail("a thread exits with asynchronous copies that nobody waited for");
+  check_exit();
   self->done = true;
   self->where = "exited";
   --live;
-  --self->block->live;
+  if (--self->block->live == 0) check_exit_of_block();
   for (auto& entry : barriers) open_if_full(entry.first, entry.second);
   run_next();
   std::abort();  // never resumed
@@ -167,8 +153,7 @@ void prepare(const Config& c) {
   blocks.assign(block_count, {});
   warps.assign(block_count * per_block, {});
   barriers.clear();
-  ready.clear();
-  ready_by_block.clear();
+  turns.start(c.order);
   polling.clear();
   live = unsigned(threads.size());
   for (unsigned b = 0; b < block_count; ++b) {
@@ -176,6 +161,7 @@ void prepare(const Config& c) {
     block.rank = b;
     block.index = {b % c.grid.x, b / c.grid.x % c.grid.y, b / c.grid.x / c.grid.y};
     block.live = size;
+    block.cluster = b / c.cluster * c.cluster;
     block.shared_bytes = c.shared;
     // Of the exact size, so that the address sanitizer sees the end.
     void* shared = nullptr;
@@ -193,11 +179,34 @@ void prepare(const Config& c) {
     t.warp->lanes = std::min(32u, size - local / 32 * 32);
     t.lane = local % 32;
     t.index = {local % c.block.x, local / c.block.x % c.block.y, local / c.block.x / c.block.y};
-    make_ready(&t);
+    turns.add(&t);
   }
 }
 
 }  // namespace
+
+void wake(Thread* thread) {
+  turns.add(thread);
+  idle_rounds = 0;
+}
+
+void sleep() { run_next(); }
+void progress() { idle_rounds = 0; }
+uint64_t draw() { return random_bits(); }
+Order order() { return config.order; }
+
+Block& peer(unsigned rank) {
+  if (rank >= config.cluster)
+    fail("rank " + std::to_string(rank) + " in a cluster of " + std::to_string(config.cluster));
+  return blocks[self->block->cluster + rank];
+}
+
+std::vector<unsigned> threads_of(const Block& block) {
+  std::vector<unsigned> ids;
+  const unsigned size = block_size.count();
+  for (unsigned j = 0; j < size; ++j) ids.push_back(block.rank * size + j);
+  return ids;
+}
 
 Result launch(const Config& c, const std::function<void()>& kernel) {
   Result found;
@@ -210,6 +219,7 @@ Result launch(const Config& c, const std::function<void()>& kernel) {
   stopping = false;
   idle_rounds = 0;
   prepare(c);
+  forget_exchange();
   fiber::create(int(threads.size()), enter);
   if (c.races) race::begin(unsigned(threads.size()));
   self = nullptr;
@@ -227,9 +237,21 @@ Result launch(const Config& c, const std::function<void()>& kernel) {
   return found;
 }
 
-void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel) {
+void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
+                 unsigned cluster) {
   if (!error.empty()) return;
+  if (cluster < 1 || cluster > 16 || grid.count() % cluster != 0) {
+    error =
+        "a grid of " + std::to_string(grid.count()) + " in clusters of " + std::to_string(cluster);
+    return;
+  }
+  if (threads > 1024 || shared > 227 << 10) {
+    error = "a CTA of " + std::to_string(threads) + " threads with " + std::to_string(shared) +
+            " bytes of shared memory";
+    return;
+  }
   Config c = config;
+  c.cluster = cluster;
   c.grid = grid;
   c.block = dim3(threads);
   c.shared = shared;
@@ -239,19 +261,24 @@ void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function
   error = found.error;
   races += found.races;
   if (first_race.empty()) first_race = found.first_race;
+  if (!error.empty() && !first_race.empty()) error += "; a race before that: " + first_race;
 }
 
 void fail(const std::string& message) {
-  if (result->error.empty())
-    result->error = message + " (block " + std::to_string(self->block->rank) + ", thread " +
-                    std::to_string(self->index.x) + ")";
+  stop(message + " (block " + std::to_string(self->block->rank) + ", thread " +
+       std::to_string(self->index.x) + ")");
+}
+
+void stop(const std::string& message) {
+  if (result->error.empty()) result->error = message;
   stopping = true;
   switch_to(nullptr);
   std::abort();
 }
 
-void yield(const char* where, int line) {
+void yield(const char* where, int line, const char* file) {
   self->where = where;
+  self->file = file;
   self->line = line;
   polling.push_back(self);
   run_next();
@@ -265,21 +292,40 @@ void poll(const void* address, uint64_t value, const char* where) {
 
 void preempt() {
   if (config.preempt == 0 || self == nullptr || random_bits() % config.preempt != 0) return;
-  make_ready(self);
+  turns.add(self);
   run_next();
 }
 
-void barrier(Scope scope, const char* where, int line) {
+void barrier(Scope scope, const char* where, int line, const char* file) {
   self->where = where;
+  self->file = file;
   self->line = line;
-  const void* key = scope == Scope::block ? static_cast<const void*>(self->block) : &blocks;
+  Key key(&blocks, 0);
+  if (scope == Scope::block) key.first = self->block;
+  if (scope == Scope::cluster) key = {&blocks[self->block->cluster], kCluster};
   Barrier& b = barriers[key];
-  if (b.here == 0)
+  if (b.waiting.empty())
     b.line = line;
-  else if (b.line != line)
+  else if (b.line != line && scope != Scope::cluster)
     fail("threads of one block wait at different barriers: lines " + std::to_string(b.line) +
          " and " + std::to_string(line));
-  ++b.here;
+  b.waiting.push_back(self);
+  open_if_full(key, b);
+  run_next();
+}
+
+void named_barrier(int id, int threads, const char* file, int line) {
+  self->where = "named_barrier";
+  self->file = file;
+  self->line = line;
+  if (id < 1 || id > 15 || threads < 32 || threads % 32 != 0)
+    fail("named barrier " + std::to_string(id) + " of " + std::to_string(threads) + " threads");
+  const Key key(self->block, id);
+  Barrier& b = barriers[key];
+  if (!b.waiting.empty() && b.threads != unsigned(threads))
+    fail("threads come to named barrier " + std::to_string(id) + " with different numbers: " +
+         std::to_string(b.threads) + " and " + std::to_string(threads));
+  b.threads = unsigned(threads);
   b.waiting.push_back(self);
   open_if_full(key, b);
   run_next();
@@ -304,6 +350,7 @@ void collective(unsigned mask, const void* operation, void* mine,
   meeting->brought[self->lane] = mine;
   meeting->who[self->lane] = self;
   self->where = "warp collective";
+  self->file = nullptr;
   self->line = 0;
   if (meeting->here != mask) return run_next();
   open.erase(std::find(open.begin(), open.end(), meeting));

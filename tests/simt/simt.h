@@ -5,8 +5,20 @@
 // only where they synchronise or poll (and, with the race checker, at random memory accesses).
 // The race checker (race.h) sees every access to memory that was made known with `track`.
 //
-// What it does not see: fence scopes (cta against gpu), proxy fences, __ldg of data written by the
-// same kernel, fast-math and fused multiply-add, and whether a grid really fits on a GPU.
+// What exchange.cuh has (exchange_state.h): asynchronous copies within a cluster arrive late, in
+// any order and in pieces of 16 bytes or more, and read their source only then; until then their
+// destination reads as NaN. An mbarrier counts bytes that have arrived. Of the words that packets
+// hold, a poll sees any of the last values, each word by itself and never going back. In the order
+// `fifo` alone, all of that comes at once. Errors are: arrivals, bytes or copies that a phase does
+// not expect or that may count in the phase before; a phase that may end before all who wait for
+// the phase before have seen it; a CTA that may exit before copies to or from it have ended; sizes
+// and addresses that 16 do not divide; places outside of the cluster or of shared memory; bulk
+// copies of what a thread stored without fence_async_copies.
+//
+// What it does not see: fence scopes (cta against gpu), other proxy fences, __ldg of data written
+// by the same kernel, fast-math and fused multiply-add, whether a grid really fits on a GPU, and
+// ordinary data that one CTA writes and another reads because of an mbarrier: it counts as ordered,
+// though hardware orders no more than the bytes that the mbarrier counts.
 #pragma once
 
 #include <cstddef>
@@ -48,8 +60,10 @@ struct Thread {
   Warp* warp = nullptr;
   bool done = false;
   const char* where = "start";  // the last synchronisation, for reports of deadlocks
+  const char* file = nullptr;
   int line = 0;
-  const void* polled = nullptr;  // the last polled address and the value found there
+  const void* mbarrier = nullptr;  // the one that it waits for
+  const void* polled = nullptr;    // the last polled address and the value found there
   uint64_t polled_value = 0;
   struct Copy {
     void* to;
@@ -57,20 +71,26 @@ struct Thread {
     size_t bytes, valid;
   };
   std::vector<std::vector<Copy>> copies;  // asynchronous copies by group; the last is open
+  // Bulk stores, by group: how many are closed, hold stores, are known to have read their source.
+  unsigned stores_closed = 0, stores_issued = 0, stores_read = 0;
+  unsigned store_actors = 0;  // see race.h
 };
 
 struct Block {
   dim3 index;
-  unsigned rank = 0, live = 0;
+  unsigned rank = 0, live = 0;  // rank: in the whole grid
+  unsigned cluster = 0;         // the first block of its cluster, by rank
+  unsigned barriers = 0;        // at which all its live threads have met
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
 };
 
-enum class Order { fifo, lifo, random, block_up, block_down };
+enum class Order { fifo, lifo, random, block_up, block_down, uneven };
 
 struct Config {
   dim3 grid, block;
-  size_t shared = 0;  // bytes of dynamic shared memory
+  unsigned cluster = 1;  // blocks to a cluster
+  size_t shared = 0;     // bytes of dynamic shared memory
   Order order = Order::fifo;
   uint64_t seed = 1;
   bool races = false;
@@ -97,16 +117,19 @@ struct Stream {
   long races = 0, launches = 0;
   unsigned largest_grid = 0;
 
-  void run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel);
+  void run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
+           unsigned cluster = 1);
 };
 
 // Memory that the race checker watches. Shared memory is watched by itself.
 void track(const void* memory, size_t bytes, const char* name);
 void untrack(const void* memory);
 
-// Barriers of a block, or of the whole grid.
-enum class Scope { block, grid };
-void barrier(Scope scope, const char* where, int line);
+// Barriers of a block, of its cluster, or of the whole grid.
+enum class Scope { block, cluster, grid };
+void barrier(Scope scope, const char* where, int line, const char* file = nullptr);
+// Of some of a block's threads: those that come, up to their number.
+void named_barrier(int id, int threads, const char* file, int line);
 
 // All lanes of `mask` meet; the last one runs `work` on what each brought.
 void collective(unsigned mask, const void* operation, void* mine,
@@ -114,7 +137,7 @@ void collective(unsigned mask, const void* operation, void* mine,
 
 // Every load that may be repeated until another thread writes: yields when nothing changed.
 void poll(const void* address, uint64_t value, const char* where);
-void yield(const char* where, int line);
+void yield(const char* where, int line, const char* file = nullptr);
 
 // Memory order, on an address.
 void release(const void* address);

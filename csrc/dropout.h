@@ -1,6 +1,6 @@
 // Counter-based dropout: whether an element survives is a pure function of the seed and of the
 // element's place, so forward and backward, and every backend, agree without storing a mask.
-// mix32 is "lowbias32" of Chris Wellons' hash prospector. fastlstm/reference.py does the same.
+// mix32 is "lowbias32" of Chris Wellons' hash prospector. fastlstm/dropout.py does the same.
 #pragma once
 
 #include <cstdint>

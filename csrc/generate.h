@@ -1,5 +1,5 @@
 // The contract between the op layer and the kernels that draw text: plain structs of sizes and
-// pointers, and the layout of packed weights (made by fastlstm/packing.py).
+// pointers, and the layout of packed weights (made by fastlstm/generation/packed_weights.py).
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ constexpr int64_t kGenerateUnits = kGenerateColumns / 4;
 // One column an element (f32, f64), or several in a 32-bit word, computed in float:
 // bf16: word j holds column j in its low half and column j + 32 in its high half.
 // int8: word j is q[j] + q[j + 16] * 2^8 + q[j + 32] * 2^16 + q[j + 48] * 2^24, with q signed.
-enum class Storage { f32, f64, bf16, int8 };
+// On a GPU every storage type has one column an element, and f16 is one more.
+enum class Storage { f32, f64, bf16, int8, f16 };
 
 struct PackedMatrix {
   const void* data;

@@ -25,3 +25,14 @@ def plan(
     plain_cells: bool = True,
     layer_norm: bool = False,
 ) -> dict[str, Any]: ...
+def generate_plan(
+    *,
+    element_bytes: int,
+    hidden_size: int,
+    layers: int,
+    vocabulary: int,
+    batch: int,
+    capability: int,
+    sms: int,
+    shared_per_block: int,
+) -> dict[str, Any]: ...

@@ -5,10 +5,10 @@ from importlib import metadata
 from . import startup
 
 try:
-    from . import functional, registrations  # noqa: F401  it tells torch of the operators
+    from . import functional, packing, reference  # noqa: F401  they are public
     from .algorithms import algorithm, explain
     from .convert import from_torch, to_torch
-    from .generate import generate, prepack
+    from .generation.generate import generate, prepack
     from .modules import LSTM, LSTMCell
 except (ImportError, ValueError) as error:
     startup.refuse_command(error)

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in ``nn.LSTM``'s words wherever it has some.
+"""Checks of what a user passes, in ``nn.LSTM``'s words wherever it has some.
 
 Every check stands here once, for the functions and the modules alike.
 """
@@ -7,88 +7,145 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .reference import CellRules
+from .stack import INDEX_TYPES, Call, Stack
 
-# Parameters of a layer-normalised cell, behind the others.
-NORMS = ["norm_ih", "norm_hh", "norm_c", "norm_c_bias"]
-
-
-class Sizes(NamedTuple):
-    """The stack's sizes and options, which decide the shapes of its weights and states."""
-
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bias: bool = True
-    bidirectional: bool = False
-    proj_size: int = 0
-    layer_norm: bool = False
-
-    @property
-    def out_size(self) -> int:
-        """P: elements of h."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def cells(self) -> int:
-        """L*D: layers times directions."""
-        return self.num_layers * (1 + self.bidirectional)
-
-    def weight_shapes(self) -> list[tuple[int, ...]]:
-        """Of all weights, in the order of ``nn.LSTM``'s parameters."""
-        gates, out, directions = 4 * self.hidden_size, self.out_size, 1 + self.bidirectional
-        rest: list[tuple[int, ...]] = [(gates, out)]
-        if self.bias:
-            rest += [(gates,), (gates,)]
-        if self.proj_size > 0:
-            rest += [(out, self.hidden_size)]
-        if self.layer_norm:
-            rest += [(gates,), (gates,), (self.hidden_size,), (self.hidden_size,)]
-        first = [(gates, self.input_size), *rest] * directions
-        deeper = [(gates, directions * out), *rest] * directions
-        return first + deeper * (self.num_layers - 1)
-
-    def weight_name(self, position: int) -> str:
-        """Of the weight at that place in the same order."""
-        kinds = ["weight_ih", "weight_hh"]
-        kinds += ["bias_ih", "bias_hh"] if self.bias else []
-        kinds += ["weight_hr"] if self.proj_size > 0 else []
-        kinds += NORMS if self.layer_norm else []
-        cell, kind = divmod(position, len(kinds))
-        layer, direction = divmod(cell, 1 + self.bidirectional)
-        return f"{kinds[kind]}_l{layer}{'_reverse' if direction else ''}"
+__all__ = ["check_call", "check_cell_call", "check_options"]
 
 
-def check_rules(
-    recurrent_dropout: float,
-    zoneout_h: float,
-    zoneout_c: float,
-    cell_clip: float | None,
-    proj_size: int,
-    layer_norm: bool,
-) -> CellRules | None:
-    """What cells do beyond ``nn.LSTM``'s; None for nothing.
+def check_options(stack: Stack, cell_clip: float | None) -> None:
+    """Check the options that ``nn.LSTM`` lacks, cell_clip as the user gave it.
 
     Raises:
         ValueError: a number out of range, or zoneout or layer_norm with a projection.
     """
-    given = {"recurrent_dropout": recurrent_dropout, "zoneout_h": zoneout_h, "zoneout_c": zoneout_c}
-    for name, value in given.items():
+    for name in ("recurrent_dropout", "zoneout_h", "zoneout_c"):
+        value = getattr(stack, name)
         if not 0 <= value <= 1:
             raise ValueError(f"{name} should be a number in range [0, 1], got {value}")
     if cell_clip is not None and not cell_clip > 0:
         raise ValueError(f"cell_clip should be a positive number or None, got {cell_clip}")
-    if proj_size > 0 and (zoneout_h > 0 or zoneout_c > 0):
-        raise ValueError(f"zoneout: expected proj_size=0, got {proj_size}")
-    if proj_size > 0 and layer_norm:
-        raise ValueError(f"layer_norm: expected proj_size=0, got {proj_size}")
-    rules = CellRules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip or 0.0)
-    return rules if any(rules) else None
+    if stack.proj_size > 0 and (stack.zoneout_h > 0 or stack.zoneout_c > 0):
+        raise ValueError(f"zoneout: expected proj_size=0, got {stack.proj_size}")
+    if stack.proj_size > 0 and stack.layer_norm:
+        raise ValueError(f"layer_norm: expected proj_size=0, got {stack.proj_size}")
+
+
+def check_call(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    stack: Stack,
+    call: Call,
+    batch_first: bool,
+    lengths: Tensor | Sequence[int] | None,
+) -> tuple[Tensor | None, bool]:
+    """Check a call of a stack; of several mistakes the one is reported that ``nn.LSTM`` reports.
+
+    Args:
+        input: of any form that ``functional.lstm`` takes; all tensors after autocast.
+
+    Returns:
+        The lengths as int64 ``(B,)``, None without any, and whether they can be read; else they
+        are on the weights' device.
+
+    Raises:
+        as ``functional.lstm``.
+    """
+    packed = call.batch_sizes is not None
+    index = input.dtype in INDEX_TYPES
+    dims = input.dim() + index  # an index counts as the one-hot row that it stands for
+    if lengths is not None:
+        if dims != 3:
+            raise ValueError(
+                f"lengths need a batch: expected {3 - index}-D input, got {input.dim()}-D"
+            )
+        steps, batch = (input.shape[1], input.shape[0]) if batch_first else input.shape[:2]
+        lengths = check_lengths(lengths, steps, batch)
+    read = lengths is not None and readable(lengths)
+    in_rows = packed or read  # lengths that can be read become batch_sizes
+    if hx is not None and in_rows:
+        check_pair(hx, "lstm")
+    if packed and dims != 2:
+        raise RuntimeError(f"input must have {2 - index} dimensions, got {input.dim()}")
+    if not packed and dims not in (2, 3):
+        form = "integer input to be 1D or 2D" if index else "input to be 2D or 3D"
+        raise ValueError(f"LSTM: Expected {form}, got {input.dim()}D instead")
+    batched = dims == 3 or packed
+    if hx is not None:
+        check_state_dims(hx, 3 if batched else 2)
+    if not index:
+        check_input(input, weights[0], stack.input_size, in_rows)
+    number: int | None = 1
+    if call.batch_sizes is not None:
+        number = check_batch_sizes(call.batch_sizes, input.shape[0])
+    elif batched:
+        number = input.shape[0 if batch_first else 1]
+    if hx is not None:
+        h0, c0 = (hx[0], hx[1]) if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        check_state_sizes(h0, c0, stack, h0.shape[1] if number is None else number)
+    if hx is not None and batched:  # else nn.LSTM takes the first two of anything
+        check_pair(hx, "lstm")
+    states = () if hx is None else (hx[0], hx[1])
+    check_devices(input, states, weights)
+    if not packed and input.shape[1 if batch_first and batched else 0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    check_state_dtypes(states, weights[0])
+    check_weights(weights, stack)
+    if not 0 <= call.dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] "
+            "representing the probability of an element being zeroed"
+        )
+    if index:
+        check_indices(input, stack.input_size)
+    if lengths is not None and not read:
+        lengths = lengths.to(input.device)
+    return lengths, read
+
+
+def check_cell_call(
+    input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], stack: Stack
+) -> None:
+    """The same for a call of ``lstm_cell``, in ``nn.LSTMCell``'s words and order.
+
+    Raises:
+        as ``functional.lstm_cell``.
+    """
+    index = input.dtype in INDEX_TYPES
+    batched = input.dim() + index == 2
+    rows = input if batched else input.unsqueeze(0)
+    states = () if hx is None else (hx[0], hx[1])
+    if not index and rows.shape[1] != stack.input_size:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {rows.shape[1]} expected {stack.input_size}"
+        )
+    for i, x in enumerate(states):
+        state = x if batched else x.unsqueeze(0)
+        count, width = state.shape[0], state.shape[1] if state.dim() > 1 else 0
+        if count != rows.shape[0]:
+            raise RuntimeError(
+                f"Input batch size {rows.shape[0]} doesn't match hidden{i} batch size {count}"
+            )
+        if width != stack.hidden_size:
+            raise RuntimeError(
+                f"hidden{i} has inconsistent hidden_size: got {width}, expected {stack.hidden_size}"
+            )
+        if state.dim() != 2:
+            raise RuntimeError(f"hx[{i}] must have as many dimensions as input")
+    check_devices(input, states, weights)
+    if not index and input.dtype != weights[0].dtype:
+        raise RuntimeError(
+            f"input and weights must have the same dtype, "
+            f"but got {input.dtype} and {weights[0].dtype}"
+        )
+    check_state_dtypes(states, weights[0])
+    check_weights(weights, stack, of_cell=True)
+    if index:
+        check_indices(input, stack.input_size)
 
 
 def check_pair(hx: Sequence[Tensor], name: str) -> None:
@@ -114,7 +171,7 @@ def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> N
     """Raise where input's dtype (ValueError; packed: RuntimeError) or width (RuntimeError) is
     not the weights'."""
     if input.dtype != like.dtype:
-        # nn.LSTM meets a packed input of another dtype only inside its kernels.
+        # nn.LSTM finds a packed input's dtype wrong only inside its kernels.
         raise (RuntimeError if packed else ValueError)(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({like.dtype}). "
             f"Convert input: input.to({like.dtype}), or convert model: model.to({input.dtype})"
@@ -126,13 +183,12 @@ def check_input(input: Tensor, like: Tensor, input_size: int, packed: bool) -> N
         )
 
 
-def check_state_sizes(h0: Tensor, c0: Tensor, sizes: Sizes, batch: int) -> None:
+def check_state_sizes(h0: Tensor, c0: Tensor, stack: Stack, batch: int) -> None:
     """Raise RuntimeError where a state of ``(L*D, B, width)`` is of another shape."""
-    for i, (state, width) in enumerate(((h0, sizes.out_size), (c0, sizes.hidden_size))):
-        if state.shape != (sizes.cells, batch, width):
-            raise RuntimeError(
-                f"Expected hidden[{i}] size {(sizes.cells, batch, width)}, got {list(state.shape)}"
-            )
+    for i, (state, width) in enumerate(((h0, stack.out_size), (c0, stack.hidden_size))):
+        expected = (stack.pseudo_layers, batch, width)
+        if state.shape != expected:
+            raise RuntimeError(f"Expected hidden[{i}] size {expected}, got {list(state.shape)}")
 
 
 def check_devices(input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
@@ -157,7 +213,7 @@ def check_state_dtypes(states: Sequence[Tensor], like: Tensor) -> None:
             )
 
 
-def check_weights(weights: Sequence[Tensor], sizes: Sizes, *, of_cell: bool = False) -> None:
+def check_weights(weights: Sequence[Tensor], stack: Stack, *, of_cell: bool = False) -> None:
     """Raise RuntimeError where a weight is of another shape or dtype.
 
     Args:
@@ -165,13 +221,13 @@ def check_weights(weights: Sequence[Tensor], sizes: Sizes, *, of_cell: bool = Fa
     """
 
     def name(position: int) -> str:
-        found = sizes.weight_name(position)
-        return found.removesuffix("_l0") if of_cell else found
+        of_stack = stack.weight_name(position)
+        return of_stack.removesuffix("_l0") if of_cell else of_stack
 
-    dtype, expected = weights[0].dtype, sizes.weight_shapes()
+    dtype, expected = weights[0].dtype, stack.weight_shapes()
     if [w.dtype for w in weights] != [dtype] * len(weights):
-        found = {name(i): w.dtype for i, w in enumerate(weights)}
-        raise RuntimeError(f"parameters must have one dtype, got {found}")
+        dtypes = {name(i): w.dtype for i, w in enumerate(weights)}
+        raise RuntimeError(f"parameters must have one dtype, got {dtypes}")
     if [w.shape for w in weights] != expected:
         i = next(i for i, w in enumerate(weights) if w.shape != expected[i])
         raise RuntimeError(
@@ -180,7 +236,7 @@ def check_weights(weights: Sequence[Tensor], sizes: Sizes, *, of_cell: bool = Fa
 
 
 def readable(x: Tensor) -> bool:
-    """Whether x's values may be looked at: not those of a tracer, nor through a device's queue."""
+    """Whether the host can read x's values: not a tracer's, and not without a synchronisation."""
     return (
         x.device.type == "cpu"
         and type(x) is Tensor
@@ -241,7 +297,7 @@ def check_indices(input: Tensor, input_size: int) -> None:
     """Raise IndexError where an index that can be read lies outside 0 .. I-1."""
     if not readable(input) or input.numel() == 0:
         return
-    if input.numel() == 1:  # one character at a time: the cheapest way to look
+    if input.numel() == 1:  # one character at a time: item() is cheapest
         low = high = input.item()
     else:
         low, high = (x.item() for x in torch.aminmax(input))

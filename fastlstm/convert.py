@@ -8,11 +8,11 @@ from types import FunctionType
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules import LSTM, LSTMCell
+from .modules import LSTM, LSTMCell, extra_options
 
 __all__ = ["from_torch", "to_torch"]
 
-# Methods that a subclass may define and still be exchanged: they have done their work, or none.
+# A subclass that defines no more than these is exchanged: they do not change what a call computes.
 _PASSING = {"__init__", "reset_parameters", "extra_repr", "__annotate__", "__annotate_func__"}
 
 
@@ -63,7 +63,7 @@ def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
         ValueError: an LSTM has an option that changes its numbers and that torch's has not.
     """
     for name, inner in module.named_modules() if isinstance(module, nn.Module) else ():
-        for option in inner._own_options() if isinstance(inner, LSTM) else ():
+        for option in extra_options(inner) if isinstance(inner, LSTM) else ():
             if option != "checkpoint_every":
                 raise ValueError(f"{name or 'module'}: nn.LSTM has no {option}")
     return _exchange_all(module, {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}, copy)
@@ -94,11 +94,13 @@ def _exchange(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]
     target = classes[base]
     if parametrize.is_parametrized(module):
         # torch gave the instance a class of its own, whose properties compute the weights.
-        own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
-        target = type(f"Parametrized{target.__name__}", (target,), own)
-    # Not through __init__, which would make and initialise weights only to drop them. All state
-    # is in __dict__; its registries are copied, so that neither module's later changes reach the
-    # other, but for the hooks, whose handles know them by identity.
+        properties = {
+            k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")
+        }
+        target = type(f"Parametrized{target.__name__}", (target,), properties)
+    # __init__ would make and initialise weights only to drop them, so it is not called. All state
+    # is in __dict__. The registries are copied, so that later changes of one module do not reach
+    # the other. Hooks are not: their handles refer to the registry itself.
     new = target.__new__(target)
     for name, value in vars(module).items():
         is_registry = isinstance(value, (dict, list, set)) and "_hooks" not in name

@@ -1,7 +1,7 @@
-"""The LSTM as a function: forms of input, autocast, and what is drawn.
+"""The LSTM as a function: autocast, checks, and forms of input.
 
-What a user can get wrong is checked here, by checks.py; backends.py and the operators below check
-nothing.
+Whatever form an input has, what runs below is time-major ``(T, B, I)`` or packed rows ``(R, I)``.
+What a user can get wrong is checked here, by checks.py; the operators below check nothing.
 """
 
 from __future__ import annotations
@@ -13,32 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import backends
-from .checks import (
-    Sizes,
-    check_batch_sizes,
-    check_devices,
-    check_indices,
-    check_input,
-    check_lengths,
-    check_pair,
-    check_rules,
-    check_state_dims,
-    check_state_dtypes,
-    check_state_sizes,
-    check_weights,
-    readable,
-)
-from .reference import INDEX_TYPES, CellRules
+from .checks import check_call, check_cell_call, check_options, check_pair
+from .ops import device_lengths, dispatch
+from .stack import INDEX_TYPES, PLAIN, Call, Stack, State
 
 __all__ = ["lstm", "lstm_cell"]
-
-State = tuple[Tensor, Tensor]
 
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # as autocast: float64 stays
 
 
-def lstm(
+def lstm(  # an argument for each option of nn.LSTM's and ours, and for each form of input
     input: Tensor,
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
@@ -120,162 +104,123 @@ def lstm(
         raise ValueError("num_layers must be greater than zero")
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
-    per_cell = 2 + 2 * bool(bias) + (proj_size > 0) + 4 * bool(layer_norm)
-    expected = num_layers * (1 + bool(bidirectional)) * per_cell
+    stack = Stack(
+        0, 0, num_layers, bool(bias), proj_size, bool(bidirectional), recurrent_dropout, zoneout_h,
+        zoneout_c, cell_clip or 0.0, bool(layer_norm),
+    )  # fmt: skip
+    expected = stack.pseudo_layers * len(stack.weight_kinds)
     if len(weights) != expected:
         raise RuntimeError(f"expected {expected} weights for these options, got {len(weights)}")
     if weights[0].dim() != 2:
         raise RuntimeError(f"weights[0] (weight_ih_l0) must be 2-D, got {weights[0].dim()}-D")
     gates, input_size = weights[0].shape
-    sizes = Sizes(
-        input_size, gates // 4, num_layers, bool(bias), bool(bidirectional), proj_size,
-        bool(layer_norm),
-    )  # fmt: skip
-    if proj_size >= sizes.hidden_size:
+    stack = stack._replace(input_size=input_size, hidden_size=gates // 4)
+    if proj_size >= stack.hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
-    rules = check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size, layer_norm)
-    if lengths is None:
-        return lstm_of_sizes(
-            input, hx, weights, sizes, batch_first, dropout, training, batch_sizes, seed,
-            return_cells, rules,
-        )  # fmt: skip
-    if batch_sizes is not None:
+    check_options(stack, cell_clip)
+    if lengths is not None and batch_sizes is not None:
         raise ValueError("expected batch_sizes or lengths, got both")
-    return lstm_of_lengths(
-        input, hx, weights, sizes, lengths, batch_first, dropout, training, seed, return_cells,
-        rules,
-    )  # fmt: skip
+    call = Call(dropout, seed, batch_sizes, return_cells)
+    return run(input, hx, weights, stack, call, training, batch_first, lengths)
 
 
-def lstm_of_sizes(
+def run(
     input: Tensor,
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
-    sizes: Sizes,
-    batch_first: bool = False,
-    dropout: float = 0.0,
+    stack: Stack,
+    call: Call = PLAIN,
     training: bool = False,
-    batch_sizes: Tensor | None = None,
-    seed: Tensor | None = None,
-    return_cells: bool = False,
-    rules: CellRules | None = None,
-    unread_lengths: Tensor | None = None,
-) -> Any:
-    """:func:`lstm` for sizes that are known, as a module knows its own."""
-    packed = batch_sizes is not None
-    index = input.dtype in INDEX_TYPES
-    dims = input.dim() + index  # as if an index were the row that it stands for
-    if packed and hx is not None:
-        check_pair(hx, "lstm")
-    if packed and dims != 2:
-        raise RuntimeError(f"input must have {2 - index} dimensions, got {input.dim()}")
-    if not packed and dims not in (2, 3):
-        form = "integer input to be 1D or 2D" if index else "input to be 2D or 3D"
-        raise ValueError(f"LSTM: Expected {form}, got {input.dim()}D instead")
-    batched = dims == 3 or packed
-    if hx is not None:
-        check_state_dims(hx, 3 if batched else 2)
-
-    input, states, weights = _autocast(input, hx, weights)
-    if not index:
-        check_input(input, weights[0], sizes.input_size, packed)
-    batch: int | None
-    if packed:
-        batch = check_batch_sizes(cast(Tensor, batch_sizes), input.shape[0])
-    else:
-        if not batched:
-            input = input.unsqueeze(1)
-        elif batch_first:
-            input = input.transpose(0, 1)
-        batch = input.shape[1]
-    # The order of what follows is nn.LSTM's, for calls that make several mistakes.
-    h0 = c0 = None
-    if states:
-        h0, c0 = states if batched else (x.unsqueeze(1) for x in states)
-        check_state_sizes(h0, c0, sizes, h0.shape[1] if batch is None else batch)
-    if hx is not None and batched:  # else nn.LSTM takes the first two of anything
-        check_pair(hx, "lstm")
-    check_devices(input, states, weights)
-    if not packed and input.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    check_state_dtypes(states, weights[0])
-    check_weights(weights, sizes)
-    if not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] "
-            "representing the probability of an element being zeroed"
-        )
-    if index:
-        check_indices(input, sizes.input_size)
-
-    drop = dropout if training and sizes.num_layers > 1 else 0.0
-    if rules is not None and not training:
-        rules = rules._replace(recurrent_dropout=0.0)
-    draws = drop > 0 or (training and rules is not None and rules.drawn)
-    if unread_lengths is not None:
-        output, h_n, c_n, *more = backends.run_shut(
-            input, h0, c0, weights, sizes, drop, seed, draws, unread_lengths, return_cells, rules
-        )
-    else:
-        output, h_n, c_n, *more = backends.run(
-            input, h0, c0, weights, sizes, drop, batch_sizes, seed, draws, return_cells, rules
-        )
-    # (L*D, R, H), in the type that the kernels keep them in
-    more = [x.to(output.dtype) for x in more]
-    if not packed:
-        more = [x.unflatten(1, (-1, input.shape[1])) for x in more]
-    if not batched:
-        output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
-        more = [x.squeeze(2) for x in more]
-    elif batch_first and not packed:
-        output, more = output.transpose(0, 1), [x.transpose(1, 2) for x in more]
-    return output, (h_n, c_n), *more
-
-
-def lstm_of_lengths(
-    input: Tensor,
-    hx: Sequence[Tensor] | None,
-    weights: Sequence[Tensor],
-    sizes: Sizes,
-    lengths: Tensor | Sequence[int],
     batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    seed: Tensor | None = None,
-    return_cells: bool = False,
-    rules: CellRules | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> Any:
-    """:func:`lstm` for padded input of given lengths: packed, run, and padded again."""
-    index = input.dtype in INDEX_TYPES
-    if input.dim() + index != 3:
-        raise ValueError(f"lengths need a batch: expected {3 - index}-D input, got {input.dim()}-D")
-    steps, batch = (input.shape[1], input.shape[0]) if batch_first else input.shape[:2]
-    lengths = check_lengths(lengths, steps, batch)
-    if not readable(lengths):
-        return lstm_of_sizes(
-            input, hx, weights, sizes, batch_first, dropout, training, seed=seed,
-            return_cells=return_cells, rules=rules, unread_lengths=lengths.to(input.device),
-        )  # fmt: skip
-    # What the state's batch must be is checked before it is sorted.
-    if hx is not None:
-        check_pair(hx, "lstm")
-        check_state_dims(hx, 3)
-        check_state_sizes(hx[0], hx[1], sizes, batch)
-    packed = pack_padded_sequence(input, lengths, batch_first, enforce_sorted=False)
-    order, back = cast(Tensor, packed.sorted_indices), cast(Tensor, packed.unsorted_indices)
-    if hx is not None:
-        hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-    output, (h_n, c_n), *more = lstm_of_sizes(
-        packed.data, hx, weights, sizes, False, dropout, training, packed.batch_sizes, seed,
-        return_cells, rules,
-    )  # fmt: skip
+    """:func:`lstm` of a stack that is described, as a module describes its own.
 
-    def pad(rows: Tensor) -> Tensor:
-        again = PackedSequence(rows, packed.batch_sizes, order, back)
-        return pad_packed_sequence(again, batch_first, total_length=steps)[0]
+    Args:
+        call: what the user gave: its dropout counts in training alone, its seed may be None.
+    """
+    input, hx, weights = _autocast(input, hx, weights)
+    lengths, lengths_are_read = check_call(input, hx, weights, stack, call, batch_first, lengths)
 
-    state = h_n.index_select(1, back), c_n.index_select(1, back)
-    return pad(output), state, *(pad(x.movedim(0, 1)).movedim(2, 0) for x in more)
+    if call.dropout > 0 and not (training and stack.num_layers > 1):
+        call = call._replace(dropout=0.0)
+    if stack.recurrent_dropout > 0 and not training:
+        stack = stack._replace(recurrent_dropout=0.0)
+    draws = call.dropout > 0 or (training and stack.needs_seed)
+    # From here on input is time-major, or packed rows.
+    form = _Form()
+    form.batch_first = batch_first
+    if lengths is not None and lengths_are_read:
+        form.total_length = input.shape[1 if batch_first else 0]
+        form.sorted = pack_padded_sequence(input, lengths, batch_first, enforce_sorted=False)
+        input, call = form.sorted.data, call._replace(batch_sizes=form.sorted.batch_sizes)
+    elif call.batch_sizes is not None:
+        form.packed = True
+    elif input.dim() + (input.dtype in INDEX_TYPES) == 2:
+        form.batched, input = False, input.unsqueeze(1)
+    elif batch_first:
+        input = input.transpose(0, 1)
+    state = None if hx is None else form.state_in(hx[0], hx[1])
+    if lengths is None or lengths_are_read:
+        results = dispatch.run_stack(input, state, weights, stack, call, draws)
+    else:
+        results = device_lengths.run_padded(input, state, weights, stack, call, draws, lengths)
+    output, h_n, c_n, *cells = results
+    # The kernels keep c in float64 or float32.
+    cells = [form.cells_out(x.to(output.dtype), output) for x in cells]
+    return form.output_out(output), form.state_out(h_n, c_n), *cells
+
+
+class _Form:
+    """The form in which a user gave the input, and takes the results.
+
+    Attributes:
+        batch_first: whether what is padded has its batch first.
+        batched: whether there is a batch at all.
+        packed: whether input is the rows of a ``PackedSequence``.
+        sorted: what was made of padded input and lengths that can be read.
+        total_length: of that padded input.
+    """
+
+    batch_first = False
+    batched = True
+    packed = False
+    sorted: PackedSequence | None = None
+    total_length = 0
+
+    def state_in(self, h0: Tensor, c0: Tensor) -> State:
+        if self.sorted is not None:
+            order = cast(Tensor, self.sorted.sorted_indices)
+            return h0.index_select(1, order), c0.index_select(1, order)
+        return (h0, c0) if self.batched else (h0.unsqueeze(1), c0.unsqueeze(1))
+
+    def state_out(self, h_n: Tensor, c_n: Tensor) -> State:
+        if self.sorted is not None:
+            order = cast(Tensor, self.sorted.unsorted_indices)
+            return h_n.index_select(1, order), c_n.index_select(1, order)
+        return (h_n, c_n) if self.batched else (h_n.squeeze(1), c_n.squeeze(1))
+
+    def output_out(self, output: Tensor) -> Tensor:
+        if self.sorted is not None:
+            return self._padded(output)
+        if not self.batched:
+            return output.squeeze(1)
+        return output.transpose(0, 1) if self.batch_first and not self.packed else output
+
+    def cells_out(self, cells: Tensor, output: Tensor) -> Tensor:
+        """Every step's c, from ``(L*D, R, H)`` to the output's form behind L*D."""
+        if self.sorted is not None:
+            return self._padded(cells.movedim(0, 1)).movedim(2, 0)
+        if self.packed:
+            return cells
+        cells = cells.unflatten(1, output.shape[:2])
+        if not self.batched:
+            return cells.squeeze(2)
+        return cells.transpose(1, 2) if self.batch_first else cells
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        packed = PackedSequence(rows, *cast(PackedSequence, self.sorted)[1:])
+        return pad_packed_sequence(packed, self.batch_first, total_length=self.total_length)[0]
 
 
 def lstm_cell(
@@ -326,53 +271,33 @@ def lstm_cell(
     if w_ih.dim() != 2:
         raise RuntimeError(f"weight_ih must be 2-D, got {w_ih.dim()}-D")
     gates, input_size = w_ih.shape
-    sizes = Sizes(input_size, gates // 4, bias=b_ih is not None)
+    stack = Stack(input_size, gates // 4, bias=b_ih is not None)
+    input, hx, weights = _autocast(input, hx, weights)
+    check_cell_call(input, hx, weights, stack)
 
-    input, states, weights = _autocast(input, hx, weights)
-    if not batched:
-        input, *states = (x.unsqueeze(0) for x in (input, *states))
-    if not index and input.shape[1] != input_size:
-        raise RuntimeError(
-            f"input has inconsistent input_size: got {input.shape[1]} expected {input_size}"
-        )
-    for i, state in enumerate(states):
-        count, width = state.shape[0], state.shape[1] if state.dim() > 1 else 0
-        if count != input.shape[0]:
-            raise RuntimeError(
-                f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {count}"
-            )
-        if width != sizes.hidden_size:
-            raise RuntimeError(
-                f"hidden{i} has inconsistent hidden_size: got {width}, expected {sizes.hidden_size}"
-            )
-        if state.dim() != 2:
-            raise RuntimeError(f"hx[{i}] must have as many dimensions as input")
-    check_devices(input, states, weights)
-    if not index and input.dtype != weights[0].dtype:
-        raise RuntimeError(
-            f"input and weights must have the same dtype, "
-            f"but got {input.dtype} and {weights[0].dtype}"
-        )
-    check_state_dtypes(states, weights[0])
-    check_weights(weights, sizes, of_cell=True)
-    if index:
-        check_indices(input, input_size)
+    def of_stack(x: Tensor) -> Tensor:
+        """``(1, B, ...)``: one step, or one layer."""
+        return x.unsqueeze(0) if batched else x[None, None]
 
-    h0, c0 = (x.unsqueeze(0) for x in states) if states else (None, None)
-    _, h, c, *_ = backends.run(input.unsqueeze(0), h0, c0, weights, sizes)
+    before = None if hx is None else (of_stack(hx[0]), of_stack(hx[1]))
+    _, h, c, *_ = dispatch.run_stack(of_stack(input), before, weights, stack, PLAIN)
     return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
 
 
 def _autocast(
     input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]
-) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """What autocast would do to an operator that it knows: input, the states, if any, weights."""
-    kind, states = input.device.type, () if hx is None else (hx[0], hx[1])
+) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor]]:
+    """The arguments in autocast's dtype, for autocast does not know our operators."""
+    kind = input.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast has no device "meta"
-        return input, states, weights
+        return input, hx, weights
     dtype = torch.get_autocast_dtype(kind)
 
     def lower(x: Tensor) -> Tensor:
         return x.to(dtype) if x.dtype in _AUTOCAST_TYPES else x
 
-    return lower(input), [lower(x) for x in states], [lower(w) for w in weights]
+    if isinstance(hx, (tuple, list)):  # else it is refused, or unbatched: its first two count
+        hx = [lower(x) for x in hx]
+    elif hx is not None:
+        hx = lower(hx) if isinstance(hx, Tensor) else [lower(hx[0]), lower(hx[1])]
+    return lower(input), hx, [lower(w) for w in weights]

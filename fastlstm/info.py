@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from . import __version__, native
+from . import __version__
+from .ops import native
 
 
 def info() -> dict[str, Any]:
@@ -51,16 +52,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _text(found: dict[str, Any]) -> str:
-    cpu, cuda = found["cpu"], found["cuda"]
+def _text(facts: dict[str, Any]) -> str:
+    cpu, cuda = facts["cpu"], facts["cuda"]
     devices = ", ".join(cuda["devices"]) or "none"
     used = [
         f"{name}: " + (f"torch's own LSTM, for {missing}" if missing else "the CUDA kernels")
         for name, missing in zip(cuda["devices"], cuda["kernels_missing"], strict=True)
     ]
     lines = [
-        f"fastlstm {found['fastlstm']}, torch {found['torch']}, Python {found['python']}",
-        f"built with torch {found['built_with_torch']} by {found['compiler']}",
+        f"fastlstm {facts['fastlstm']}, torch {facts['torch']}, Python {facts['python']}",
+        f"built with torch {facts['built_with_torch']} by {facts['compiler']}",
         "",
         f"CPU      {cpu['processor']}, {cpu['threads']} threads",
         f"  built  {', '.join(cpu['instruction_sets_built'])}",
@@ -78,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastlstm.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    found = info()
-    print(json.dumps(found, indent=2) if arguments.json else _text(found))
+    facts = info()
+    print(json.dumps(facts, indent=2) if arguments.json else _text(facts))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .text import UserError, cli
-from .text.stdin import standard_input
+from .text.data.stdin import standard_input
 
 LENGTH = 20_000  # characters that statistics are made of
-SHOWN = 5_000  # of them in the page, whose size this and the next bound
+SHOWN = 5_000  # of these characters in the page; this and VALUES bound its size
 VALUES = 6_000_000
 
 
@@ -54,8 +54,8 @@ def inspect(argv: Sequence[str] | None) -> int:
     from .text import probe
     from .text.alphabet import Alphabet
     from .text.files import write_text
-    from .text.heatmap import View, cell_name, heatmap
     from .text.opening import open_model
+    from .text.pages.heatmap import View, cell_name, heatmap
 
     a = parser().parse_args(argv)
     if a.length < 2:
@@ -109,8 +109,8 @@ def inspect(argv: Sequence[str] | None) -> int:
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {error.strerror}") from error
     for what, best in rank:
-        found = "; ".join(f"{cell_name(j, width)} ({r:+.2f})" for j, r in best[:3])
-        print(f"{what}: {found}")
+        closest = "; ".join(f"{cell_name(j, width)} ({r:+.2f})" for j, r in best[:3])
+        print(f"{what}: {closest}")
     if others:
         print(f"no cell stands out from those of an untrained model: {', '.join(others)}")
     print(f"page: {out.resolve().as_uri()}")

@@ -8,18 +8,56 @@ from typing import Any, Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from . import functional
-from .checks import NORMS, Sizes, check_rules
-from .functional import State
+from .checks import check_options
 from .naming import shown_name
-from .reference import CellRules
-from .symbolic import Proxy, symbolic_call
+from .stack import NORMS, Call, Stack, State
 
-__all__ = ["LSTM", "LSTMCell"]
+__all__ = ["LSTM", "LSTMCell", "extra_options", "stack_of"]
+
+
+def extra_options(module: RNNBase) -> dict[str, Any]:
+    """The options in use that ``nn.LSTM`` lacks, by name."""
+    names = module._extra_options if isinstance(module, LSTM) else ()
+    return {name: getattr(module, name) for name in names}
+
+
+def stack_of(module: RNNBase) -> Stack:
+    """What describes the stack of an LSTM, ours or torch's, at this moment."""
+    stack = Stack(
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        bool(module.bias),
+        module.proj_size,
+        bool(module.bidirectional),  # RNNBase takes any truth value
+    )
+    extra = extra_options(module)
+    if not extra:
+        return stack
+    return stack._replace(
+        recurrent_dropout=extra.get("recurrent_dropout") or 0.0,
+        zoneout_h=extra.get("zoneout_h") or 0.0,
+        zoneout_c=extra.get("zoneout_c") or 0.0,
+        cell_clip=extra.get("cell_clip") or 0.0,
+        layer_norm=bool(extra.get("layer_norm")),
+    )
+
+
+class _StackAttribute:
+    """``LSTM.stack``, which gives way to whatever a subclass calls by that name."""
+
+    def __get__(self, module: Any, owner: type) -> Any:
+        if module is None:
+            return self
+        if any("stack" in x for x in (module._parameters, module._buffers, module._modules)):
+            raise AttributeError("stack")  # nn.Module then finds it there
+        return stack_of(module)
 
 
 class LSTM(RNNBase):
@@ -102,11 +140,14 @@ class LSTM(RNNBase):
         >>> output, (h_n, c_n) = lstm(torch.randint(10, (5, 3)), (h_n, c_n))
     """
 
+    stack: Stack = cast(Stack, _StackAttribute())
+    """Sizes and options, as a :class:`fastlstm.stack.Stack`."""
+
     # Names of the options in use that nn.LSTM lacks. Their values are attributes of the instance;
     # on the class they would hide what a subclass calls by the same name (a module `layer_norm`).
     _extra_options: tuple[str, ...] = ()
 
-    def __init__(
+    def __init__(  # nn.LSTM's arguments in their order, and ours by name
         self,
         input_size: int,
         hidden_size: int,
@@ -151,8 +192,7 @@ class LSTM(RNNBase):
                 )
             if bidirectional:
                 raise ValueError("checkpoint_every: expected bidirectional=False")
-        check_rules(recurrent_dropout, zoneout_h, zoneout_c, cell_clip, proj_size, layer_norm)
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "weight_dropout": weight_dropout,
             "checkpoint_every": checkpoint_every,
             "recurrent_dropout": recurrent_dropout,
@@ -161,23 +201,24 @@ class LSTM(RNNBase):
             "cell_clip": cell_clip,
             "layer_norm": bool(layer_norm),
         }
-        used = {name: value for name, value in given.items() if value}
+        used = {name: value for name, value in options.items() if value}
         if used:  # a plain module's state is nn.LSTM's
             self._extra_options = tuple(used)
             self.__dict__.update(used)
+        check_options(stack_of(self), cell_clip)
         if layer_norm:
             self._add_norms(device, dtype)
 
     def _add_norms(self, device: Any, dtype: Any) -> None:
         names = []
-        for own in self._all_weights:
-            suffix = own[0].removeprefix("weight_ih")
+        for cell_names in self._all_weights:
+            suffix = cell_names[0].removeprefix("weight_ih")
             for norm in NORMS:
-                width = self.hidden_size * (1 if norm.startswith("norm_c") else 4)
-                weight = torch.empty(width, device=device, dtype=dtype)
-                own.append(norm + suffix)
-                self.register_parameter(own[-1], nn.Parameter(weight))
-            names += own
+                size = self.hidden_size * (1 if norm.startswith("norm_c") else 4)
+                weight = torch.empty(size, device=device, dtype=dtype)
+                cell_names.append(norm + suffix)
+                self.register_parameter(cell_names[-1], nn.Parameter(weight))
+            names += cell_names
         for name in names:  # parameters() has them cell by cell
             self._parameters[name] = self._parameters.pop(name)
         self._flat_weights_names = names
@@ -209,21 +250,11 @@ class LSTM(RNNBase):
         """What nn.LSTM lacks: its value, where the module was made with it."""
         return getattr(self, name) if name in self._extra_options else default
 
-    def _own_options(self) -> dict[str, Any]:
-        return {name: self._option(name) for name in self._extra_options}
-
-    def _cell_rules(self) -> CellRules | None:
-        """What the cells do beyond ``nn.LSTM``'s; None for nothing."""
-        if not self._extra_options:
-            return None
-        found = CellRules(*(self._option(name) or 0.0 for name in CellRules._fields))
-        return found if any(found) else None
-
     def _get_name(self) -> str:
         return shown_name(self, LSTM)
 
     def extra_repr(self) -> str:
-        words = [f"{name}={value}" for name, value in self._own_options().items()]
+        words = [f"{name}={value}" for name, value in extra_options(self).items()]
         return ", ".join([super().extra_repr(), *words])
 
     @overload
@@ -267,51 +298,46 @@ class LSTM(RNNBase):
     def forward(self, input, hx=None, *, lengths=None, return_cells=False):
         """Run the stack: inputs, outputs and errors are the class's."""
         if isinstance(input, Proxy):
-            return symbolic_call(self, input, hx, lengths=lengths, return_cells=return_cells)
+            return _node(self, input, hx, lengths=lengths, return_cells=return_cells)
         packed = isinstance(input, PackedSequence)
         checkpoint_every = self._option("checkpoint_every")
         if return_cells and checkpoint_every is not None:
             raise ValueError("return_cells: expected checkpoint_every=None")
         if checkpoint_every is not None and (packed or lengths is not None):
             raise ValueError("checkpoint_every: expected padded input without lengths")
-        if packed:
-            if lengths is not None:
-                raise ValueError("lengths: a PackedSequence has its own, expected None")
-            return self._forward_packed(input, hx, return_cells)
-        if lengths is not None:
-            return functional.lstm_of_lengths(
-                input,
-                hx,
-                self._current_weights(),
-                self._sizes(),
-                lengths,
-                self.batch_first,
-                self.dropout,
-                self.training,
-                return_cells=return_cells,
-                rules=self._cell_rules(),
-            )
+        if packed and lengths is not None:
+            raise ValueError("lengths: a PackedSequence has its own, expected None")
         if checkpoint_every is not None and torch.is_grad_enabled():
             return self._forward_in_segments(input, hx, self._current_weights())
-        return self._forward_padded(input, hx, self._current_weights(), return_cells)
+        rows, hx = self._sorted(input, hx) if packed else (input, hx)
+        output, state, *cells = self._run(
+            rows,
+            hx,
+            self._current_weights(),
+            input.batch_sizes if packed else None,
+            lengths,
+            return_cells,
+        )
+        if not packed:
+            return output, state, *cells
+        output = PackedSequence(output, *input[1:])
+        cells = [PackedSequence(x.movedim(0, 1), *input[1:]) for x in cells]
+        return output, self.permute_hidden(state, input.unsorted_indices), *cells
 
-    def _forward_padded(
+    def _run(
         self,
         input: Tensor,
         hx: State | None,
         weights: list[Tensor],
+        batch_sizes: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         return_cells: bool = False,
     ) -> Any:
-        return functional.lstm_of_sizes(
-            input,
-            hx,
-            weights,
-            self._sizes(),
-            self.batch_first,
-            self.dropout,
-            self.training,
-            return_cells=return_cells,
-            rules=self._cell_rules(),
+        call = Call(self.dropout, None, batch_sizes, return_cells)
+        # The rows of a PackedSequence have no batch dimension that could come first.
+        batch_first = self.batch_first and batch_sizes is None
+        return functional.run(
+            input, hx, weights, stack_of(self), call, self.training, batch_first, lengths
         )
 
     def _forward_in_segments(
@@ -323,35 +349,18 @@ class LSTM(RNNBase):
         time = 1 if self.batch_first and batched else 0
         outputs = []
         for segment in input.split(self._option("checkpoint_every"), min(time, input.dim() - 1)):
-            output, hx = checkpoint(self._forward_padded, segment, hx, weights, use_reentrant=False)
+            output, hx = checkpoint(self._run, segment, hx, weights, use_reentrant=False)
             outputs.append(output)
         return torch.cat(outputs, time), cast(State, hx)
 
-    def _forward_packed(self, input: PackedSequence, hx: State | None, return_cells: bool) -> Any:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
+    def _sorted(self, input: PackedSequence, hx: State | None) -> tuple[Tensor, State | None]:
+        """The rows of packed input, and the state in the order of its sequences."""
+        if hx is not None and input.sorted_indices is not None:
             # Sorting would make a state of too many sequences fit, so look before.
-            batch = sorted_indices.shape[0]
             if hx[0].dim() == hx[1].dim() == 3:
-                self._check_sizes(hx, batch)
-            hx = self.permute_hidden(hx, sorted_indices)
-        output, state, *more = functional.lstm_of_sizes(
-            data,
-            hx,
-            self._current_weights(),
-            self._sizes(),
-            dropout=self.dropout,
-            training=self.training,
-            batch_sizes=batch_sizes,
-            return_cells=return_cells,
-            rules=self._cell_rules(),
-        )
-
-        def pack(rows: Tensor) -> PackedSequence:
-            return PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices)
-
-        cells = (pack(x.movedim(0, 1)) for x in more)
-        return pack(output), self.permute_hidden(state, unsorted_indices), *cells
+                self._check_state_sizes(hx, input.sorted_indices.shape[0])
+            hx = self.permute_hidden(hx, input.sorted_indices)
+        return input.data, hx
 
     def _current_weights(self) -> list[Tensor]:
         """The weights as they are by name at this moment, not as ``_flat_weights`` caches them.
@@ -359,8 +368,10 @@ class LSTM(RNNBase):
         So whatever replaced one is seen: functional_call, a parametrization, weight dropout. The
         parameters themselves are read past ``Module.__getattr__``, which costs a microsecond each.
         """
-        own: dict[str, Any] = self._parameters
-        weights = [own[n] if n in own else getattr(self, n) for n in self._flat_weights_names]
+        parameters: dict[str, Any] = self._parameters
+        weights = [
+            parameters[n] if n in parameters else getattr(self, n) for n in self._flat_weights_names
+        ]
         weight_dropout = self._option("weight_dropout", 0.0)
         if weight_dropout == 0 or not self.training:
             return weights
@@ -368,17 +379,6 @@ class LSTM(RNNBase):
             F.dropout(w, weight_dropout) if n.startswith("weight_hh") else w
             for n, w in zip(self._flat_weights_names, weights, strict=True)
         ]
-
-    def _sizes(self) -> Sizes:
-        return Sizes(
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.bias,
-            bool(self.bidirectional),  # RNNBase takes any truth value
-            self.proj_size,
-            bool(self._option("layer_norm")),
-        )
 
     # What nn.LSTM has beside forward, for subclasses and callers that use it.
 
@@ -392,13 +392,15 @@ class LSTM(RNNBase):
         self, input: Tensor, hidden: State, batch_sizes: Tensor | None
     ) -> None:
         self.check_input(input, batch_sizes)
-        self._check_sizes(hidden, self.get_expected_hidden_size(input, batch_sizes)[1])
+        self._check_state_sizes(hidden, self.get_expected_hidden_size(input, batch_sizes)[1])
 
-    def _check_sizes(self, hidden: State, batch: int) -> None:
-        sizes = self._sizes()
-        for i, width in enumerate((sizes.out_size, sizes.hidden_size)):
+    def _check_state_sizes(self, hidden: State, batch: int) -> None:
+        stack = stack_of(self)
+        for i, width in enumerate((stack.out_size, stack.hidden_size)):
             self.check_hidden_size(
-                hidden[i], (sizes.cells, batch, width), f"Expected hidden[{i}] size {{}}, got {{}}"
+                hidden[i],
+                (stack.pseudo_layers, batch, width),
+                f"Expected hidden[{i}] size {{}}, got {{}}",
             )
 
     def permute_hidden(  # type: ignore[override]
@@ -448,7 +450,19 @@ class LSTMCell(RNNCellBase):
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Take a step: inputs, outputs and errors are the class's."""
         if isinstance(input, Proxy):
-            return symbolic_call(self, input, hx)
+            return _node(self, input, hx)
         return functional.lstm_cell(
             input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         )
+
+
+def _node(module: nn.Module, input: Proxy, hx: Any, **options: Any) -> Proxy:
+    """For ``torch.fx``: the one node that calls the module. Options that are off are left out.
+
+    torch.fx enters every module whose class lies outside ``torch.nn``, and there meets control flow
+    that depends on the input.
+    """
+    tracer: Any = input.tracer
+    arguments = (input,) if hx is None else (input, hx)
+    used = {name: x for name, x in options.items() if x is not None and x is not False}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, used)

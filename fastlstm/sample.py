@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .text import UserError, cli
-from .text.stdin import standard_input
+from .text.data.stdin import standard_input
 
 if TYPE_CHECKING:
-    from .drawing import Draw
+    from .generation.draw import Draw
     from .text.alphabet import Alphabet
     from .text.model import CharModel
 
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=1, metavar="N", help="number of samples (1)")
     p.add_argument("--weights", choices=["fp32", "bf16", "int8"], default="fp32",
                    help="how weights are stored; bf16 and int8 are faster (fp32)")  # fmt: skip
+    p.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, auto (cpu)")
     p.add_argument("--checkpoint", metavar="NAME",
                    help="best, latest or epoch-N (best, else latest)")  # fmt: skip
     p.add_argument(
@@ -76,14 +77,17 @@ def sample(argv: Sequence[str] | None) -> int:
     """Run the command and return its exit status."""
     from tqdm import tqdm
 
-    from .drawing import Draw
+    from .generation.draw import Draw
     from .text.alphabet import Alphabet, Decoder
     from .text.opening import open_model
     from .text.sampling import rounded_model, score, stream
+    from .text.training.job import pick_device
 
     a = parser().parse_args(argv)
     check(a)
+    device = pick_device(a.device, "fp32")
     _, model, vocabulary, meta = open_model(a.run, a.checkpoint)
+    model = model.to(device)
     alphabet = Alphabet(meta["unit"], vocabulary)
     if a.score is not None:
         text, unknown = alphabet.encode(read_text("--score", a.score))
@@ -91,7 +95,7 @@ def sample(argv: Sequence[str] | None) -> int:
             known = " that the model knows" if unknown else ""
             raise UserError(f"--score: {a.score} holds less than two characters{known}")
         cli.note_unknown("fastlstm.sample", "--score", unknown, alphabet.unit)
-        nats = score(rounded_model(model, a.weights), text)
+        nats = score(rounded_model(model, a.weights), text.to(device))
         perplexity = math.exp(min(nats, 700))
         print(
             f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
@@ -104,13 +108,13 @@ def sample(argv: Sequence[str] | None) -> int:
         primer = read_text("-p", "-")
     prime, unknown = alphabet.encode(primer)
     cli.note_unknown("fastlstm.sample", "-p", unknown, alphabet.unit)
-    prime = prime if len(prime) else alphabet.start()
-    how = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
+    prime = (prime if len(prime) else alphabet.start()).to(device)
+    draw = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
     if a.batch > 1:
-        for number, drawn in enumerate(samples(model, alphabet, prime, how, a), 1):
+        for number, drawn in enumerate(samples(model, alphabet, prime, draw, a), 1):
             tqdm.write(f"--- {number} ---\n{primer.decode(errors='replace')}{drawn}")
         return 0
-    chunks = stream(model, prime, a.length, how, weights=a.weights)
+    chunks = stream(model, prime, a.length, draw, weights=a.weights)
     print(primer.decode(errors="replace"), end="", flush=True)
     decoder = Decoder(a.stop)
     for tokens in chunks:
@@ -123,7 +127,7 @@ def sample(argv: Sequence[str] | None) -> int:
 
 
 def samples(
-    model: CharModel, alphabet: Alphabet, prime: Tensor, how: Draw, a: argparse.Namespace
+    model: CharModel, alphabet: Alphabet, prime: Tensor, draw: Draw, a: argparse.Namespace
 ) -> Iterator[str]:
     """Draw ``a.batch`` texts, some at a time, so that the first come soon and memory holds them."""
     from tqdm import tqdm
@@ -138,7 +142,7 @@ def samples(
             seed = torch.tensor([(a.seed + (first // TOGETHER << 32)) % 2**63])
             tokens = []
             for chunk in stream(model, prime.expand(-1, count), a.length,
-                                how._replace(seed=seed), weights=a.weights):  # fmt: skip
+                                draw._replace(seed=seed), weights=a.weights):  # fmt: skip
                 tokens.append(chunk)
                 bar.update(chunk.numel())
             for column in torch.cat(tokens).t().tolist():

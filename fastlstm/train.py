@@ -1,8 +1,9 @@
 """Train a character-level language model: ``python -m fastlstm.train``.
 
-The loop at the end of this file is the whole method: windows of text in order, the state carried
-from one to the next with its gradient cut (truncated backpropagation through time), cross-entropy,
-clipping, an optimizer step; now and then an evaluation, a checkpoint and a sample.
+``loop`` is the whole method: advance, evaluate, sample, save, report. A step reads the next window
+of the text, with the state carried over from the one before and its gradient cut there (truncated
+backpropagation through time), and ends with cross-entropy, clipping and an optimizer step.
+text/training/__init__.py says what Job, Run, Request and Progress are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +25,11 @@ from torch import Tensor
 
 from .text import UserError, cli
 
-if TYPE_CHECKING:  # they import what only the trainer needs: see `main`
-    from .text.board import Board
-    from .text.job import Job
-    from .text.options import Config
+if TYPE_CHECKING:  # these import what the trainer alone needs
+    from .text.training.job import Job
+    from .text.training.options import Config
 
-EPOCH_CHECKPOINTS = 20  # at most, evenly spread: short texts have thousands of epochs
+EPOCH_CHECKPOINTS = 20  # at most in a run, evenly spread
 SAVE_SECONDS = 60.0  # of work that a killed run may lose
 REPORT_SECONDS = 5.0  # between two pages
 SAMPLE_LENGTH = 400
@@ -81,42 +82,212 @@ def keep_freed_memory() -> None:
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
-def step(job: Job, x: Tensor, y: Tensor, also: Sequence[float]) -> tuple[float, list[list[float]]]:
-    """Read a window and take an optimizer step.
+@dataclass
+class Step:
+    """What one optimizer step gave, and what is due after it.
 
-    Args:
-        also: what to tell the team's other processes.
+    Attributes:
+        rate: the learning rate.
+        nats: the training loss over the whole team's streams.
+        signal: number of the signal that any process of the team received, or 0.
+        overdue: whether the last checkpoint is older than a killed run may lose.
+        speed: characters a second.
+        epochs: passes over the text that lie behind, with the fraction of the current one.
+        evaluated: whether an evaluation was due.
+        val: the validation loss, where there was one.
+        checkpoints: names to save under, beside ``latest``.
+    """
+
+    rate: float
+    nats: float
+    signal: int
+    overdue: bool
+    speed: float
+    epochs: float
+    evaluated: bool = False
+    val: float | None = None
+    checkpoints: list[str] = field(default_factory=list)
+
+
+class Screen:
+    """The progress bar, or lines where there is no terminal, and TensorBoard's events.
+
+    Raises:
+        UserError: tensorboard is asked for and not installed.
+    """
+
+    def __init__(self, job: Job) -> None:
+        from tqdm import tqdm
+
+        from .text.training.board import Board
+        from .text.training.heartbeat import Heartbeat
+
+        config, progress, run = job.config, job.progress, job.run
+        self.board = Board(run.folder / "tensorboard", progress.step,
+                           config.tensorboard and run.writes)  # fmt: skip
+        if run.writes:
+            greet(job)
+        # Without a terminal there is no bar: text/training/heartbeat.py decides when a line is due.
+        self.bar = tqdm(total=job.total, initial=progress.step, unit="step", dynamic_ncols=True,
+                        disable=None if run.writes else True)  # fmt: skip
+        self.heartbeat = Heartbeat(wanted=bool(run.writes and self.bar.disable))
+
+
+def loop(job: Job, screen: Screen, interrupts: Interrupts) -> int:
+    """Train until the run is as long as asked, gets no better, or is interrupted.
 
     Returns:
-        The loss in nats over the whole team's streams, and what each process told.
+        The number of the signal that interrupted it, or 0.
+
+    Raises:
+        DivergedError: the loss is no number, or far above that of a blind guess.
+    """
+    clock = time.monotonic
+    begun, saved = clock() - job.progress.seconds, clock()
+    job.model.train()
+    job.run.report(lambda: job.snapshot("training"))
+    while not job.ended:
+        step = advance(job, interrupts.number or 0, clock() - saved > SAVE_SECONDS)
+        evaluate_if_due(job, step)
+        job.progress.seconds = clock() - begun
+        job.run.metrics.log(
+            job.progress.step, step.epochs, step.nats, step.val, step.speed, job.progress.seconds
+        )
+        sample_if_due(job, screen)
+        if save_if_due(job, step):
+            saved = clock()
+        report(job, step, screen)
+        if step.signal:
+            return step.signal
+    return 0
+
+
+def advance(job: Job, signal: int, overdue: bool) -> Step:
+    """Read the next window, take an optimizer step, and count it.
+
+    Args:
+        signal, overdue: as this process sees them; a step holds what the team agreed on.
 
     Raises:
         DivergedError: before the weights change.
     """
-    from .text import divergence
     from .text.model import detached, loss_nats
 
+    config, progress, data = job.config, job.progress, job.streams["train"]
+    started = time.monotonic()
+    rate = learning_rate(config, progress.step, job.total, progress.epoch)
+    for group in job.optimizer.param_groups:
+        group["lr"] = rate
+    x, y = data.window(progress.position)
     with job.autocast():
         logits, hx = job.forward(x.to(job.device), job.hx)
         loss = loss_nats(logits, y.to(job.device))
+    nats, signal, overdue = optimize(job, loss, signal, overdue)
+    job.hx = detached(hx)
+    progress.step += 1
+    progress.position += 1
+    epochs = progress.epoch + progress.position / data.windows
+    speed = config.batch_size * data.steps / (time.monotonic() - started)
+    job.rate = 0.9 * job.rate + 0.1 * speed if job.rate else speed
+    step = Step(rate, nats, signal, overdue, speed, epochs)
+    if progress.position == data.windows:  # the next epoch begins with an empty memory
+        progress.epoch, progress.position, job.hx = progress.epoch + 1, 0, None
+        every = -(-job.total // (data.windows * EPOCH_CHECKPOINTS))
+        if progress.epoch % every == 0:
+            step.checkpoints.append(f"epoch-{progress.epoch}")
+    return step
+
+
+def optimize(job: Job, loss: Tensor, signal: int, overdue: bool) -> tuple[float, int, bool]:
+    """Backward, clipping and the optimizer's step; the team's loss, signal and overdue.
+
+    Raises:
+        DivergedError: before the weights change.
+    """
+    from .text.training import divergence
+
     job.optimizer.zero_grad(set_to_none=True)
     job.scaler.scale(loss).backward()
     job.scaler.unscale_(job.optimizer)
     grads = [p.grad for p in job.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
-    told = job.team.numbers(loss.item(), *also)
-    nats = sum(each[0] for each in told) / len(told)
+    numbers = job.team.numbers(loss.item(), signal, overdue)
+    losses, signals, overdues = zip(*numbers, strict=True)
+    nats = sum(losses) / len(losses)
     # fp16's scaler skips a step whose gradient is not finite, and scales less.
-    fine = job.scaler.is_enabled() or bool(norm.isfinite())
+    finite = job.scaler.is_enabled() or bool(norm.isfinite())
     what = f"the loss {nats:.3g} of step {job.progress.step + 1:,}, its gradient {norm:.3g} long,"
-    divergence.check(what, nats, job.model.vocabulary, fine)
+    divergence.check(what, nats, job.model.vocabulary, finite)
     clip = job.config.clip_norm
     if clip > 0:
         torch.nn.utils.clip_grads_with_norm_(job.model.parameters(), clip, norm)
     job.scaler.step(job.optimizer)
     job.scaler.update()
-    job.hx = detached(hx)
-    return nats, [each[1:] for each in told]
+    # The whole team stops when one of them was asked to, and saves when rank 0 does.
+    return nats, int(max(signals)), bool(overdues[0])
+
+
+def evaluate_if_due(job: Job, step: Step) -> None:
+    """Score the held-out text, and note whether the model got better.
+
+    Raises:
+        DivergedError: the validation loss is no number, or far above that of a blind guess.
+    """
+    from .text.training import divergence
+
+    progress = job.progress
+    every = job.config.eval_every or job.streams["train"].windows
+    step.evaluated = progress.step == job.total or progress.step % every == 0
+    if not step.evaluated or "val" not in job.streams:
+        return
+    step.val = job.evaluate("val")
+    what = f"the validation loss {step.val:.3g} after step {progress.step:,}"
+    divergence.check(what, step.val, job.model.vocabulary)
+    if progress.best is None or step.val < progress.best:
+        progress.best, progress.worse = step.val, 0
+        step.checkpoints.append("best")
+    else:
+        progress.worse += 1
+
+
+def sample_if_due(job: Job, screen: Screen) -> None:
+    """Show what the model writes now."""
+    every, number = job.config.sample_every, job.progress.step
+    if every and (number % every == 0 or number == job.total) and job.run.writes:
+        text = job.sample(SAMPLE_LENGTH)
+        screen.bar.write(f"{'':-<72}\n{text}\n{'':-<72}")
+        screen.board.sample(number, text)
+
+
+def save_if_due(job: Job, step: Step) -> bool:
+    """Write the checkpoints that are due, and say whether any was."""
+    due = step.evaluated or bool(step.checkpoints) or step.signal > 0 or step.overdue
+    if due:
+        job.save("latest", *step.checkpoints)
+    return due
+
+
+def report(job: Job, step: Step, screen: Screen) -> None:
+    """The progress bar or a line, TensorBoard, loss.png after an evaluation, report.html."""
+    progress, run, bar = job.progress, job.run, screen.bar
+    bits, rate = step.nats / LN2, f"{job.rate:,.0f} chars/s"
+    bar.set_postfix_str(f"loss {step.nats:.3f}, {bits:.3f} bpc, {rate}", False)
+    bar.update()
+    screen.board.step(progress.step, step.nats, step.val, step.rate, step.speed)
+    if step.evaluated and run.writes:
+        val = ""
+        if step.val is not None:
+            val = f"validation {step.val:.4f} nats, {step.val / LN2:.4f} bpc; "
+        bar.write(
+            f"step {progress.step:,} ({step.epochs:.2f} epochs, {progress.seconds:.0f} s): "
+            f"{val}training {step.nats:.4f} nats, {bits:.4f} bpc; {rate}"
+        )
+        run.plot(at_least_after=10.0)
+        screen.heartbeat.printed()
+    elif screen.heartbeat.due():
+        bar.write(f"step {progress.step:,}: loss {step.nats:.3f}, {rate}")
+        screen.heartbeat.printed()
+    run.report(lambda: job.snapshot("training"), at_least_after=REPORT_SECONDS)
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -124,17 +295,17 @@ def train(argv: Sequence[str] | None = None) -> int:
     import matplotlib  # noqa: F401  missing it should not show after an hour
     import tqdm  # noqa: F401
 
-    from .text.job import prepare
+    from .text.training.job import prepare
 
     job = prepare(argv)
     try:
         return work(job)
-    except BrokenPipeError:  # whoever read the output has left
+    except BrokenPipeError:  # the reader of the output has left
         raise
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or 'the output'}: {error.strerror or error}; "
-            f"{job.run.folder} keeps its last checkpoint, go on with: {job.again}"
+            f"{job.run.folder} keeps its last checkpoint, go on with: {job.resume_command}"
         ) from error
     finally:
         job.run.release()
@@ -142,30 +313,22 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 def work(job: Job) -> int:
     """Train, and return the command's exit status."""
-    from tqdm import tqdm
-
-    from .text.board import Board
-    from .text.divergence import DivergedError
-    from .text.job import is_compilers
+    from .text.training.divergence import DivergedError
+    from .text.training.job import is_compilers
 
     config, progress, run, team = job.config, job.progress, job.run, job.team
-    board = Board(run.folder / "tensorboard", progress.step, config.tensorboard and run.writes)
     if job.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
         torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
-    if run.writes:
-        greet(job)
-    # Without a terminal there is no bar; text/news.py says when a log gets a line instead.
-    bar = tqdm(total=job.total, initial=progress.step, unit="step", dynamic_ncols=True,
-               disable=None if run.writes else True)  # fmt: skip
+    screen = Screen(job)
     status = "stopped by an error"
     try:
-        with bar, Interrupts() as interrupts:
-            signalled = loop(job, bar, board, interrupts)
-        status = "interrupted" if signalled else "finished"
-        if not signalled and 0 < config.patience <= progress.worse:
+        with screen.bar, Interrupts() as interrupts:
+            signal_number = loop(job, screen, interrupts)
+        status = "interrupted" if signal_number else "finished"
+        if not signal_number and 0 < config.patience <= progress.worse:
             status = f"finished early: no better validation loss in {config.patience} evaluations"
-        said = farewell(job, signalled)
+        summary = farewell(job, signal_number)
     except DivergedError as error:
         status = "stopped: the loss diverged"
         if run.writes:
@@ -184,13 +347,13 @@ def work(job: Job) -> int:
         run.close()
         # Where a full disk has stopped the run, the first error is the one to show.
         with suppress(OSError) if status == "stopped by an error" else nullcontext():
-            board.close()
+            screen.board.close()
             run.plot()
-            run.report(lambda: job.state(status))
+            run.report(lambda: job.snapshot(status))
     if run.writes:
-        print(said)
+        print(summary)
     team.leave()
-    return 128 + signalled if signalled else 0
+    return 128 + signal_number if signal_number else 0
 
 
 def greet(job: Job) -> None:
@@ -219,11 +382,11 @@ def farewell(job: Job, interrupted: int) -> str:
     Raises:
         DivergedError: the test loss is no number, or far above that of a blind guess.
     """
-    from .text import divergence
+    from .text.training import divergence
 
     progress, config = job.progress, job.config
     if interrupted:
-        return f"\nstopped and saved at step {progress.step:,}; go on with: {job.again}"
+        return f"\nstopped and saved at step {progress.step:,}; go on with: {job.resume_command}"
     lines = []
     if 0 < config.patience <= progress.worse:
         lines.append(f"no better validation loss in {config.patience} evaluations: stopped")
@@ -238,91 +401,9 @@ def farewell(job: Job, interrupted: int) -> str:
     lines += [
         f"{progress.step:,} steps in {progress.seconds:.0f} s{best}",
         f"sample:  python -m fastlstm.sample {run} -n 1000",
-        f"go on:   {job.again} --steps {2 * progress.step}",
+        f"go on:   {job.resume_command} --steps {2 * progress.step}",
     ]
     return "\n".join(lines)
-
-
-def loop(job: Job, bar: Any, board: Board, interrupts: Interrupts) -> int:
-    """Train until the run is as long as asked, gets no better, or is interrupted.
-
-    Returns:
-        The number of the signal that interrupted it, or 0.
-
-    Raises:
-        DivergedError: the loss is no number, or far above that of a blind guess.
-    """
-    from .text import divergence
-    from .text.news import News
-
-    config, progress, run, data = job.config, job.progress, job.run, job.streams["train"]
-    evaluate_every = config.eval_every or data.windows
-    epoch_every = -(-job.total // (data.windows * EPOCH_CHECKPOINTS))
-    clock = time.monotonic
-    begun, saved = clock() - progress.seconds, clock()
-    news = News(wanted=bool(run.writes and bar.disable))
-    job.model.train()
-    run.report(lambda: job.state("training"))
-    while not job.ended:
-        started = clock()
-        rate = learning_rate(config, progress.step, job.total, progress.epoch)
-        for group in job.optimizer.param_groups:
-            group["lr"] = rate
-        also = (interrupts.number or 0, clock() - saved > SAVE_SECONDS)
-        nats, told = step(job, *data.window(progress.position), also)
-        # The whole team does what one of them was asked to, and saves when rank 0 does.
-        signalled, late = int(max(each[0] for each in told)), bool(told[0][1])
-        progress.step += 1
-        progress.position += 1
-        epoch = progress.epoch + progress.position / data.windows
-        speed = config.batch_size * data.steps / (clock() - started)
-        job.rate = 0.9 * job.rate + 0.1 * speed if job.rate else speed
-        names = []
-        if progress.position == data.windows:  # the next epoch begins with an empty memory
-            progress.epoch, progress.position, job.hx = progress.epoch + 1, 0, None
-            names += [f"epoch-{progress.epoch}"] if progress.epoch % epoch_every == 0 else []
-        ended = progress.step == job.total
-        val = None
-        if ended or progress.step % evaluate_every == 0:
-            names += ["latest"]
-            if "val" in job.streams:
-                val = job.evaluate("val")
-                what = f"the validation loss {val:.3g} after step {progress.step:,}"
-                divergence.check(what, val, job.model.vocabulary)
-                better = progress.best is None or val < progress.best
-                progress.best = val if better else progress.best
-                progress.worse = 0 if better else progress.worse + 1
-                names += ["best"] if better else []
-        progress.seconds = clock() - begun
-        run.metrics.log(progress.step, epoch, nats, val, speed, progress.seconds)
-        shows = config.sample_every and (progress.step % config.sample_every == 0 or ended)
-        if shows and run.writes:
-            text = job.sample(SAMPLE_LENGTH)
-            bar.write(f"{'':-<72}\n{text}\n{'':-<72}")
-            board.sample(progress.step, text)
-        if names or signalled or late:
-            job.save("latest", *(name for name in names if name != "latest"))
-            saved = clock()
-
-        bits = nats / LN2
-        bar.set_postfix_str(f"loss {nats:.3f}, {bits:.3f} bpc, {job.rate:,.0f} chars/s", False)
-        bar.update()
-        board.step(progress.step, nats, val, rate, speed)
-        if "latest" in names and run.writes:
-            held = f"validation {val:.4f} nats, {val / LN2:.4f} bpc; " if val is not None else ""
-            bar.write(
-                f"step {progress.step:,} ({epoch:.2f} epochs, {progress.seconds:.0f} s): "
-                f"{held}training {nats:.4f} nats, {bits:.4f} bpc; {job.rate:,.0f} chars/s"
-            )
-            run.plot(at_least_after=10.0)
-            news.told()
-        elif news.due():
-            bar.write(f"step {progress.step:,}: loss {nats:.3f}, {job.rate:,.0f} chars/s")
-            news.told()
-        run.report(lambda: job.state("training"), at_least_after=REPORT_SECONDS)
-        if signalled:
-            return signalled
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from trainer import TEXT
 import fastlstm
 from benchmarks import accuracy
 from fastlstm import _C
-from fastlstm.native import missing_on_gpu
+from fastlstm.ops.native import missing_on_gpu
 
 
 def no_cuda():

@@ -38,8 +38,9 @@ def test_the_limit_of_a_normalised_problem_lets_an_ideal_tf32_pass():
 
 
 def test_parity_sees_a_wrong_gain(monkeypatch):
-    def with_a_wrong_gain(input, h0, c0, weights, **options):
-        return ops.lstm(input, h0, c0, [*weights[:-2], 1.1 * weights[-2], weights[-1]], **options)
+    def with_a_wrong_gain(input, state, weights, *described):
+        wrong = [*weights[:-2], 1.1 * weights[-2], weights[-1]]
+        return ops.lstm(input, state, wrong, *described)
 
     monkeypatch.setattr(gpu_checks, "candidates_for", lambda _: {"fastlstm": with_a_wrong_gain})
     name = "layer norm, both directions"

@@ -12,7 +12,7 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import save_file
 
-from fastlstm.text import UserError, checkpoint, files, model, run
+from fastlstm.text import UserError, checkpoint, files, model, opening
 
 META = {"format": 1, "position": 0, "epoch": 0, "unit": "byte", "vocabulary": [10, 97],
         "model": {"cell": "lstm", "hidden_size": 3, "num_layers": 1, "dropout": 0.0}}  # fmt: skip
@@ -145,7 +145,7 @@ def trained(tmp_path):
 
 
 def test_a_run_without_a_best_checkpoint_gives_its_latest(trained):
-    net, vocabulary, meta = run.load_model(trained, "best")
+    net, vocabulary, meta = opening.load_model(trained, "best")
     assert (vocabulary, meta["step"], net.training) == ([10, 97], 0, False)
 
 
@@ -198,7 +198,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_and_foreign_checkpoints_are_refused(trained, name):
-    run.load_model(trained, "latest")
+    opening.load_model(trained, "latest")
     DAMAGES[name](trained / "checkpoints" / "latest")
     with pytest.raises(UserError, match=r"the checkpoint .*latest"):
-        run.load_model(trained, "latest")
+        opening.load_model(trained, "latest")

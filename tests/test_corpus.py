@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlstm.text import UserError, corpus, sources
+from fastlstm.text import UserError
+from fastlstm.text.data import corpus, sources
 
 
 def test_the_standard_library_is_the_same_every_time():

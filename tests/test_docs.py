@@ -11,7 +11,7 @@ pytest.importorskip("safetensors")
 
 import setup as build
 from fastlstm import inspect, sample
-from fastlstm.text import options
+from fastlstm.text.training import options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,12 +16,12 @@ NAMES = ["plain", "zero states", "both directions", "three layers", "projection"
 @pytest.mark.parametrize("name", NAMES)
 def test_cells_and_their_gradient_match_the_reference(name, dtype, instruction_set):
     def run(lstm, x):
-        results = lstm(x.input, x.h0, x.c0, x.weights, **x.options, return_cells=True)
+        results = lstm(*x.arguments)
         generator = torch.Generator().manual_seed(1)
         weighted = [y * torch.randn(y.shape, generator=generator).to(y) for y in results]
         return results, torch.autograd.grad(sum(y.sum() for y in weighted), x.leaves())
 
-    x = make(Problem(dtype=dtype, **OPTIONS[name]))
+    x = make(Problem(dtype=dtype, cells=True, **OPTIONS[name]))
     found, expected = run(ops.lstm, x), run(reference.lstm, x.to(torch.float64))
     for ours, theirs in zip(found, expected, strict=True):
         floor = 1e-2 * max(b.norm() for b in theirs)

@@ -8,6 +8,7 @@ from torch import nn
 
 import fastlstm
 from fastlstm import functional
+from fastlstm.stack import Stack
 
 sizes = st.integers(0, 4)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
@@ -93,9 +94,9 @@ def test_a_drawn_call_ends_as_nn_lstms(call):
 def test_a_drawn_call_of_the_function_answers_or_raises(data):
     """Anything in the place of anything: a Python error of the documented types, or numbers."""
     o = data.draw(options())
-    shapes_of = functional.Sizes(
-        o["input_size"], o["hidden_size"], o["num_layers"], o["bias"], o["bidirectional"],
-        o["proj_size"],
+    shapes_of = Stack(
+        o["input_size"], o["hidden_size"], o["num_layers"], o["bias"], o["proj_size"],
+        o["bidirectional"],
     ).weight_shapes()  # fmt: skip
     weights = [data.draw(tensors(shape)) for shape in shapes_of]
     index = data.draw(st.booleans())

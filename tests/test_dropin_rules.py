@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 from benchmarks.problems import Problem, assert_matches_reference
-from fastlstm.reference import CellRules, dropout_mask
+from fastlstm.modules import extra_options
+from fastlstm.reference import dropout_mask
+from fastlstm.stack import Stack
 
 RULES = {
     "recurrent dropout": {"recurrent_dropout": 0.3},
@@ -25,7 +27,7 @@ UPDATE, ZONE_C, ZONE_H = 1, 2, 3  # dropout_mask's streams
 def by_hand(lstm, x, seed):
     """One layer, one direction, from the definition: outputs and cells, step by step."""
     steps, batch, _ = x.shape
-    units, own = lstm.hidden_size, lstm._own_options()
+    units, own = lstm.hidden_size, extra_options(lstm)
     zoneout_h, zoneout_c = own.get("zoneout_h", 0.0), own.get("zoneout_c", 0.0)
     h = c = x.new_zeros(batch, units)
     outputs, cells = [], []
@@ -60,7 +62,7 @@ def by_hand(lstm, x, seed):
 def call(lstm, x, seed, **more):
     return fastlstm.functional.lstm(
         x, None, list(lstm.parameters()), seed=seed, training=lstm.training,
-        num_layers=lstm.num_layers, bidirectional=lstm.bidirectional, **lstm._own_options(), **more,
+        num_layers=lstm.num_layers, bidirectional=lstm.bidirectional, **extra_options(lstm), **more,
     )  # fmt: skip
 
 
@@ -84,12 +86,12 @@ def test_rules_are_what_the_papers_say(name, training):
 @pytest.mark.parametrize("hidden", [1, 7, 16, 129])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_odd_sizes_match_the_reference(hidden, training, instruction_set):
-    rules = CellRules(**RULES["all"])
+    rules = dict(RULES["all"])
     if not training:
-        rules = rules._replace(recurrent_dropout=0.0)
+        rules["recurrent_dropout"] = 0.0
     for batch, steps in ((1, 3), (3, 1), (13, 5)):
         assert_matches_reference(
-            Problem(hidden_size=hidden, batch=batch, steps=steps, rules=rules, training=training)
+            Problem(hidden_size=hidden, batch=batch, steps=steps, training=training, **rules)
         )
 
 
@@ -233,19 +235,17 @@ def test_text_is_drawn_as_in_evaluation(weights):
     torch.testing.assert_close((h_n, c_n), hx, atol=1e-5, rtol=1e-5)
 
 
-def test_the_persistent_algorithm_leaves_it_to_stepwise():
-    lstm = fastlstm.LSTM(256, 256, dtype=torch.bfloat16)
-    assert fastlstm.explain(lstm, 16, 100, gpu="H200").algorithm == "persistent"
-    lstm = fastlstm.LSTM(256, 256, dtype=torch.bfloat16, zoneout_h=0.1)
-    found = fastlstm.explain(lstm, 16, 100, gpu="H200")
-    assert (found.algorithm, found.backward_algorithm) == ("stepwise", "stepwise")
-    assert found.reason == "persistent kernels have no zoneout, recurrent dropout or clipping"
+def test_rules_are_no_reason_to_leave_the_chip():
+    for rules in ({}, {"zoneout_h": 0.1, "recurrent_dropout": 0.2, "cell_clip": 3.0}):
+        lstm = fastlstm.LSTM(256, 256, dtype=torch.bfloat16, **rules)
+        found = fastlstm.explain(lstm, 16, 100, gpu="H200")
+        assert (found.algorithm, found.backward_algorithm) == ("cluster", "cluster")
 
 
 def test_rules_are_kept_shown_and_not_converted():
     lstm = fastlstm.LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)
     for twin in (copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
-        assert twin._cell_rules() == CellRules(zoneout_h=0.1, cell_clip=3.0)
+        assert twin.stack == Stack(3, 4, zoneout_h=0.1, cell_clip=3.0)
     assert repr(lstm) == "fastlstm.LSTM(3, 4, zoneout_h=0.1, cell_clip=3.0)"
     with pytest.raises(ValueError, match=r"^module: nn.LSTM has no zoneout_h"):
         fastlstm.to_torch(lstm)
@@ -268,14 +268,15 @@ def test_subclasses_may_call_their_own_by_these_names(base):
             super().__init__(3, 4)
             self.layer_norm = nn.LayerNorm(4)
             self.weight_dropout = nn.Dropout(0.5)
+            self.stack = nn.Linear(4, 4)
             self.zoneout_h, self.checkpoint_every = "theirs", 3
 
         def forward(self, x):
-            return self.layer_norm(super().forward(x)[0])
+            return self.stack(self.layer_norm(super().forward(x)[0]))
 
     own = Own()
     assert own(torch.randn(5, 2, 3)).shape == (5, 2, 4)
-    assert len(list(own.parameters())) == 6
+    assert len(list(own.parameters())) == 8
     assert "theirs" not in repr(own)
 
 

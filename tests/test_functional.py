@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import backends, functional, native
+from fastlstm import functional
+from fastlstm.ops import dispatch, native
 
 X = torch.linspace(-1, 1, 24).view(4, 2, 3)
 
@@ -165,8 +166,8 @@ def test_errors_name_what_is_wrong(case):
 
 @pytest.fixture
 def _no_kernels(monkeypatch):
-    monkeypatch.setattr(backends, "kernels_missing", lambda like: "of a reason")
-    monkeypatch.setattr(backends, "_warned", set())
+    monkeypatch.setattr(dispatch, "kernels_missing", lambda like: "of a reason")
+    monkeypatch.setattr(dispatch, "_warned", set())
 
 
 @pytest.mark.usefixtures("_no_kernels")
@@ -231,14 +232,15 @@ def test_which_tensors_have_kernels():
 @pytest.mark.parametrize(
     ("capability", "architectures", "runs"),
     [
-        ((7, 0), "7.5;8.0;9.0a;10.0+PTX", False),
-        ((7, 5), "7.5;8.0;9.0a;10.0+PTX", True),
-        ((8, 9), "7.5;8.0;9.0a;10.0+PTX", True),
-        ((12, 0), "7.5;8.0;9.0a;10.0+PTX", True),  # by its PTX
+        ((7, 0), "7.5;8.0;9.0a;10.0a+PTX", False),
+        ((7, 5), "7.5;8.0;9.0a;10.0a+PTX", True),
+        ((8, 9), "7.5;8.0;9.0a;10.0a+PTX", True),
+        ((12, 0), "7.5;8.0;9.0a;10.0a+PTX", True),  # by its PTX
         ((9, 0), "7.5;8.0;9.0a", True),
         ((9, 1), "9.0a", False),
         ((8, 0), "8.6, 9.0", False),
-        ((11, 0), "9.0a+PTX", False),
+        ((11, 0), "9.0a+PTX", True),
+        ((10, 3), "10.0a", False),
         ((10, 3), "10.0f", True),
     ],
 )

@@ -35,9 +35,9 @@ def stacks(name, **changes):
 
     def function(lstm):
         def run(input, *rest):
-            given = dict(zip(states, rest, strict=False))
+            state = dict(zip(states, rest, strict=False))
             weights = rest[len(states) :]
-            return lstm(input, given.get("h0"), given.get("c0"), weights, **x.options)
+            return lstm(input, (state.get("h0"), state.get("c0")), weights, x.stack, x.call)
 
         return run
 
@@ -65,7 +65,7 @@ def test_jvp_of_packed_index_and_dropped_input(name):
     tangents = tuple(torch.randn_like(w) for w in weights)
 
     def run(lstm):
-        return lambda *weights: lstm(x.input.detach(), x.h0, x.c0, weights, **x.options)
+        return lambda *weights: lstm(x.input.detach(), x.state, weights, x.stack, x.call)
 
     assert_equal(jvp(run(ops.lstm), weights, tangents), jvp(run(reference.lstm), weights, tangents))
 

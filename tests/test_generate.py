@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.drawing import Draw
-from fastlstm.generate import _loop, _module, run
-from fastlstm.packing import rounded
+from fastlstm.generation.draw import Draw
+from fastlstm.generation.generate import _loop, _module, run
+from fastlstm.generation.packed_weights import rounded
 
 STORAGES = ("fp32", "bf16", "int8")
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastlstm
-from fastlstm import drawing
-from fastlstm.drawing import Draw, choose
-from fastlstm.generate import run
+from fastlstm.generation import draw
+from fastlstm.generation.draw import Draw, choose
+from fastlstm.generation.generate import run
 
 
 def constant(logits):
@@ -45,7 +45,7 @@ def test_draws_follow_the_distribution():
 )
 def test_filters_keep_the_likeliest(logits, k, p):
     x = torch.tensor([logits], dtype=torch.float32)
-    kept = drawing.filtered(x, k, p)[0].isfinite()
+    kept = draw.filtered(x, k, p)[0].isfinite()
     count = int(kept.sum())
     assert count >= 1
     if not kept.all():
@@ -82,5 +82,5 @@ def test_everything_that_survives_is_drawn_and_nothing_else():
         tokens, _ = run(
             constant(logits), None, torch.zeros(1, 64, dtype=torch.int64), 100, None, how
         )
-        kept = drawing.filtered(torch.tensor([logits]).double() / 2, k, p)[0].isfinite()
+        kept = draw.filtered(torch.tensor([logits]).double() / 2, k, p)[0].isfinite()
         assert torch.equal(tokens.unique(), kept.nonzero().flatten())

@@ -56,7 +56,9 @@ def test_mistakes_name_the_argument(name):
 def test_prepack_refuses_what_it_cannot_store():
     with pytest.raises(ValueError, match="one of fp32, bf16, int8, got 'int4'"):
         fastlstm.prepack(LSTM, DECODER, "int4")
-    with pytest.raises(RuntimeError, match="packed weights are for the CPU"):
+    with pytest.raises(
+        RuntimeError, match="packed weights are for CPUs and GPUs, got a module on meta"
+    ):
         fastlstm.prepack(copy.deepcopy(LSTM).to("meta"), copy.deepcopy(DECODER).to("meta"))
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastlstm import _C, info, native
+from fastlstm import _C, info
+from fastlstm.ops import native
 
 
 def test_the_cpu_part(capsys):

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlstm.inspect import main
-from fastlstm.text import checkpoint, heatmap, pages, probe
+from fastlstm.text import checkpoint, probe
 from fastlstm.text.model import CharModel, loss_nats
+from fastlstm.text.pages import heatmap, markup
 
 TEXT = 'def f(x):\n    """Quoted \'text\' é."""\n    return (x, [x])  # it\'s </script>&amp;\n' * 6
 
@@ -251,7 +252,7 @@ def test_values_are_the_cells_after_each_characters_last_byte(run, tmp_path):
 
 
 def probe_model(run):
-    from fastlstm.text.run import load_model
+    from fastlstm.text.opening import load_model
 
     return load_model(run, "latest")[:2]
 
@@ -313,7 +314,7 @@ def test_text_can_be_read_on_every_colour(theme):
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
 
     def colour(name):
-        found = re.findall(rf"--{name}: ([^;]+);", pages.STYLE)[theme]
+        found = re.findall(rf"--{name}: ([^;]+);", markup.STYLE)[theme]
         if "," in found:
             return [int(c) for c in found.split(",")]
         digits = found[1:] if len(found) == 7 else "".join(2 * c for c in found[1:])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from benchmarks import problems
 from benchmarks.problems import Problem, assert_matches_reference, make, outputs_and_gradients
 from fastlstm import ops
+from fastlstm.ops.native import scalars_of
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ODD = [1, 3, 7, 16, 33, 129]
@@ -45,7 +46,8 @@ OPTIONS = {
         "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
         "dropout": 0.3, "batch": 11, "steps": 6, "index": torch.int64, "input_size": 19,
     },
-    **{name: fields for name, fields in problems.OPTIONS.items() if "rules" in fields},
+    **{name: fields for name, fields in problems.OPTIONS.items()
+       if Problem(**fields).stack.has_rules},
     **problems.NORMED,
 }  # fmt: skip
 
@@ -144,9 +146,9 @@ def test_result_does_not_depend_on_threads(threads):
 
 def test_inference_equals_training_forward():
     x = make(Problem(num_layers=2, batch=9, bidirectional=True))
-    kept = ops.lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+    kept = ops.lstm(*x.arguments)
     with torch.no_grad():
-        free = ops.lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+        free = ops.lstm(*x.arguments)
     assert kept[0].requires_grad
     assert not free[0].requires_grad
     for a, b in zip(kept, free, strict=True):
@@ -156,13 +158,13 @@ def test_inference_equals_training_forward():
 @pytest.mark.parametrize("index", [None, torch.int64])
 def test_strides_of_the_input_do_not_matter(index):
     x = make(Problem(index=index, batch=6, steps=5))
-    expected = ops.lstm(x.input, x.h0, x.c0, x.weights, **x.options)[0]
+    expected = ops.lstm(*x.arguments)[0]
     for view in (
         x.input.transpose(0, 1).contiguous().transpose(0, 1),
         torch.stack((x.input, x.input), -1)[..., 0],
         x.input.repeat(2, 2, *(1,) * (x.input.dim() - 2))[:5, 6:],
     ):
-        assert torch.equal(expected, ops.lstm(view, x.h0, x.c0, x.weights, **x.options)[0])
+        assert torch.equal(expected, ops.lstm(view, *x.arguments[1:])[0])
 
 
 @pytest.mark.parametrize("wanted", ["input", "h0", "c0", "weights"])
@@ -184,8 +186,8 @@ def test_gradient_from_one_output_alone(used):
     x = make(Problem(num_layers=2, bidirectional=True, dtype=torch.float64))
     from fastlstm import reference
 
-    ours = ops.lstm(x.input, x.h0, x.c0, x.weights, **x.options)[used].square().sum()
-    theirs = reference.lstm(x.input, x.h0, x.c0, x.weights, **x.options)[used].square().sum()
+    ours = ops.lstm(*x.arguments)[used].square().sum()
+    theirs = reference.lstm(*x.arguments)[used].square().sum()
     for a, b in zip(
         torch.autograd.grad(ours, x.leaves(), allow_unused=True, materialize_grads=True),
         torch.autograd.grad(theirs, x.leaves(), allow_unused=True, materialize_grads=True),
@@ -212,7 +214,7 @@ def as_function(x):
     def call(*leaves):
         left = iter(leaves)
         given = [next(left) if t is not None and t.requires_grad else t for t in fixed]
-        return ops.lstm(given[0], given[1], given[2], given[3:], **x.options)
+        return ops.lstm(given[0], given[1:3], given[3:], x.stack, x.call)
 
     return call
 
@@ -239,17 +241,17 @@ def test_opcheck(name, grad):
         x = make(SMALL[name]).to(torch.float64)
         for leaf in x.leaves():
             leaf.requires_grad_(False)
-    o = dict(x.options)
-    seed, batch_sizes = o.pop("seed"), o.pop("batch_sizes")
-    options = tuple(ops.Options(**o))
-    arguments = (x.input, x.h0, x.c0, x.weights, batch_sizes, seed, *options, True)
+    scalars = scalars_of(x.stack, x.call.dropout)
+    arguments = (
+        x.input, x.h0, x.c0, x.weights, x.call.batch_sizes, x.call.seed, *scalars, True,
+    )  # fmt: skip
     torch.library.opcheck(torch.ops.fastlstm.forward.default, arguments)
     with torch.no_grad():
         y, h_n, c_n, *saved = torch.ops.fastlstm.forward(*arguments)
     needs = [True] * (3 + len(x.weights))
     torch.library.opcheck(
         torch.ops.fastlstm.backward.default,
-        (torch.ones_like(y), h_n, c_n, None, *arguments[:6], y, *saved, *options, needs),
+        (torch.ones_like(y), h_n, c_n, None, *arguments[:6], y, *saved, *scalars, needs),
     )
 
 
@@ -270,7 +272,7 @@ def test_compiles_whole(name):
 
 def test_direct_call_refuses_what_it_cannot_read():
     x = make(Problem())
-    options = tuple(ops.Options(7))
+    options = scalars_of(x.stack, 0.0)
     weights = [w.detach() for w in x.weights]
     with pytest.raises(RuntimeError, match="expected 4 weights, got 3"):
         torch.ops.fastlstm.forward(

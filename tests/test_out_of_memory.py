@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlstm import native
+from fastlstm.ops import native
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastlstm import reference
+from fastlstm.stack import Stack
 
 
 @pytest.mark.parametrize(
@@ -19,9 +20,8 @@ def test_reference_is_nn_lstm(proj_size, bidirectional, bias):
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     output, (h_n, c_n) = module(x)
     found = reference.lstm(
-        x, None, None, module._flat_weights, hidden_size=7, num_layers=2, has_bias=bias,
-        proj_size=proj_size, bidirectional=bidirectional,
-    )  # fmt: skip
+        x, None, module._flat_weights, Stack(5, 7, 2, bias, proj_size, bidirectional)
+    )
     for a, b in zip(found, (output, h_n, c_n), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlstm.train
-from fastlstm.text import curves, pages, report
-from fastlstm.text.records import Metrics, Samples
+from fastlstm.text.pages import curves, markup, report
+from fastlstm.text.training.records import Metrics, Samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def browser():
 
 
 def state(**values):
-    return report.State(
+    return report.Snapshot(
         **{
             "name": "a run", "status": "finished", "step": 40, "total": 40, "epoch": 1.5,
             "seconds": 3700.0, "rate": 12345.6, "best": 1.5,
@@ -225,7 +225,7 @@ def test_samples_are_kept_up_to_the_checkpoint(tmp_path):
     again = Samples(tmp_path / "samples.jsonl")
     again.keep_until(10)
     again.append({"step": 12, "text": "new"})
-    assert [s["step"] for s in again.found] == [5, 10, 12]
+    assert [s["step"] for s in again.entries] == [5, 10, 12]
     again.close()
     lines = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -233,6 +233,6 @@ def test_samples_are_kept_up_to_the_checkpoint(tmp_path):
 
 @given(st.text())
 def test_text_of_a_page_is_no_markup(text):
-    found = pages.text(text)
+    found = markup.text(text)
     assert not set("<>\"'") & set(found)
     assert "\0" not in found

@@ -85,7 +85,7 @@ def test_a_gpus_figures_hold_both_sides_at_their_best():
     names = ("torch", "torch_graph", "fastlstm", "fastlstm_graph")
     rows = [
         {"case": "small", "sizes": "1-2, B3 T4", "precision": kind, "training": training,
-         "algorithm": "persistent", "backward_algorithm": "stepwise",
+         "algorithm": "cluster", "backward_algorithm": "stepwise",
          **dict(zip(names, ms, strict=True)),
          "ratio": ms[0] / ms[2], "graph_ratio": ms[1] / ms[3], "step_microseconds": 7.0,
          "estimated_step_microseconds": 2.0}
@@ -100,7 +100,7 @@ def test_a_gpus_figures_hold_both_sides_at_their_best():
     assert "in bf16 inference 3.00 to 3.00 (below 1 in 0 of 1)" in text
     assert text.endswith("both as graphs, 0.50 to 0.50 (below 1 in 2 of 2).")
     steps = figures.gpu_steps(result).splitlines()
-    assert "| small (1-2, B3 T4) | persistent/stepwise | 2 | 7 | 2 | 7 |" in steps
+    assert "| small (1-2, B3 T4) | cluster/stepwise | 2 | 7 | 2 | 7 |" in steps
     shown = [t.get_text() for t in charts.ratios(result).axes[0].texts]
     assert shown == ["0.50", "0.50", "2.00", "2.00", "0.83", "0.83"]
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
 
-from fastlstm.drawing import Draw
+from fastlstm.generation.draw import Draw
 from fastlstm.sample import main
 from fastlstm.text import checkpoint, sampling
 from fastlstm.text.alphabet import Decoder
 from fastlstm.text.model import CharModel
-from fastlstm.text.run import load_model
+from fastlstm.text.opening import load_model
 from fastlstm.train import main as train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

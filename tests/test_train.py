@@ -16,9 +16,11 @@ pytest.importorskip("safetensors")
 from safetensors.torch import load_file
 from trainer import refused
 
-from fastlstm.text import checkpoint, corpus, options
+from fastlstm.text import checkpoint
 from fastlstm.text import model as models
-from fastlstm.text.run import load_model
+from fastlstm.text.data import corpus
+from fastlstm.text.opening import load_model
+from fastlstm.text.training import options
 from fastlstm.train import learning_rate, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,7 +237,7 @@ def test_options_come_from_flags_then_the_file_then_the_preset(tmp_path, text):
     config = request.config
     assert (config.lr, config.hidden_size, config.data) == (3.0, 8, [str(text)])
     assert (config.dropout, config.seq_length, config.epochs) == (0.5, 100, 50)
-    assert {"lr", "hidden_size", "dropout"} <= request.given
+    assert {"lr", "hidden_size", "dropout"} <= request.explicit
 
 
 def test_texts_and_config_files_add_up_however_they_are_given(tmp_path):

@@ -19,8 +19,8 @@ pytest.importorskip("safetensors")
 from trainer import TEXT, losses, refused, train, wait_for_step
 
 from fastlstm import inspect, sample
-from fastlstm.text import lock, records
-from fastlstm.text.run import load_model
+from fastlstm.text.opening import load_model
+from fastlstm.text.training import lock, records
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that the tests start
 
@@ -134,7 +134,8 @@ def test_files_have_the_modes_that_the_umask_gives(tmp_path, text):
 READ = """
 import os, sys
 from pathlib import Path
-from fastlstm.text import UserError, run
+from fastlstm.text import UserError, opening
+from fastlstm.text.training import run
 if os.getuid() == 0:  # who may read everything
     os.setuid(65534)
 folder, config = sys.argv[1:]
@@ -142,7 +143,7 @@ try:
     if config:
         run.Run(Path(folder), None).read_config()
     else:
-        run.load_model(Path(folder), "latest")
+        opening.load_model(Path(folder), "latest")
 except UserError as error:
     print(error)
 """

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("safetensors")
 
 
-from fastlstm.text import divergence, news
-from fastlstm.text.run import load_model
+from fastlstm.text.opening import load_model
+from fastlstm.text.training import divergence, heartbeat
 from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ def test_a_log_gets_a_line_every_so_often_before_the_first_evaluation(
     tmp_path, text, capsys, monkeypatch
 ):
     """pytest's captured output is no terminal."""
-    monkeypatch.setattr(news, "SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
     metrics = train(tmp_path / "a", text, "--steps", 6, "--eval-every", 4)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     short = r"step {}: loss {:.3f}, [\d,]+ chars/s"
@@ -36,9 +36,9 @@ def test_a_log_gets_a_line_every_so_often_before_the_first_evaluation(
         loss = metrics[number - 1]["train_loss"]
         assert bool(re.fullmatch(short.format(number, loss), line)) != evaluated
     assert len(lines) == 6
-    assert news.News(wanted=True).due()
-    assert not news.News(wanted=False).due()  # a terminal shows the bar
-    monkeypatch.setattr(news, "SECONDS", 3600.0)
+    assert heartbeat.Heartbeat(wanted=True).due()
+    assert not heartbeat.Heartbeat(wanted=False).due()  # a terminal shows the bar
+    monkeypatch.setattr(heartbeat, "SECONDS", 3600.0)
     train(tmp_path / "b", text, "--steps", 6, "--eval-every", 4)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(lines) == 2
@@ -46,12 +46,12 @@ def test_a_log_gets_a_line_every_so_often_before_the_first_evaluation(
 
 def test_ten_seconds_lie_between_two_lines(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(news.time, "monotonic", lambda: now[0])
-    line = news.News(wanted=True)
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    line = heartbeat.Heartbeat(wanted=True)
     for second, due in ((9.9, False), (10.0, True)):
         now[0] = second
         assert line.due() == due
-    line.told()
+    line.printed()
     assert not line.due()
 
 

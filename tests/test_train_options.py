@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("safetensors")
 
 from fastlstm import inspect, sample
-from fastlstm.text.run import load_model
+from fastlstm.text.opening import load_model
 from fastlstm.train import main
 
 TINY = [

@@ -11,9 +11,9 @@ pytest.importorskip("safetensors")
 
 from trainer import train
 
-from fastlstm import native
-from fastlstm.text import options, precision
+from fastlstm.ops import native
 from fastlstm.text.model import CELLS
+from fastlstm.text.training import options, precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,8 @@ pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file
 from trainer import losses, refused, train, wait_for_step
 
-from fastlstm.text import checkpoint, corpus
+from fastlstm.text import checkpoint
+from fastlstm.text.data import corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes that the tests start
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../dropout.h"
+#include "../draw.h"
 
 namespace fastlstm {
 namespace {
@@ -51,8 +51,7 @@ int64_t draw(const Generate& g, double* logits, int64_t* order, int64_t step, in
   if (g.top_k > 0 || g.top_p < 1) filter(g, logits, order);
   double total = 0;
   for (int64_t j = 0; j < n; ++j) total += logits[j] = std::exp(logits[j]);
-  const uint32_t hash = dropout_row(dropout_key(*g.seed, 0, 0), g.offset + step, b);
-  double left = (hash + 0.5) * 0x1p-32 * total;
+  double left = draw_number(*g.seed, g.offset + step, b) * total;
   int64_t token = best;
   for (int64_t j = 0; j < n && left >= 0; ++j) {
     left -= logits[j];

@@ -7,7 +7,7 @@ namespace fastlstm {
 
 // The token that row b draws in step `step` of the call. Overwrites its logits (vocabulary of
 // them); order is scratch of as many elements. NaN among the logits: some token.
-// fastlstm/drawing.py does the same in torch, for models that do not run here.
+// fastlstm/generation/draw.py does the same in torch, for models that do not run here.
 int64_t draw(const Generate& g, double* logits, int64_t* order, int64_t step, int64_t b);
 
 }  // namespace fastlstm

@@ -54,8 +54,8 @@ class Alphabet:
 
     def text(self, indices: Sequence[int]) -> str:
         """The text of vocabulary indices, bytes that are none replaced."""
-        found = self.decode(indices)
-        return found if isinstance(found, str) else found.decode("utf-8", errors="replace")
+        decoded = self.decode(indices)
+        return decoded if isinstance(decoded, str) else decoded.decode("utf-8", errors="replace")
 
     @staticmethod
     def valid(unit: str, vocabulary: list[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints as safetensors and JSON: nothing in them can run code, and none is ever half there.
+"""Checkpoints as safetensors and JSON: nothing in them can run code, and each is written whole.
 
 A checkpoint is a folder of ``model.safetensors``, ``training.safetensors`` (optimizer, random
 generators, carried state) and ``meta.json``. A new one is written in full beside the old one, and
@@ -45,9 +45,9 @@ def save(
         write_text(fresh / "meta.json", json.dumps(meta, indent=2) + "\n")
         mode = stat.S_IMODE((fresh / "meta.json").stat().st_mode)
         for name, tensors in (("model", model), ("training", training)):
-            found = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             path = fresh / f"{name}.safetensors"
-            save_file(found, path)
+            save_file(stored, path)
             if stat.S_IMODE(path.stat().st_mode) != mode:  # safetensors lets the owner alone read
                 path.chmod(mode)
             _sync(path)
@@ -81,12 +81,12 @@ def names(checkpoints: Path) -> list[str]:
         UserError: the folder may not be read.
     """
     try:
-        found = os.listdir(checkpoints)
+        entries = os.listdir(checkpoints)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"cannot read {checkpoints}: {error.strerror}") from error
-    whole = {name.removeprefix(".").removesuffix(".old") for name in found if ".new" not in name}
+    whole = {name.removeprefix(".").removesuffix(".old") for name in entries if ".new" not in name}
     whole = {name for name in whole if existing(checkpoints / name)}
     return sorted(whole, key=lambda name: (len(name) if name.startswith("epoch-") else 0, name))
 
@@ -98,10 +98,10 @@ def load_meta(folder: Path) -> tuple[Path, dict[str, Any]]:
         UserError: there is none, it may not be read, or it is damaged or foreign.
     """
     try:
-        found = existing(folder)
-        if found is None:
+        place = existing(folder)
+        if place is None:
             raise UserError(f"there is no checkpoint {folder}")
-        meta = json.loads((found / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
     except PermissionError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -117,33 +117,33 @@ def load_meta(folder: Path) -> tuple[Path, dict[str, Any]]:
         )
     if meta["format"] != 1:
         raise UserError(f"the checkpoint {folder} was written by a newer fastlstm")
-    return found, meta
+    return place, meta
 
 
-def load_tensors(found: Path, name: str) -> dict[str, Tensor]:
+def load_tensors(place: Path, name: str) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors`` or ``training.safetensors``, on the CPU.
 
     Raises:
         UserError: the file is missing, may not be read, is damaged or no safetensors file.
     """
-    path = found / f"{name}.safetensors"
+    path = place / f"{name}.safetensors"
     try:
-        with open(path, "rb"):  # safetensors says of a file that it may not read that it is missing
+        with open(path, "rb"):  # safetensors reports an unreadable file as a missing one
             pass
         return load_file(path)
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {found} is damaged: {name}.safetensors: {error}") from None
+        raise UserError(f"the checkpoint {place} is damaged: {name}.safetensors: {error}") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state as named tensors."""
-    found = {}
+    tensors = {}
     for number, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            found[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
-    return found
+            tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
+    return tensors
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

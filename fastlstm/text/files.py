@@ -1,4 +1,4 @@
-"""Files that are replaced in one step, so that a reader or a killed run never meets half of one."""
+"""Files that are replaced in one step: no reader and no killed run leaves or sees half a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about, which one from writing does not."""
+    """Give an OSError the file's name, which one raised by a write lacks."""
     try:
         yield
     except OSError as error:

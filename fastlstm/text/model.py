@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import LSTM
+from ..modules import LSTM
 from . import UserError
 from .alphabet import Alphabet
 
@@ -61,14 +61,18 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
     Raises:
         UserError: they do not describe a model of ours, or do not fit each other.
     """
-    found = meta["model"]
+    architecture = meta["model"]
     types = (str, int, int, float)
-    values = [found.get(key) for key in ARCHITECTURE]
+    values = [architecture.get(key) for key in ARCHITECTURE]
     vocabulary = meta["vocabulary"]
     if (
         any(type(value) is not kind for value, kind in zip(values, types, strict=True))
-        or not (found["cell"] in CELLS and found["hidden_size"] >= 1 and 0 <= found["dropout"] < 1)
-        or not 1 <= found["num_layers"] <= len(tensors)  # before a loop over as many
+        or not (
+            architecture["cell"] in CELLS
+            and architecture["hidden_size"] >= 1
+            and 0 <= architecture["dropout"] < 1
+        )
+        or not 1 <= architecture["num_layers"] <= len(tensors)  # before a loop over as many
         or not Alphabet.valid(meta["unit"], vocabulary)
         or not set(seen_of(meta)) <= set(vocabulary)
     ):
@@ -84,7 +88,7 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
 
 def seen_of(meta: dict[str, Any]) -> list[int]:
     """The characters that a checkpoint's model was trained on, of those in its vocabulary."""
-    return meta.get("seen", meta["vocabulary"])  # once there were no others
+    return meta.get("seen", meta["vocabulary"])  # checkpoints of older versions have none
 
 
 def load(model: CharModel, tensors: dict[str, Tensor], name: Any) -> None:
@@ -99,8 +103,8 @@ def load(model: CharModel, tensors: dict[str, Tensor], name: Any) -> None:
     if not all(value.isfinite().all() for value in tensors.values()):
         raise UserError(f"the checkpoint {name} holds weights that are no finite numbers")
     device = model.decoder.weight.device
-    own = {k: v.clone() if device.type == "meta" else v for k, v in tensors.items()}
-    model.load_state_dict(own, assign=device.type == "meta")
+    weights = {k: v.clone() if device.type == "meta" else v for k, v in tensors.items()}
+    model.load_state_dict(weights, assign=device.type == "meta")
 
 
 def predict_frequencies(model: CharModel, counts: Tensor) -> None:

@@ -1,31 +1,57 @@
-"""The model that a command was given: by a run's folder, or by a checkpoint's."""
+"""The models of runs and checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from . import UserError
-from .model import CharModel
-from .run import load_checkpoint, load_model
+from . import UserError, checkpoint
+from .model import CharModel, build
 
 
-def open_model(given: str, name: str | None) -> tuple[Path, CharModel, list[int], dict[str, Any]]:
+def load_model(run: Path, name: str) -> tuple[CharModel, list[int], dict[str, Any]]:
+    """The model of a run's checkpoint in eval mode, its vocabulary and its ``meta``.
+
+    Raises:
+        UserError: no such run or checkpoint, or a damaged one.
+    """
+    known = checkpoint.names(run / "checkpoints")
+    if not known:
+        raise UserError(f"{run} is no run: it has no checkpoints")
+    if name == "best" and "best" not in known:
+        name = "latest"  # a run without validation has no best one
+    if name not in known:
+        raise UserError(f"{run} has no checkpoint {name!r}; it has {', '.join(known)}")
+    return load_checkpoint(run / "checkpoints" / name)
+
+
+def load_checkpoint(folder: Path) -> tuple[CharModel, list[int], dict[str, Any]]:
+    """The same of a checkpoint's folder, wherever it lies.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    place, meta = checkpoint.load_meta(folder)
+    model = build(meta, checkpoint.load_tensors(place, "model"), place)
+    return model, meta["vocabulary"], meta
+
+
+def open_model(path: str, name: str | None) -> tuple[Path, CharModel, list[int], dict[str, Any]]:
     """The run's folder (a checkpoint's, where it lies in no run), model, vocabulary and ``meta``.
 
     Args:
-        given: a run's folder, or that of one of its checkpoints.
+        path: a run's folder, or that of one of its checkpoints.
         name: of the run's checkpoint; None is the best, or the latest where none is the best.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or ``name`` is another one.
     """
-    folder = Path(given).resolve()
+    folder = Path(path).resolve()
     in_run = folder.parent.name == "checkpoints" and not (folder / "checkpoints").is_dir()
     if not (in_run or (folder / "meta.json").is_file()):
-        return Path(given), *load_model(Path(given), name or "best")
+        return Path(path), *load_model(Path(path), name or "best")
     if name not in (None, folder.name):
-        raise UserError(f"--checkpoint {name}: {given} is the checkpoint {folder.name}")
+        raise UserError(f"--checkpoint {name}: {path} is the checkpoint {folder.name}")
     if not in_run:
         return folder, *load_checkpoint(folder)
     return folder.parents[1], *load_model(folder.parents[1], folder.name)

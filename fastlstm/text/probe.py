@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native import Options
+from ..modules import stack_of
+from ..ops import forward_and_saved
 from .model import CharModel, as_state, states
 
 WINDOW = 1000  # characters read at a time
@@ -43,13 +44,13 @@ class Reading:
 @torch.inference_mode()
 def read(model: CharModel, indices: Tensor) -> Reading:
     """Have a model in eval mode on the CPU read int64 ``(T, 1)``, T at least 2."""
-    found, loss, hx = [], 0.0, None
+    all_cells, loss, hx = [], 0.0, None
     closed: dict[str, Any] = {}
     opened: dict[str, Any] = {}
     for begin in range(0, len(indices), WINDOW):
         window = indices[begin : begin + WINDOW]
         output, cells, gates, hx = _layers(model, window, hx)
-        found.append(cells)
+        all_cells.append(cells)
         for name, gate in gates.items():  # (T, L, H)
             closed[name] = closed.get(name, 0) + (gate < LOW).double().sum(0)
             opened[name] = opened.get(name, 0) + (gate > HIGH).double().sum(0)
@@ -58,7 +59,7 @@ def read(model: CharModel, indices: Tensor) -> Reading:
         loss += F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="sum").item()
     steps = len(indices)
     return Reading(
-        torch.cat(found),
+        torch.cat(all_cells),
         {name: count / steps for name, count in closed.items()},
         {name: count / steps for name, count in opened.items()},
         loss / (steps - 1),
@@ -73,11 +74,8 @@ def _layers(
     if rnn.mode != "LSTM":
         return _layers_of_torch(model, indices, hx)
     weights = [getattr(rnn, name) for name in rnn._flat_weights_names]
-    options = Options(rnn.hidden_size, rnn.num_layers)
-    h0, c0 = hx or (None, None)
-    output, h_n, c_n, _, gates, cells = torch.ops.fastlstm.forward(
-        indices, h0, c0, weights, None, None, *options, True
-    )
+    stack = stack_of(rnn)
+    output, h_n, c_n, _, gates, cells = forward_and_saved(indices, hx, weights, stack)
     i, f, _, o = gates.movedim(0, 1).chunk(4, dim=-1)
     return output, cells.movedim(0, 1).tanh(), {"input": i, "forget": f, "output": o}, (h_n, c_n)
 
@@ -165,14 +163,14 @@ def ranking(cells: np.ndarray, text: str, best: int = 5) -> Ranking:
     Returns:
         Properties, the best kept one first, each with ``(cell, r)`` by descending ``abs(r)``.
     """
-    found = []
+    by_property = []
     for name, values in properties(text).items():
         if values.min() == values.max():
             continue
         r = correlations(cells, values)
         order = np.argsort(-abs(r), kind="stable")[:best]
-        found.append((name, [(int(j), float(r[j])) for j in order]))
-    return sorted(found, key=lambda each: -abs(each[1][0][1]))
+        by_property.append((name, [(int(j), float(r[j])) for j in order]))
+    return sorted(by_property, key=lambda each: -abs(each[1][0][1]))
 
 
 def untrained(model: CharModel, architecture: dict[str, Any]) -> Iterator[CharModel]:

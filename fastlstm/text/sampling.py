@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import LSTM, prepack
-from ..drawing import Draw, loop
-from ..generate import run
-from ..packing import rounded
+from ..generation.draw import Draw, loop
+from ..generation.generate import packs, prepack, run
+from ..generation.packed_weights import rounded
+from ..modules import LSTM
 from .alphabet import Alphabet
 from .model import CharModel, loss_nats
 
@@ -21,21 +21,23 @@ def stream(
     model: CharModel,
     prime: Tensor,
     length: int,
-    how: Draw,
+    draw: Draw,
     *,
     weights: str = "fp32",
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield ``length`` characters in all, int64 ``(n, B)`` with n at most ``chunk``.
 
     The characters do not depend on ``chunk``.
 
     Args:
-        model: in eval mode. An LSTM on the CPU draws a chunk in one native call.
+        model: in eval mode. An LSTM draws a chunk in one native call (``fastlstm.generate``).
         prime: int64 ``(T, B)``, T at least 1, what comes before.
         weights: how they are stored meanwhile, as in ``fastlstm.prepack``.
+        chunk: by default 32; 512 on a GPU, where a launch first loads all weights.
     """
-    native = isinstance(model.rnn, (LSTM, nn.LSTM)) and prime.device.type == "cpu"
+    native = isinstance(model.rnn, (LSTM, nn.LSTM)) and packs(model.rnn, model.decoder, weights)
+    chunk = chunk or (512 if native and prime.device.type == "cuda" else 32)
     if native:
         packed = prepack(model.rnn, model.decoder, weights)
     elif weights != "fp32":
@@ -50,9 +52,9 @@ def stream(
         n = min(chunk, length - drawn)
         with torch.inference_mode():
             if native:
-                tokens, hx = run(packed, None, prime, n, hx, how, drawn)
+                tokens, hx = run(packed, None, prime, n, hx, draw, drawn)
             else:
-                tokens, hx = loop(step, prime, n, hx, how, drawn)
+                tokens, hx = loop(step, prime, n, hx, draw, drawn)
         yield tokens
         prime = tokens[-1:]
 
@@ -72,8 +74,8 @@ def sample_text(model: CharModel, alphabet: Alphabet, length: int, seed: int) ->
     training = model.training
     model.eval()
     prime = alphabet.start().to(model.decoder.weight.device)
-    how = Draw(temperature=0.8, seed=torch.tensor([seed]))
-    tokens = torch.cat(list(stream(model, prime, length, how, chunk=length)))
+    draw = Draw(temperature=0.8, seed=torch.tensor([seed]))
+    tokens = torch.cat(list(stream(model, prime, length, draw, chunk=length)))
     model.train(training)
     return alphabet.text(tokens[:, 0].tolist())
 

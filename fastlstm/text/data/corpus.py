@@ -1,0 +1,194 @@
+"""Text to train on, however many files it comes from, and the windows that walk over it.
+
+However large, a text is mapped from the disk and not held in memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import itertools
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import UserError
+from .sources import sources
+from .stdin import standard_input
+
+PIECE = 1 << 22  # bytes that are held at a time
+COUNTED = 1 << 24  # characters are enough to know how often each occurs
+
+
+@dataclass
+class Corpus:
+    """The characters of a text, the values that occur in it, and its checksum.
+
+    Attributes:
+        data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
+        occurring: the values that occur, ascending.
+        sha256: of the text's bytes.
+        vocabulary: all values that a model of it knows, ascending; a character's index is its
+            place here. Every byte, so that a model of bytes reads any text, or ``occurring``.
+        summary: what was read and what was left out, in one sentence.
+    """
+
+    data: np.ndarray
+    occurring: list[int]
+    sha256: str
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        self.read_as(list(range(256)) if self.data.dtype == np.uint8 else self.occurring)
+
+    def read_as(self, vocabulary: list[int]) -> None:
+        """Use another vocabulary, ascending, that holds all values that occur."""
+        self.vocabulary = vocabulary
+        self._index = np.zeros(vocabulary[-1] + 1, dtype=np.int64)
+        self._index[vocabulary] = np.arange(len(vocabulary))
+
+    def indices(self, places: np.ndarray) -> Tensor:
+        """int64 vocabulary indices of the characters at these places, in their shape."""
+        return torch.from_numpy(self._index[self.data[places]])
+
+    def counts(self, end: int) -> Tensor:
+        """int64 ``(V,)``: how often each of the vocabulary occurs before the place ``end``.
+
+        Of a long text only the beginning is counted.
+        """
+        counts = np.zeros(len(self.vocabulary), dtype=np.int64)
+        end = min(end, COUNTED)
+        for begin in range(0, end, PIECE):
+            piece = self._index[self.data[begin : min(begin + PIECE, end)]]
+            counts += np.bincount(piece, minlength=len(counts))
+        return torch.from_numpy(counts)
+
+
+def load(specs: Sequence[str], unit: str = "byte", stdin: Path | None = None) -> Corpus:
+    """Read a corpus: the concatenation of everything that ``specs`` name.
+
+    Args:
+        unit: "byte", or "char" for the characters of UTF-8; what is none becomes U+FFFD.
+        stdin: a file that holds what came from standard input, which is read where there is none.
+
+    Raises:
+        UserError: something is missing, too short, or not what its checksum says.
+    """
+    named = sources(specs)
+    files = [file or stdin for file in named.files]
+    digest, size = hashlib.sha256(), 0
+    seen = np.zeros(256 if unit == "byte" else 0x110000, dtype=bool)
+
+    def characters() -> Iterator[np.ndarray]:
+        nonlocal size
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in itertools.chain(_pieces(files), [b""]):
+            digest.update(piece)
+            size += len(piece)
+            if unit == "byte":
+                values = np.frombuffer(piece, dtype=np.uint8)
+            else:
+                text = decoder.decode(piece, final=not piece)
+                values = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+            seen[values] = True
+            yield values
+
+    if unit == "byte" and len(files) == 1 and files[0] is not None and files[0].is_file():
+        for _ in characters():
+            pass
+        data = _map(files[0])
+    else:
+        data = _spooled(characters())
+    if data.size < 2:
+        why = f"is one {unit} long: there is nothing to predict" if data.size else "is empty"
+        raise UserError(f"--data: the text of {' '.join(specs)} {why}")
+    vocabulary = np.flatnonzero(seen).tolist()
+    return Corpus(data, vocabulary, digest.hexdigest(), named.summary(size))
+
+
+def _pieces(files: Sequence[Path | None]) -> Iterator[bytes]:
+    """All the bytes, in pieces that memory holds."""
+    for source in files:
+        try:
+            with open(source, "rb") if source else nullcontext(standard_input("--data -")) as file:
+                while piece := file.read(PIECE):
+                    yield piece
+        except OSError as error:
+            name = source or "standard input"
+            raise UserError(f"--data: cannot read {name}: {error.strerror}") from error
+
+
+def _map(path: Path) -> np.ndarray:
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype=np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def _spooled(parts: Iterator[np.ndarray]) -> np.ndarray:
+    """The parts one after another in a temporary file that has no name and goes with the run."""
+    with tempfile.TemporaryFile() as file:
+        dtype: Any = np.uint8
+        for part in parts:
+            try:
+                file.write(part.data)
+            except OSError as error:
+                where = tempfile.gettempdir()
+                raise UserError(f"--data: cannot write to {where}: {error.strerror}") from error
+            dtype = part.dtype
+        file.flush()
+        return np.memmap(file, dtype=dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+
+
+class Streams:
+    """A part of a corpus as ``batch`` contiguous streams, read in windows with their targets.
+
+    Each row of the batch goes on in the next window where it stopped, so that a model's state can
+    be carried over (truncated backpropagation through time).
+
+    Args:
+        begin, end: the part, as places in the corpus.
+        batch, steps: size B and length T of a window.
+        partial: whether a last window shorter than T counts.
+        rank, world: of ``world`` processes that share the rows, this one reads part ``rank``.
+
+    Attributes:
+        windows: how many there are.
+        rows: the streams that this process reads, of B.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        begin: int,
+        end: int,
+        batch: int,
+        steps: int,
+        partial: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.corpus, self.end, self.batch, self.steps = corpus, end, batch, steps
+        self.length = max(0, end - begin - 1) // batch  # of a stream, its last target not counted
+        self.windows = -(-self.length // steps) if partial else self.length // steps
+        self.rows = slice(rank * batch // world, (rank + 1) * batch // world)
+        self._starts = begin + self.length * np.arange(batch)[self.rows]
+
+    def window(self, j: int) -> tuple[Tensor, Tensor]:
+        """Input and target of window j, int64 ``(T, rows)`` each, views of one tensor."""
+        steps = np.arange(j * self.steps, min((j + 1) * self.steps, self.length) + 1)
+        both = self.corpus.indices(steps[:, None] + self._starts)
+        return both[:-1], both[1:]
+
+
+def slug(specs: Sequence[str]) -> str:
+    """A short name for a corpus, fit for a folder."""
+    name = Path(specs[0].rstrip("/*")).stem if specs[0] != "-" else "stdin"
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "text"

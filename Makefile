@@ -23,7 +23,7 @@ test: $(VENV)/.test lint  ## install everything, then lint, type check and the w
 	$(BIN)/python -m pytest
 
 shim: $(VENV)/.test  ## the CUDA kernels on the CPU, under the race checker and the address sanitizer
-	$(BIN)/python -m pytest tests/test_simt.py tests/test_simt_persistent.py
+	$(BIN)/python -m pytest $(wildcard tests/test_simt*.py)
 
 compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architecture, and its report
 	$(BIN)/python -m pytest tests/test_compile_gate.py

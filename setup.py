@@ -10,7 +10,7 @@ environment's site-packages; only where there is none does the build ask for one
     FASTLSTM_CUDA          auto: the CUDA kernels where torch has CUDA and nvcc is found, and one
                            line that says why not elsewhere; 0: never; 1: or an error
     CUDA_HOME              the CUDA toolkit        (default: nvcc on PATH, then /usr/local/cuda)
-    TORCH_CUDA_ARCH_LIST   GPUs to compile for     (default: 7.5;8.0;9.0a;10.0+PTX)
+    TORCH_CUDA_ARCH_LIST   GPUs to compile for     (default: 7.5;8.0;9.0a;10.0a+PTX)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 BYTES_PER_JOB = 1 << 30
 
-CUDA_ARCHITECTURES = "7.5;8.0;9.0a;10.0+PTX"
+CUDA_ARCHITECTURES = "7.5;8.0;9.0a;10.0a+PTX"
 
 # Flags of the files whose name holds the instruction set's name; other processors build only the
 # baseline, which the compiler vectorises for whatever they have.
@@ -102,7 +102,7 @@ def cuda_architectures() -> str:
 
 
 def cuda_targets() -> list[str]:
-    """nvcc's flags for the architectures."""
+    """nvcc's flags for the architectures. PTX is that of the plain number, for newer GPUs."""
     flags = []
     for name in re.split(r"[;,\s]+", cuda_architectures()):
         found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
@@ -113,7 +113,8 @@ def cuda_targets() -> list[str]:
         arch = found[1] + found[2] + found[3]
         flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
         if found[4]:
-            flags += ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
+            plain = found[1] + found[2]
+            flags += ["-gencode", f"arch=compute_{plain},code=compute_{plain}"]
     return flags
 
 
@@ -314,14 +315,24 @@ def cpu_sources() -> list[str]:
     chosen = [
         name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)
     ]
-    own = ["module.cpp", "ops_cpu.cpp", "ops_generate.cpp", "cuda/planner.cpp"]
+    own = [
+        "module.cpp",
+        "ops_cpu.cpp",
+        "ops_generate.cpp",
+        "cuda/planner.cpp",
+        "cuda/generate_plan.cpp",
+    ]
     return [f"csrc/{name}" for name in own] + [f"csrc/cpu/{name}" for name in chosen]
 
 
 def cuda_sources() -> list[str]:
     files = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.c*"))
     files = [name for name in files if name.endswith((".cpp", ".cu"))]
-    return ["csrc/ops_cuda.cpp", *(f"csrc/cuda/{name}" for name in files)]
+    return [
+        "csrc/ops_cuda.cpp",
+        "csrc/ops_generate_cuda.cpp",
+        *(f"csrc/cuda/{name}" for name in files),
+    ]
 
 
 def extensions() -> list[Extension]:

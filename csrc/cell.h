@@ -144,6 +144,34 @@ FASTLSTM_INLINE CellBackward<V> cell_backward(V i, V f, V g, V o, V c_prev, V c,
   return d;
 }
 
+// cell_backward is linear in dh and dc: its factors, for those who learn dh last.
+template <class V>
+struct CellFactors {
+  V state_h, state_c;       // of dh and dc, in the gradient of the cell state
+  V a_i, a_f, a_g, c_prev;  // of that gradient
+  V a_o, h_prev;            // of dh
+  V c_kept;                 // of dc, in what c_prev gets besides
+};
+
+template <class Math, class V, class Rules = PlainCell>
+FASTLSTM_INLINE CellFactors<V> cell_factors(V i, V f, V g, V o, V c_prev, V c,
+                                            const Rules& rules = Rules{}) {
+  const V one = Math::one();
+  if constexpr (!Rules::kPlain) c = clipped(unbound_cell(i, f, g, c_prev, rules), rules);
+  CellBackward<V> d;
+  const V state_h = cell_output_backward<Math>(o, c, one, d.a_o);
+  cell_state_backward<Math>(i, f, g, c_prev, one, rules, d);
+  CellFactors<V> x{state_h, one, d.a_i, d.a_f, d.a_g, d.c_prev, d.a_o, V{}, V{}};
+  if constexpr (!Rules::kPlain) {
+    x.state_h = state_h * rules.new_h;
+    x.state_c = rules.new_c;
+    x.a_o = d.a_o * rules.new_h;
+    x.h_prev = one - rules.new_h;
+    x.c_kept = one - rules.new_c;
+  }
+  return x;
+}
+
 // Layer normalisation (Ba, Kiros and Hinton, 2016) divides by sqrt(variance + this).
 constexpr double kNormEpsilon = 1e-5;
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cuda/persistent.h"
+#include "cuda/generate_plan.h"
 #include "cuda/planner.h"
 
 namespace py = pybind11;
@@ -44,14 +44,28 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
   result["reason"] = found.reason;
   result["tensor_cores"] = found.tensor_cores;
   result["microseconds"] = found.microseconds;
-  if (found.algorithm == cuda::Algorithm::persistent) {
-    const cuda::PersistentShape shape = cuda::kPersistentShapes[found.shape];
-    result["units"] = shape.units;
-    result["tiles"] = shape.tiles;
-    result["groups"] = found.groups;
-    result["active"] = found.active;
-    result["wave"] = found.wave;
+  if (found.ctas > 0) {
+    result["ctas"] = found.ctas;
+    result["units"] = found.units;
+    result["sequences"] = found.sequences;
   }
+  return result;
+}
+
+// Of the kernel that draws text; "reason" says why it does not run, or is None.
+py::dict generate_plan(int element_bytes, int64_t hidden_size, int64_t layers, int64_t vocabulary,
+                       int64_t batch, int capability, int sms, int64_t shared_per_block) {
+  const cuda::GeneratePlan found = cuda::generate_plan(
+      {element_bytes, hidden_size, layers, vocabulary, batch}, {capability, sms, shared_per_block});
+  py::dict result;
+  result["reason"] = found.reason ? py::object(py::str(found.reason)) : py::none();
+  result["units"] = found.layout.units;
+  result["columns"] = found.layout.columns();
+  result["ctas"] = found.layout.ctas;
+  result["groups"] = found.groups;
+  result["active"] = found.active;
+  result["shared"] = found.layout.bytes;
+  result["microseconds"] = found.microseconds;
   return result;
 }
 
@@ -105,4 +119,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("shared_per_block"), py::arg("algorithm"), py::arg("allow_tf32"),
         py::arg("plain_cells") = true, py::arg("layer_norm") = false,
         "What the CUDA planner picks for a problem on a device that need not be there.");
+  m.def("generate_plan", &generate_plan, py::kw_only(), py::arg("element_bytes"),
+        py::arg("hidden_size"), py::arg("layers"), py::arg("vocabulary"), py::arg("batch"),
+        py::arg("capability"), py::arg("sms"), py::arg("shared_per_block"),
+        "How one launch draws a model's text on a device that need not be there.");
 }

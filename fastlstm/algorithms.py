@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .native import _C, DTYPES, constant_in_compiled, kernels_missing
+from .ops.algorithm import algorithm, settings
+from .ops.native import _C, DTYPES, kernels_missing
+from .stack import ALGORITHMS
 
 if TYPE_CHECKING:
     from .modules import LSTM
 
-__all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain"]
-
-ALGORITHMS = ("auto", "stepwise", "persistent", "cluster")  # csrc/cuda/planner.h's order
+__all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain", "gpu_sizes"]
 
 # (compute capability, multiprocessors, bytes of shared memory that a block may ask for)
 GPUS = {
@@ -30,65 +26,21 @@ GPUS = {
 }
 
 
-def _checked(name: str, source: str) -> str:
-    if name not in ALGORITHMS:
-        raise ValueError(f"{source}: expected one of {', '.join(ALGORITHMS)}, got {name!r}")
-    return name
-
-
-_default = _checked(os.environ.get("FASTLSTM_ALGO") or "auto", "FASTLSTM_ALGO")
-_forced: ContextVar[str] = ContextVar("algorithm", default=_default)
-
-
-@contextmanager
-def algorithm(name: str) -> Iterator[None]:
-    """Force an algorithm on CUDA for the calls inside (and for their backward passes).
-
-    The CPU has one algorithm and ignores this. The environment variable ``FASTLSTM_ALGO`` sets the
-    default of the whole process.
-
-    Args:
-        name: ``"auto"`` (the planner's choice), ``"stepwise"`` or ``"persistent"``.
-
-    Raises:
-        ValueError: an unknown name. A call that the algorithm cannot run raises RuntimeError.
-    """
-    token = _forced.set(_checked(name, "algorithm"))
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
-def _settings() -> tuple[bool, int]:
-    """Whether float32 may use tf32 in an RNN (as cuDNN's would), and the algorithm asked for."""
-    return _allow_tf32(), ALGORITHMS.index(_forced.get())
-
-
-def _allow_tf32() -> bool:
-    rnn = getattr(torch.backends.cudnn, "rnn", None)
-    precision = getattr(rnn, "fp32_precision", None)  # reading allow_tf32 raises once this is set
-    if precision in ("tf32", "ieee"):
-        return precision == "tf32"
-    return bool(torch.backends.cudnn.allow_tf32)
-
-
-settings = constant_in_compiled(_settings)
-
-
 @dataclass(frozen=True)
 class Explanation:
     """What runs a problem's forward and backward pass, and why.
 
     Attributes:
         device: the module's, or the GPU that was asked about.
-        algorithm, backward_algorithm: "fused" (the CPU's kernels), "stepwise", "persistent", or
-            "torch" where there are no kernels and torch's own LSTM runs.
+        algorithm, backward_algorithm: "fused" (the CPU's kernels), "stepwise", "cluster", "grid",
+            or "torch" where there are no kernels and torch's own LSTM runs.
         reason, backward_reason: in words.
         step_microseconds, backward_step_microseconds: on GPUs, the planner's own estimate of a
-            time step of all layers, from data sheets; else None. Good for comparing shapes and
-            algorithms: on an H200 steps took 1.7 to 6.4 times as long.
-        layers_at_once, backward_layers_at_once: how many a launch runs, as a wavefront.
+            time step of all layers, from what was measured on an H200 and, for stepwise, from data
+            sheets; else None. What surrounds the steps is not in it.
+        ctas, backward_ctas: how many SMs share a group of sequences and hold a layer's weights for
+            it; 0 where no weights stay on chip.
+        sequences, backward_sequences: of such a group, at the most.
     """
 
     device: str
@@ -98,23 +50,34 @@ class Explanation:
     backward_reason: str
     step_microseconds: float | None = None
     backward_step_microseconds: float | None = None
-    layers_at_once: int = 1
-    backward_layers_at_once: int = 1
+    ctas: int = 0
+    backward_ctas: int = 0
+    sequences: int = 0
+    backward_sequences: int = 0
 
     def __str__(self) -> str:
-        def part(algorithm: str, reason: str, step: float | None, layers: int) -> str:
-            wave = f", {layers} layers at once" if layers > 1 else ""
+        def part(algorithm: str, reason: str, step: float | None, ctas: int, group: int) -> str:
+            shape = f", {ctas} SM{'s'[: ctas - 1]} for {group} sequences" if ctas else ""
             time = f", about {step:.1f} us a step" if step is not None else ""
-            return f"{algorithm} ({reason}{wave}{time})"
+            return f"{algorithm} ({reason}{shape}{time})"
 
-        forward = part(self.algorithm, self.reason, self.step_microseconds, self.layers_at_once)
+        forward = part(
+            self.algorithm, self.reason, self.step_microseconds, self.ctas, self.sequences
+        )
         backward = part(
             self.backward_algorithm,
             self.backward_reason,
             self.backward_step_microseconds,
-            self.backward_layers_at_once,
+            self.backward_ctas,
+            self.backward_sequences,
         )
         return f"{self.device}: forward {forward}; backward {backward}"
+
+
+def gpu_sizes(device: torch.device) -> tuple[int, int, int]:
+    """What :data:`GPUS` holds, of a GPU of this machine."""
+    p: Any = torch.cuda.get_device_properties(device)
+    return 10 * p.major + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin
 
 
 def explain(
@@ -157,33 +120,32 @@ def explain(
         reason = f"the fused kernels for {_C.cpu_selected()}; every problem"
         return Explanation(str(weight.device), "fused", reason, "fused", reason)
     if gpu is None:
-        p: Any = torch.cuda.get_device_properties(weight.device)
-        device = f"{weight.device} ({p.name})"
-        capability, sms = 10 * p.major + p.minor, p.multi_processor_count
-        shared = p.shared_memory_per_block_optin
+        device = f"{weight.device} ({torch.cuda.get_device_name(weight.device)})"
+        capability, sms, shared = gpu_sizes(weight.device)
     else:
         device, (capability, sms, shared) = gpu, GPUS[gpu]
     if weight.dtype not in DTYPES:
         raise ValueError(f"lstm: no kernels for {weight.dtype}")
-    allow_tf32, forced = _settings()
+    allow_tf32, forced = settings()
+    stack = lstm.stack
     forward, backward = (
         _C.plan(
             dtype=DTYPES.index(weight.dtype),
             steps=seq_length,
             batch=batch_size,
             packed=packed,
-            hidden_size=lstm.hidden_size,
-            proj_size=lstm.proj_size,
-            layers=lstm.num_layers,
-            directions=1 + lstm.bidirectional,
+            hidden_size=stack.hidden_size,
+            proj_size=stack.proj_size,
+            layers=stack.num_layers,
+            directions=stack.directions,
             backward=in_backward,
             capability=capability,
             sms=sms,
             shared_per_block=shared,
             algorithm=forced,
             allow_tf32=allow_tf32,
-            plain_cells=lstm._cell_rules() is None,
-            layer_norm=lstm._sizes().layer_norm,
+            plain_cells=not stack.has_rules,
+            layer_norm=stack.layer_norm,
         )
         for in_backward in (False, True)
     )
@@ -195,6 +157,5 @@ def explain(
         backward["reason"],
         forward["microseconds"],
         backward["microseconds"],
-        forward.get("wave", 1),
-        backward.get("wave", 1),
+        *(plan.get(name, 0) for name in ("ctas", "sequences") for plan in (forward, backward)),
     )

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import algorithms, native
+from fastlstm import algorithms
+from fastlstm.ops import native
+from fastlstm.ops.algorithm import settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,26 +47,21 @@ def test_every_gpu_runs_every_problem(gpu, dtype):
     assert found.step_microseconds > 0
 
 
-@pytest.mark.parametrize("gpu", ["A100", "H100", "H200", "B200"])
-def test_weights_that_fit_stay_on_chip(gpu):
-    found = fastlstm.explain(fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16), 100, 100, gpu=gpu)
-    assert found.algorithm == found.backward_algorithm == "persistent"
+@pytest.mark.parametrize(
+    ("gpu", "algorithm", "batch"),
+    [("A100", "grid", 8), ("H100", "cluster", 100), ("H200", "cluster", 100)],
+)
+def test_weights_that_fit_stay_on_chip(gpu, algorithm, batch):
+    lstm = fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16)
+    found = fastlstm.explain(lstm, batch, 100, gpu=gpu)
+    assert found.algorithm == found.backward_algorithm == algorithm
+    assert f"{found.ctas} SMs for {found.sequences} sequences" in str(found)
     with fastlstm.algorithm("stepwise"):
-        slower = fastlstm.explain(
-            fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16), 100, 100, gpu=gpu
-        )
+        slower = fastlstm.explain(lstm, batch, 100, gpu=gpu)
     assert found.step_microseconds < slower.step_microseconds
     assert "us a step" in str(found)
-
-
-def test_a_wavefront_is_explained():
-    found = fastlstm.explain(fastlstm.LSTM(65, 256, 2, dtype=torch.bfloat16), 16, 100, gpu="H200")
-    assert found.layers_at_once == found.backward_layers_at_once == 2
-    assert str(found).count("2 layers at once") == 2
-    with fastlstm.algorithm("stepwise"):
-        found = fastlstm.explain(fastlstm.LSTM(65, 256, 2), 16, 100, gpu="H200")
-    assert found.layers_at_once == found.backward_layers_at_once == 1
-    assert "at once" not in str(found)
+    assert slower.ctas == slower.backward_ctas == 0
+    assert "SMs for" not in str(slower)
 
 
 def test_forced_algorithm_is_explained_or_refused():
@@ -72,8 +69,9 @@ def test_forced_algorithm_is_explained_or_refused():
     with fastlstm.algorithm("stepwise"):
         assert "asked for" in fastlstm.explain(lstm, 3, 4, gpu="H200").reason
     assert "asked for" not in fastlstm.explain(lstm, 3, 4, gpu="H200").reason
-    with fastlstm.algorithm("cluster"), pytest.raises(ValueError, match='"cluster" has no kernels'):
-        fastlstm.explain(lstm, 3, 4, gpu="H200")
+    refusal = '"cluster" cannot run: clusters need a GPU of compute capability 9.0'
+    with fastlstm.algorithm("cluster"), pytest.raises(ValueError, match=refusal):
+        fastlstm.explain(lstm, 3, 4, gpu="A100")
     y = torch.randn(4, 3, 5)
     with fastlstm.algorithm("cluster"):  # the CPU ignores it
         lstm(y)
@@ -108,9 +106,9 @@ def test_environment_forces_an_algorithm(value, said):
 
 def test_tf32_follows_the_flag_of_cudnns_rnns(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert algorithms._settings() == (False, 0)
+    assert settings() == (False, 0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert algorithms._settings() == (True, 0)
+    assert settings() == (True, 0)
 
 
 @pytest.mark.parametrize(

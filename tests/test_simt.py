@@ -1,8 +1,8 @@
 """The CUDA kernels, run by the emulator in tests/simt, agree with the float64 reference.
 
 The same sources go through nvcc and through g++; see docs/kernels.md. The second half plants bugs
-in small kernels and in the real ones, and demands that the emulator finds each. The persistent
-kernels have a file of their own, test_simt_persistent.py.
+in small kernels and in the real ones, and demands that the emulator finds each. The kernels
+of clusters and of the grid have files of their own, test_simt_cluster.py and the like.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fastlstm import reference
 pytestmark = NEEDED
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-TILES = range(3)
+LIBRARY = 3  # kLibraryTile
+TILES = range(LIBRARY + 1)  # the last one leaves products to the library
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -98,21 +99,21 @@ def test_strided_input_and_states_that_start_nowhere(dtype):
     x = make(p)
     lstm = Emulated(load("plain")).lstm
     with torch.no_grad():
-        dense = lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+        dense = lstm(*x.arguments)
         wide = torch.cat((x.input, x.input), -1)
         for same in (x.input.transpose(0, 1).contiguous().transpose(0, 1), wide[..., 6:]):
             assert not same.is_contiguous()
-            again = lstm(same, x.h0, x.c0, x.weights, **x.options)
+            again = lstm(same, *x.arguments[1:])
             assert all(torch.equal(a, b) for a, b in zip(dense, again, strict=True))
         expanded = x.input[:, :1].expand(-1, 4, -1)
-        again = lstm(expanded, x.h0, x.c0, x.weights, **x.options)
-        whole = lstm(expanded.contiguous(), x.h0, x.c0, x.weights, **x.options)
+        again = lstm(expanded, *x.arguments[1:])
+        whole = lstm(expanded.contiguous(), *x.arguments[1:])
         assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     for j in range(3):  # only one of the outputs is used, and only some gradients are wanted
         leaves = [x.weights[1], x.c0]
         (ours, theirs) = (
             torch.autograd.grad(
-                f(y.input.detach(), y.h0.detach(), y.c0, y.weights, **y.options)[j].double().sum(),
+                f(y.input.detach(), (y.h0.detach(), y.c0), *y.arguments[2:])[j].double().sum(),
                 [y.weights[1], y.c0],
             )
             for f, y in ((lstm, x), (reference.lstm, x.to(torch.float64)))
@@ -127,31 +128,40 @@ def test_an_index_out_of_range_ends_the_kernel(bad):
     x = make(Problem(index=torch.int64, input_size=5))
     x.input[1, 2] = bad
     with pytest.raises(KernelError, match="index out of range"):
-        Emulated(load("plain")).lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+        Emulated(load("plain")).lstm(*x.arguments)
 
 
-def test_an_algorithm_without_kernels_is_refused():
-    x = make(Problem())
+def test_an_algorithm_that_cannot_run_a_problem_is_refused():
+    x = make(Problem(proj_size=3, dtype=torch.bfloat16))
     emulated = Emulated(load("plain"), Schedule(algorithm="cluster"))
-    with pytest.raises(KernelError, match="no kernels yet"):
-        emulated.lstm(x.input, x.h0, x.c0, x.weights, **x.options)
+    with pytest.raises(KernelError, match='"cluster" cannot run: clusters have no projection'):
+        emulated.lstm(*x.arguments)
+
+
+def tiles(dtype, *problem):
+    found = [
+        plan(load("plain"), dtype, *problem, backward=backward, algorithm="stepwise")
+        for backward in (False, True)
+    ]
+    assert all(x.reason for x in found)
+    return found[0].tensor_cores, found[0].gates, found[1].cell
 
 
 def test_planner_takes_larger_tiles_for_larger_problems():
     """And none that an older GPU's shared memory cannot hold. docs/kernels.md has these numbers."""
+    assert tiles(torch.float32, 256, 16) == (False, 0, 0)
+    assert tiles(torch.float32, 512, 100) == (False, 1, 0)
+    assert tiles(torch.float32, 2048, 128) == (False, 2, 1)
+    assert max(tiles(torch.bfloat16, 2048, 128, 75)) < 2
 
-    def tiles(*problem):
-        found = plan(load("plain"), torch.bfloat16, *problem)
-        assert found.reason
-        return found.tensor_cores, found.gates, found.cell
 
-    assert tiles(256, 16) == (True, 0, 0)
-    assert tiles(512, 100) == (True, 1, 1)
-    assert tiles(2048, 128) == (True, 2, 1)
-    tensor_cores, gates, cell = tiles(2048, 128, 75)
-    assert not tensor_cores
-    assert max(gates, cell) < 2
-    assert not plan(load("plain"), torch.float32, 512, 100).tensor_cores
+def test_planner_leaves_large_products_of_half_types_to_the_library():
+    """Where a step of its own is one small kernel, it stays one; float32 is not the library's,
+    which may round to tf32 where the steps may not."""
+    assert tiles(torch.bfloat16, 64, 128) == (True, 0, 0)
+    assert tiles(torch.bfloat16, 256, 16) == (True, 0, LIBRARY)
+    assert tiles(torch.bfloat16, 2048, 128) == (True, LIBRARY, LIBRARY)
+    assert tiles(torch.float16, 4096, 1) == (True, LIBRARY, LIBRARY)
 
 
 # ---- the race checker on the kernels ----
@@ -161,7 +171,9 @@ def test_planner_takes_larger_tiles_for_larger_problems():
 @pytest.mark.parametrize("name", OPTIONS | NORMED)
 def test_no_races(name, dtype):
     p = Problem(dtype=dtype, **(OPTIONS | NORMED)[name])
-    for seed, (order, tile, preempt) in enumerate([("random", 0, 50), ("block_down", 1, 0)]):
+    for seed, (order, tile, preempt) in enumerate(
+        [("random", 0, 50), ("block_down", 1, 0), ("random", LIBRARY, 0)]
+    ):
         assert_matches(p, Schedule(order, seed, True, preempt, tile), "race")
 
 

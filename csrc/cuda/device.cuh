@@ -1,8 +1,9 @@
 // The one place where nvcc and the host build (tests/simt) differ: inline PTX and CUDA types on one
 // side, calls of the emulator on the other, each as a named function with its twin beside it.
 //
-// Rules for the kernels: no PTX outside this file; one dynamic shared buffer, no bare __shared__;
-// one struct of arguments a kernel; every load that polls goes through a named function.
+// Rules for the kernels: no PTX outside this file and exchange.cuh; one dynamic shared buffer, no
+// bare __shared__; one struct of arguments a kernel; every load that polls goes through a named
+// function.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,10 @@ namespace fastlstm {
 namespace cuda {
 
 __device__ __forceinline__ constexpr int min_of(int a, int b) { return a < b ? a : b; }
+
+// Elements of a tf32 product: floats are rounded to the nearest by each mma; rounded ones came
+// through round_tf32 before.
+struct RoundedFloat {};
 
 #if defined(__CUDACC__)
 
@@ -117,17 +122,42 @@ __device__ __forceinline__ uint32_t round_tf32(uint32_t x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(x)));
   return y;
 }
-// The operands are rounded to tf32 here, to the nearest value.
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                    float) {
+                                    RoundedFloat) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(round_tf32(a[0])), "r"(round_tf32(a[1])), "r"(round_tf32(a[2])), "r"(round_tf32(a[3])),
-        "r"(round_tf32(b[0])), "r"(round_tf32(b[1])));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                    float) {
+  const uint32_t left[4] = {round_tf32(a[0]), round_tf32(a[1]), round_tf32(a[2]), round_tf32(a[3])};
+  const uint32_t right[2] = {round_tf32(b[0]), round_tf32(b[1])};
+  mma(d, left, right, RoundedFloat());
 }
 #endif
+
+__device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ uint32_t bits_of(Bf16 x) { return __bfloat16_as_ushort(x); }
+__device__ __forceinline__ uint32_t bits_of(F16 x) { return __half_as_ushort(x); }
+__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+// 2^x and 1/x by the special function unit: about 2 units in the last place.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Keeps a value where it was computed: not moved behind a wait.
+__device__ __forceinline__ void pin(float& x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void pin(uint32_t& x) { asm volatile("" : "+r"(x)); }
 
 __device__ __forceinline__ void trap(const char*) { __trap(); }
 
@@ -193,6 +223,10 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], F
 inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
   simt::mma_16x8<1, simt::Tf32>(d, a, b);
 }
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], RoundedFloat) {
+  simt::mma_16x8<1, simt::RoundedTf32>(d, a, b);
+}
+inline uint32_t round_tf32(uint32_t x) { return simt::as_bits(simt::Tf32::get(x, 0)); }
 #else
 inline void copy_async(void* to, const void* from, unsigned valid) {
   *static_cast<uint4*>(to) = valid ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
@@ -218,6 +252,16 @@ struct Patience {
   void check() const {}
 };
 
+inline uint32_t bits_of(float x) { return simt::as_bits(x); }
+inline uint32_t bits_of(Bf16 x) { return x.bits; }
+inline uint32_t bits_of(F16 x) { return x.bits; }
+inline float float_of(uint32_t bits) { return simt::as_float(bits); }
+
+inline float exp2_fast(float x) { return std::exp2(x); }
+inline float reciprocal_fast(float x) { return 1 / x; }
+inline void pin(float&) {}
+inline void pin(uint32_t&) {}
+
 inline void trap(const char* why) { simt::fail(why); }
 
 template <class Args>
@@ -234,7 +278,10 @@ void launch_cooperative(void (*kernel)(Args), dim3 grid, unsigned threads, size_
   launch(kernel, grid, threads, shared, stream, args);
 }
 
-inline void zero_async(void* memory, size_t bytes, void*) { std::memset(memory, 0, bytes); }
+inline void zero_async(void* memory, size_t bytes, void* stream) {
+  ++static_cast<simt::Stream*>(stream)->launches;
+  std::memset(memory, 0, bytes);
+}
 
 #endif
 

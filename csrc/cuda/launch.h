@@ -42,7 +42,17 @@ struct Passes {
   int64_t (*backward)(const Backward& f, const Plan& plan, const Context* context);
 };
 extern const Passes kStepwiseF32, kStepwiseTf32, kStepwiseF64, kStepwiseBf16, kStepwiseF16;
-extern const Passes kPersistentTf32, kPersistentBf16, kPersistentF16;
+
+#define FASTLSTM_DECLARE_PASSES(algorithm, type)                                                  \
+  int64_t algorithm##_forward_##type(const Forward& f, const Plan& plan, const Context* context); \
+  int64_t algorithm##_backward_##type(const Backward& f, const Plan& plan, const Context* context)
+FASTLSTM_DECLARE_PASSES(cluster, bf16);
+FASTLSTM_DECLARE_PASSES(cluster, f16);
+FASTLSTM_DECLARE_PASSES(cluster, tf32);
+FASTLSTM_DECLARE_PASSES(grid, bf16);
+FASTLSTM_DECLARE_PASSES(grid, f16);
+FASTLSTM_DECLARE_PASSES(grid, tf32);
+#undef FASTLSTM_DECLARE_PASSES
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -51,6 +51,12 @@ __device__ __forceinline__ Moments<T> moments(int units, int n, T* shared, At&& 
   return {mean, T(1 / sqrt(double(variance) + kNormEpsilon))};
 }
 
+// A CTA for each sequence of a step, in both directions.
+inline dim3 sequence_grid(const int (&sequences)[2], int directions) {
+  const int most = sequences[0] > sequences[1] ? sequences[0] : sequences[1];
+  return dim3(unsigned(most), 1, unsigned(directions));
+}
+
 template <class S>
 struct NormGains {
   const S *ih, *hh, *c, *c_bias;

@@ -14,10 +14,9 @@ struct Device {
   int64_t shared_per_block;  // bytes that a block may ask for
 };
 
-// `cluster` stands here for the planner's table; it has no kernels yet. fastlstm/algorithms.py
-// names them in this order.
+// fastlstm names them in this order.
 enum class Pass { forward, backward };
-enum class Algorithm { automatic, stepwise, persistent, cluster };
+enum class Algorithm { automatic, stepwise, cluster, grid };
 
 struct Settings {
   Algorithm algorithm = Algorithm::automatic;
@@ -27,12 +26,13 @@ struct Settings {
 struct Plan {
   Algorithm algorithm;
   bool tensor_cores;
-  // Tiles (indices of tile_shape) of the products of a step.
+  // Tiles (indices of tile_shape, or kLibraryTile) of the products of a step.
   int gates, project;  // forward: W_hh with the cell, W_hr
   int hidden, cell;    // backward: the gradient of h (projected), and that with the cell
-  // Persistent: the kernel's shape (kPersistentShapes), groups of sequences, those of a launch,
-  // layers of a launch.
-  int shape, groups, active, wave;
+  // Cluster and grid: CTAs that share a group of sequences, units of one, sequences of a group.
+  int ctas, units, sequences;
+  // Grid: the kernel's shape (grid/shapes.h), groups of sequences, those of a launch.
+  int shape, groups, active;
   double microseconds;  // estimate for one step of all layers; docs/kernels.md
   const char* reason;
 };

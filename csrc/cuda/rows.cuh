@@ -51,20 +51,38 @@ static __global__ void __launch_bounds__(kRowThreads, 4)
   }
 }
 
-// to (rows x depth, wide) = a matrix whose element (r, k) stands at r * row_stride + k * k_stride.
-// Zero where r or k is beyond the source. Rows: as they stand, by gates (each block of 32 holds
-// i, f, g, o of eight units), or those that `index` names.
+// How the gates of `units` units stand in a packed matrix: by slots of `slot` units, in each the
+// units' i, then their f, g and o. Without units: any matrix, as it is stored.
+struct GateOrder {
+  int units, slot;
+
+  // The gate of the source that stands at j; beyond all gates where there is none.
+  __device__ __forceinline__ int64_t source(int64_t j) const {
+    if (units == 0) return j;
+    const int64_t unit = j / (4 * slot) * slot + j % slot;
+    return unit < units ? j % (4 * slot) / slot * units + unit : 4 * int64_t(units);
+  }
+};
+
+constexpr GateOrder kAsStored{0, 0};
+
+// to (to_rows, wide) = a matrix (rows, depth) whose element (r, k) stands at
+// r * row_stride + k * k_stride; zero beyond it. Rows: those that `index` names, or by `row_order`.
+// Two matrices of one shape, one per blockIdx.y, are packed by one launch.
 template <class S, class To>
 struct PackArgs {
-  const S* from;
-  To* to;
+  const S* from[2];  // null: zeros
+  To* to[2];
   const int* index;
   int64_t row_stride, k_stride, rows, to_rows, wide;
-  int depth, units;  // units > 0: by gates
+  int depth;
+  GateOrder row_order, k_order;
 };
 template <class S, class To>
 __global__ void __launch_bounds__(kRowThreads, 4)
     pack_kernel(const __grid_constant__ PackArgs<S, To> args) {
+  const S* from = args.from[blockIdx.y];
+  To* to = args.to[blockIdx.y];
   // Neighbouring threads read neighbouring elements of the source.
   const bool along_rows = args.row_stride == 1 && args.k_stride != 1;
   const int64_t across = along_rows ? args.to_rows : args.wide;
@@ -73,32 +91,31 @@ __global__ void __launch_bounds__(kRowThreads, 4)
        j += stride) {
     const int64_t r = along_rows ? j % across : j / across;
     const int64_t k = along_rows ? j / across : j % across;
-    int64_t from = r;
-    if (args.units > 0) {
-      const int64_t unit = r / 32 * 8 + r % 8;
-      from = unit < args.units ? r % 32 / 8 * args.units + unit : args.rows;
-    } else if (args.index && r < args.rows) {
-      from = args.index[r];
-    }
-    const bool inside = k < args.depth && (args.index ? r < args.rows : from < args.rows);
+    int64_t row = args.row_order.source(r);
+    const int64_t column = args.k_order.source(k);
+    const bool inside = from && row < args.rows && column < args.depth;
+    if (inside && args.index) row = args.index[row];
     Acc<S> value = 0;
-    if (inside) value = to_acc(args.from[from * args.row_stride + k * args.k_stride]);
-    from_acc(value, args.to[r * args.wide + k]);
+    if (inside) value = to_acc(from[row * args.row_stride + column * args.k_stride]);
+    from_acc(value, to[r * args.wide + k]);
   }
 }
 
-// sum = b_ih + b_hh
+// sums (cells, count) = b_ih + b_hh of each cell, a cell per blockIdx.y.
+constexpr int kBiasCells = 64;
 template <class S>
 struct BiasArgs {
-  const S *b_ih, *b_hh;
-  Acc<S>* sum;
+  const S *b_ih[kBiasCells], *b_hh[kBiasCells];
+  Acc<S>* sums;
   int count;
 };
 template <class S>
 __global__ void __launch_bounds__(kRowThreads, 4)
     bias_kernel(const __grid_constant__ BiasArgs<S> args) {
-  const int j = blockIdx.x * kRowThreads + threadIdx.x;
-  if (j < args.count) args.sum[j] = to_acc(args.b_ih[j]) + to_acc(args.b_hh[j]);
+  const int j = blockIdx.x * kRowThreads + threadIdx.x, cell = blockIdx.y;
+  if (j < args.count)
+    args.sums[int64_t(cell) * args.count + j] =
+        to_acc(args.b_ih[cell][j]) + to_acc(args.b_hh[cell][j]);
 }
 
 // to += more
@@ -140,19 +157,21 @@ struct RowPlace {
   }
 };
 
-// A matrix of `rows` rows made from others, a row of it per blockIdx.x, columns among threads.
+// A matrix of `rows` rows made from others, a row of it per warp, columns among its lanes. Columns
+// from `width` to `to_wide` become zero.
 enum class RowKind {
   copy,      // from `place`, dropped out
   previous,  // h before the row's step: a row of y, or of h0
   raw_h,     // o * tanh(c), what the projection took
   one_hot,   // 1 in the column that the row's index names
 };
+constexpr int kRowsOfBlock = kRowThreads / 32;
 template <class S>
 struct RowArgs {
   RowKind kind;
   RowMap map;
   S* to;
-  int64_t to_wide;
+  int64_t rows, to_wide;
   int width;
   const S* from;  // copy: input; previous: y; raw_h: gates (rows, 4H)
   RowPlace place;
@@ -161,12 +180,16 @@ struct RowArgs {
   int direction;        // previous
   const Acc<S>* cells;  // raw_h
   const int* index;     // one_hot
+  bool aligned;         // copy, previous: whole rows begin at 16 bytes and are copied so
 };
 template <class S>
 __global__ void __launch_bounds__(kRowThreads, 4)
     row_kernel(const __grid_constant__ RowArgs<S> args) {
-  const int64_t row = blockIdx.x;
+  const int lane = threadIdx.x % 32;
+  const int64_t row = int64_t(blockIdx.x) * kRowsOfBlock + threadIdx.x / 32;
+  if (row >= args.rows) return;
   const S* from = args.from;
+  S* to = args.to + row * args.to_wide;
   if (args.kind == RowKind::copy) {
     from += args.place.at(args.map, row);
   } else if (args.kind == RowKind::previous) {
@@ -176,18 +199,27 @@ __global__ void __launch_bounds__(kRowThreads, 4)
            : args.h0   ? args.h0 + int64_t(b) * args.width
                        : nullptr;
   }
-  for (int j = threadIdx.x; j < args.width; j += kRowThreads) {
-    Acc<S> value;
-    if (args.kind == RowKind::one_hot) {
-      value = j == args.index[row] ? 1 : 0;
-    } else if (args.kind == RowKind::raw_h) {
-      value = to_acc(from[(row * 4 + 3) * args.width + j]) *
-              Math<Acc<S>>::tanh(args.cells[row * args.width + j]);
-    } else {
-      value = value_or_zero(from, j);
-      if (args.dropout.threshold) value = args.dropout.apply(value, args.map, row, j);
+  if (args.aligned) {
+    const int pieces = args.width / int(16 / sizeof(S));
+    for (int j = lane; j < pieces; j += 32)
+      reinterpret_cast<uint4*>(to)[j] =
+          from ? reinterpret_cast<const uint4*>(from)[j] : make_uint4(0, 0, 0, 0);
+    return;
+  }
+  for (int j = lane; j < args.to_wide; j += 32) {
+    Acc<S> value = 0;
+    if (j < args.width) {
+      if (args.kind == RowKind::one_hot) {
+        value = j == args.index[row] ? 1 : 0;
+      } else if (args.kind == RowKind::raw_h) {
+        value = to_acc(from[(row * 4 + 3) * args.width + j]) *
+                Math<Acc<S>>::tanh(args.cells[row * args.width + j]);
+      } else {
+        value = value_or_zero(from, j);
+        if (args.dropout.threshold) value = args.dropout.apply(value, args.map, row, j);
+      }
     }
-    from_acc(value, args.to[row * args.to_wide + j]);
+    from_acc(value, to[j]);
   }
 }
 

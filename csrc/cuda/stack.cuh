@@ -1,19 +1,39 @@
-// What every pass of both algorithms shares on the host: workspace, the rows of the problem, and
-// launches of the step kernel and of the small kernels.
+// What every pass of every algorithm shares on the host: the problem's rows, the workspace, and
+// launches of the small kernels (rows.cuh) and of large products.
+//
+// A pass is a class with plain members, in this order (each takes its part of the workspace when it
+// is constructed, without a context too):
+//   Stack<S> stack_;             the problem, its rows, the arena, launches
+//   InputPart<S> input_;         forward: start(d) of a layer, bias sums (input_part.cuh)
+//   GradientPart<S> gradients_;  backward: dgates, and what follows from them (gradient_part.cuh)
+//   StepLauncher<S, kTensor>     stepwise only: the step kernel and its operands
+// and with run() and workspace(); run_pass() makes the entry point of launch.h from it.
 #pragma once
 
 #include <vector>
 
 #include "launch.h"
 #include "rows.cuh"
-#include "stepwise.cuh"
-#include "sums.cuh"
-#include "tiles.h"
 
 namespace fastlstm {
 namespace cuda {
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+// Rows that a large product reads or writes begin at 16 bytes and hold whole pieces of them: for
+// others, cuBLAS takes kernels that load element by element.
+constexpr int64_t kPieceBytes = 16;
+template <class S>
+constexpr int64_t whole_pieces(int64_t n) {
+  return (n * int64_t(sizeof(S)) + kPieceBytes - 1) / kPieceBytes * kPieceBytes /
+         int64_t(sizeof(S));
+}
+template <class S>
+bool in_pieces(const void* rows, int64_t stride, int64_t width) {
+  return reinterpret_cast<uintptr_t>(rows) % kPieceBytes == 0 &&
+         whole_pieces<S>(stride) == stride && whole_pieces<S>(width) == width;
+}
+
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline unsigned blocks_of(int64_t n, int64_t size) { return unsigned((n + size - 1) / size); }
 
 template <class S>
@@ -61,19 +81,28 @@ S* part(void* all, int64_t index, int64_t size) {
   return all ? static_cast<S*>(all) + index * size : nullptr;
 }
 
-template <class S, bool kTensor>
+// Rows of a layer's input for a large product: `stride` from row to row, `width` numbers of each,
+// those beyond the input's own zero.
+template <class S>
+struct InputRows {
+  const S* data;
+  int64_t stride, width;
+};
+
+template <class S>
 class Stack {
  public:
   typedef Acc<S> T;
 
-  Stack(const Problem& problem, const Saved& saved_, const Plan& plan_, const Context* context_)
-      : p(problem),
+  Stack(const Problem& problem_, const Saved& saved_, const Plan& plan_, const Context* context)
+      : problem(problem_),
         saved(saved_),
         plan(plan_),
-        arena(context_ ? context_->workspace : nullptr),
-        first(p.steps + 1),
-        wide(p.directions * p.out_size),
-        context_(context_) {
+        arena(context ? context->workspace : nullptr),
+        first(problem.steps + 1),
+        output_width(problem.directions * problem.out_size),
+        context_(context) {
+    const Problem& p = problem;
     for (int64_t t = 0; t < p.steps; ++t)
       first[t + 1] = first[t] + (p.batch_sizes ? p.batch_sizes[t] : p.batch);
     map = {nullptr, nullptr, nullptr, int(p.steps), int(p.batch)};
@@ -84,38 +113,52 @@ class Stack {
     }
   }
 
+  // ---- steps, in the order of a direction ----
   // How many sequences reach step t; 0 outside the steps.
-  int active(int64_t t) const { return t < 0 || t >= p.steps ? 0 : int(first[t + 1] - first[t]); }
-  static int64_t padded(int64_t n) { return round_up(n, kPadBytes / int64_t(sizeof(S))); }
-  // Columns of an operand: gates stand in blocks of eight units.
-  static int64_t padded_columns(int64_t n) { return round_up(n, kPadColumns); }
-  static int64_t gate_columns(int64_t units) { return round_up(units, 8) * 4; }
+  int active(int64_t t) const {
+    return t < 0 || t >= problem.steps ? 0 : int(first[t + 1] - first[t]);
+  }
+  int64_t step_of(int64_t s, int d) const { return d == 0 ? s : problem.steps - 1 - s; }
+  static int64_t before(int64_t t, int d) { return d == 0 ? t - 1 : t + 1; }
+  static int64_t after(int64_t t, int d) { return d == 0 ? t + 1 : t - 1; }
 
+  // ---- layers ----
   S* layer_output(int layer) const {
-    return layer == p.layers - 1 ? static_cast<S*>(saved.output)
-                                 : part<S>(saved.hidden, layer, p.rows * wide);
+    return layer == problem.layers - 1 ? static_cast<S*>(saved.output)
+                                       : part<S>(saved.hidden, layer, problem.rows * output_width);
   }
-  int64_t input_width(int layer) const { return layer == 0 ? p.input_size : wide; }
-  bool dense(int layer) const { return layer > 0 || p.input_kind == InputKind::dense; }
+  int64_t input_width(int layer) const { return layer == 0 ? problem.input_size : output_width; }
+  bool dense(int layer) const { return layer > 0 || problem.input_kind == InputKind::dense; }
   bool dropped(int layer) const {  // whether this layer's input is
-    return layer > 0 && p.dropout > 0;
+    return layer > 0 && problem.dropout > 0;
   }
-  // Whether the kernels' caller can multiply this layer's input as it stands in memory.
-  bool plain_input(int layer) const {
-    if (layer > 0) return !dropped(layer);
-    return p.stride_b >= p.input_size && (p.batch_sizes || p.stride_t == p.batch * p.stride_b);
-  }
-  int64_t widest_copied_input() const {
+  // Elements of the rows that input() may have to copy.
+  int64_t copied_input() const {
     int64_t most = 0;
-    for (int layer = 0; layer < p.layers; ++layer)
+    for (int layer = 0; layer < problem.layers; ++layer)
       if (dense(layer) && !plain_input(layer) && input_width(layer) > most)
         most = input_width(layer);
-    return most;
+    return problem.rows * whole_pieces<S>(most);
   }
   DropoutArgs dropout_of(int layer) const {  // of this layer's output
+    const Problem& p = problem;
     if (p.dropout <= 0 || layer < 0 || layer >= p.layers - 1) return {nullptr, 0, 1, 0, 1};
     return {p.seed, uint64_t(p.dropout * 4294967296.0), p.dropout >= 1 ? 0 : 1 / (1 - p.dropout),
             layer, int(p.out_size)};
+  }
+
+  // ---- what is saved for a cell (layer * directions + direction) ----
+  S* gates(int64_t cell) const {
+    return part<S>(saved.gates, cell,
+                   problem.rows * saved_per_unit(problem.layer_norm) * problem.hidden_size);
+  }
+  T* cells(int64_t cell) const {
+    return part<T>(saved.cells, cell, problem.rows * problem.hidden_size);
+  }
+  // Of states like h0, c0, h_n or c_n, `width` numbers a sequence.
+  template <class Any>
+  auto* states(Any* all, int64_t cell, int64_t width) const {
+    return part<S>(all, cell, problem.batch * width);
   }
 
   // ---- launches ----
@@ -127,80 +170,70 @@ class Stack {
 
   void fill_map() const {
     if (map.t == nullptr) return;
+    const int64_t steps = problem.steps;
     TableArgs args{
         const_cast<int*>(map.t), const_cast<int*>(map.b), const_cast<int*>(map.first), 0, 0, {}};
-    for (args.begin = 0; args.begin < p.steps; args.begin += kTableSteps) {
-      args.steps = int(p.steps - args.begin < kTableSteps ? p.steps - args.begin : kTableSteps);
+    for (args.begin = 0; args.begin < steps; args.begin += kTableSteps) {
+      args.steps = int(steps - args.begin < kTableSteps ? steps - args.begin : kTableSteps);
       for (int j = 0; j <= args.steps; ++j) args.starts[j] = int(first[args.begin + j]);
       run_kernel(table_kernel, dim3(args.steps), kRowThreads, 0, args);
     }
   }
 
+  // One matrix, or two of one shape.
   template <class To>
   void pack(const PackArgs<S, To>& args) const {
     const unsigned blocks = blocks_of(args.to_rows * args.wide, kRowThreads);
-    run_kernel(pack_kernel<S, To>, dim3(blocks < 4096 ? blocks : 4096), kRowThreads, 0, args);
+    run_kernel(pack_kernel<S, To>, dim3(blocks < 4096 ? blocks : 4096, args.to[1] ? 2 : 1),
+               kRowThreads, 0, args);
   }
-  // An operand of the step's product: (columns, depth) from w at the given strides.
-  void pack_operand(S* to, const void* w, int64_t columns, int64_t depth, int64_t row_stride,
-                    int64_t k_stride, bool gates) const {
-    pack(PackArgs<S, S>{static_cast<const S*>(w), to, nullptr, row_stride, k_stride, columns,
-                        operand_columns(columns, gates), padded(depth), int(depth),
-                        gates ? int(columns / 4) : 0});
-  }
-  static int64_t operand_columns(int64_t columns, bool gates) {
-    return padded_columns(gates ? gate_columns(columns / 4) : columns);
-  }
-  S* take_operand(int64_t columns, int64_t depth, bool gates) {
-    return arena.template take<S>(operand_columns(columns, gates) * padded(depth));
+  // A matrix of which only the width of rows changes.
+  void copy_matrix(const S* from, int64_t from_wide, S* to, int64_t to_wide, int64_t rows,
+                   int64_t width) const {
+    pack(PackArgs<S, S>{{from, nullptr},
+                        {to, nullptr},
+                        nullptr,
+                        from_wide,
+                        1,
+                        rows,
+                        rows,
+                        to_wide,
+                        int(width),
+                        kAsStored,
+                        kAsStored});
   }
 
-  void rows(const RowArgs<S>& args) const {
-    run_kernel(row_kernel<S>, dim3(unsigned(p.rows)), kRowThreads, 0, args);
-  }
-
-  // A CTA for each sequence of a step, in both directions.
-  dim3 row_grid(const int (&sequences)[2]) const {
-    const int most = sequences[0] > sequences[1] ? sequences[0] : sequences[1];
-    return dim3(unsigned(most), 1, unsigned(p.directions));
+  // What its caller leaves out: the rows' map and number.
+  void make_rows(RowArgs<S> args) const {
+    args.map = map;
+    args.rows = problem.rows;
+    run_kernel(row_kernel<S>, dim3(blocks_of(problem.rows, kRowsOfBlock)), kRowThreads, 0, args);
   }
 
   void fill_index(int* index) const {
+    const Problem& p = problem;
     const IndexArgs args{map,          p.input, p.input_kind == InputKind::index64, place(), p.rows,
                          p.input_size, index};
     run_kernel(index_kernel, dim3(blocks_of(p.rows, kRowThreads)), kRowThreads, 0, args);
   }
-  RowPlace place() const { return {p.batch_sizes != nullptr, p.stride_t, p.stride_b}; }
 
-  // A layer's dense input as rows (at *row_stride): where it stands, or copied to `copy`.
-  const S* input(int layer, S* copy, int64_t* row_stride) const {
+  // A layer's dense input: where it stands, or copied to `copy`.
+  InputRows<S> input(int layer, S* copy) const {
     const int64_t width = input_width(layer);
-    const S* from = layer == 0 ? static_cast<const S*>(p.input) : layer_output(layer - 1);
-    if (plain_input(layer)) {
-      *row_stride = layer == 0 ? p.stride_b : width;
-      return from;
-    }
+    const S* from = input_data(layer);
+    if (plain_input(layer)) return {from, input_stride(layer), width};
     RowArgs<S> args{};
     args.kind = RowKind::copy;
-    args.map = map;
     args.to = copy;
-    args.to_wide = *row_stride = width;
+    args.to_wide = whole_pieces<S>(width);
     args.width = int(width);
     args.from = from;
     args.place = layer == 0 ? place() : RowPlace{true, 0, width};
     args.dropout = dropout_of(layer - 1);
-    rows(args);
-    return copy;
-  }
-
-  // One launch of the step kernel with the tile that the plan names.
-  template <class Step>
-  void step(int tile, int64_t columns, const StepArgs<Step>& args) const {
-    switch (tile) {
-      case 0: return step_tile<0>(columns, args);
-      case 1: return step_tile<1>(columns, args);
-      default: return step_tile<2>(columns, args);
-    }
+    args.aligned = !dropped(layer) && in_pieces<S>(from, args.place.stride_b, width) &&
+                   whole_pieces<S>(args.place.stride_t) == args.place.stride_t;
+    make_rows(args);
+    return {copy, args.to_wide, args.to_wide};
   }
 
   void* stream() const { return context_->stream; }
@@ -209,32 +242,40 @@ class Stack {
     if (bytes > 0) zero_async(memory, size_t(bytes), context_->stream);
   }
 
-  const Problem& p;
+  const Problem& problem;
   const Saved& saved;
   const Plan& plan;
   Arena arena;
   std::vector<int64_t> first;  // each step's first row
-  const int64_t wide;          // of a layer's output
+  const int64_t output_width;  // of a layer, both directions
   RowMap map;
 
  private:
-  template <int kIndex, class Step>
-  void step_tile(int64_t columns, const StepArgs<Step>& args) const {
-    constexpr TileShape shape = tile_shape(kIndex, kTensor);
-    typedef Tile<S, kTensor, shape.row_frags, shape.row_warps, shape.column_warps, shape.split,
-                 shape.slabs, shape.stages>
-        Shape;
-    static_assert(Shape::kSharedBytes == shape.shared() && Shape::kRows == shape.rows() &&
-                      Shape::kColumns == shape.columns(),
-                  "the planner knows the kernel's tile");
-    const int most = args.active[0] > args.active[1] ? args.active[0] : args.active[1];
-    const dim3 grid(blocks_of(columns, Shape::kColumns), blocks_of(most, Shape::kRows),
-                    unsigned(p.directions));
-    run_kernel(step_kernel<Shape, Step>, grid, Shape::kThreads, Shape::kSharedBytes, args);
+  const S* input_data(int layer) const {
+    return layer == 0 ? static_cast<const S*>(problem.input) : layer_output(layer - 1);
+  }
+  int64_t input_stride(int layer) const { return layer == 0 ? problem.stride_b : output_width; }
+  // Whether this layer's input can be multiplied as it stands in memory.
+  bool plain_input(int layer) const {
+    const Problem& p = problem;
+    if (!in_pieces<S>(input_data(layer), input_stride(layer), input_width(layer))) return false;
+    if (layer > 0) return !dropped(layer);
+    return p.stride_b >= p.input_size && (p.batch_sizes || p.stride_t == p.batch * p.stride_b);
+  }
+  RowPlace place() const {
+    return {problem.batch_sizes != nullptr, problem.stride_t, problem.stride_b};
   }
 
   const Context* context_;
 };
+
+// An entry point of launch.h: the pass itself or, without a context, its workspace.
+template <class Pass, class Call>
+int64_t run_pass(const Call& call, const Plan& plan, const Context* context) {
+  Pass pass(call, plan, context);
+  if (context) pass.run();
+  return pass.workspace();
+}
 
 }  // namespace cuda
 }  // namespace fastlstm

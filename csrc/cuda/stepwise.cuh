@@ -6,6 +6,8 @@
 // Who owns what: a CTA the tile of (rows of the batch) x (units or columns) of tile.cuh, for one
 // direction (blockIdx.z); a thread whole cells, whose state nobody else touches.
 // What moves per step: every CTA reads its rows of h and its columns of W from the L2 cache.
+// Large products are the library's (kLibraryTile): then a step is its product, kept in the
+// accumulation type, and the cells as a second launch.
 // Floor: docs/kernels.md. No figure measured yet.
 #pragma once
 
@@ -256,6 +258,44 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     step_kernel(const __grid_constant__ StepArgs<Step> args) {
   // What no GPU of this architecture can hold is never launched there.
   if constexpr (FASTLSTM_SM80 || Tile::kSharedBytes <= kOldSharedBytes) step_of_tile<Tile>(args);
+}
+
+// What follows a product that the library made: a thread owns a cell, or a column, of one sequence.
+constexpr int kFinishThreads = 256;
+
+template <class Step>
+struct FinishArgs {
+  typedef typename Step::T T;
+  Step step[2];  // by direction
+  int active[2];
+  // Rows of the product as in tile.cuh: gates by blocks of 32. It has `rows` of them, at `wide`; it
+  // is zero for the others.
+  const T* product[2];
+  int rows[2];
+  int64_t wide;
+};
+
+template <class Step>
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_kernel(const __grid_constant__ FinishArgs<Step> args) {
+  typedef typename Step::T T;
+  const int d = blockIdx.z, row = blockIdx.x, j = blockIdx.y * kFinishThreads + threadIdx.x;
+  if (row >= args.active[d]) return;
+  const Step& step = args.step[d];
+  const T* product = row < args.rows[d] ? args.product[d] + row * args.wide : nullptr;
+  if constexpr (Step::kGates) {
+    if (j >= step.units) return;
+    const int block = j / 8, place = j % 8;
+    T pre[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q)
+      pre[q] =
+          step.initial(row, block, q, place) + (product ? product[block * 32 + q * 8 + place] : 0);
+    step.finish(row, block, place, pre);
+  } else {
+    if (j >= step.width) return;
+    step.finish(row, j, step.initial(row, j) + (product ? product[j] : 0));
+  }
 }
 
 }  // namespace cuda

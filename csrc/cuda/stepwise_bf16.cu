@@ -4,7 +4,8 @@
 namespace fastlstm {
 namespace cuda {
 
-const Passes kStepwiseBf16 = {stepwise_forward<Bf16, true>, stepwise_backward<Bf16, true>};
+const Passes kStepwiseBf16 = {run_pass<ForwardPass<Bf16, true>, Forward>,
+                              run_pass<BackwardPass<Bf16, true>, Backward>};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -4,7 +4,8 @@
 namespace fastlstm {
 namespace cuda {
 
-const Passes kStepwiseF16 = {stepwise_forward<F16, true>, stepwise_backward<F16, true>};
+const Passes kStepwiseF16 = {run_pass<ForwardPass<F16, true>, Forward>,
+                             run_pass<BackwardPass<F16, true>, Backward>};
 
 }  // namespace cuda
 }  // namespace fastlstm

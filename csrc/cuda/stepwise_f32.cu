@@ -4,7 +4,8 @@
 namespace fastlstm {
 namespace cuda {
 
-const Passes kStepwiseF32 = {stepwise_forward<float, false>, stepwise_backward<float, false>};
+const Passes kStepwiseF32 = {run_pass<ForwardPass<float, false>, Forward>,
+                             run_pass<BackwardPass<float, false>, Backward>};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -4,7 +4,8 @@
 namespace fastlstm {
 namespace cuda {
 
-const Passes kStepwiseF64 = {stepwise_forward<double, false>, stepwise_backward<double, false>};
+const Passes kStepwiseF64 = {run_pass<ForwardPass<double, false>, Forward>,
+                             run_pass<BackwardPass<double, false>, Backward>};
 
 }  // namespace cuda
 }  // namespace fastlstm

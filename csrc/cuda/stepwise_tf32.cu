@@ -4,7 +4,8 @@
 namespace fastlstm {
 namespace cuda {
 
-const Passes kStepwiseTf32 = {stepwise_forward<float, true>, stepwise_backward<float, true>};
+const Passes kStepwiseTf32 = {run_pass<ForwardPass<float, true>, Forward>,
+                              run_pass<BackwardPass<float, true>, Backward>};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -14,9 +14,11 @@ constexpr int kSumRows = 512, kSumWarps = 8;
 template <class From, class To>
 struct ColumnArgs {
   const From* from;
-  To *to, *also_to;  // the second may be null; part p is written at p * columns
+  // Column j of group d goes to to[d] and also_to[d], which may be null; those of part p begin at
+  // p * columns.
+  To *to[2], *also_to[2];
   int64_t rows, wide, part;
-  int columns;
+  int columns, group, used;  // of all; of a group; of a group's that are wanted
 };
 template <class From, class To>
 __global__ void __launch_bounds__(32 * kSumWarps)
@@ -35,9 +37,11 @@ __global__ void __launch_bounds__(32 * kSumWarps)
   __syncthreads();
   if (warp > 0 || column >= args.columns) return;
   for (int w = 1; w < kSumWarps; ++w) sum += sums[w][lane];
-  const int64_t at = int64_t(blockIdx.x) * args.columns + column;
-  if (args.to) from_acc(sum, args.to[at]);
-  if (args.also_to) from_acc(sum, args.also_to[at]);
+  const int d = column / args.group, j = column - d * args.group;
+  if (j >= args.used) return;
+  const int64_t at = int64_t(blockIdx.x) * args.columns + j;
+  if (args.to[d]) from_acc(sum, args.to[d][at]);
+  if (args.also_to[d]) from_acc(sum, args.also_to[d][at]);
 }
 template <class T>
 constexpr int kColumnShared = 32 * kSumWarps * int(sizeof(T));

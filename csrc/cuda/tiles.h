@@ -12,10 +12,16 @@ struct TileShape {
 
   constexpr int rows() const { return 16 * row_frags * row_warps; }
   constexpr int columns() const { return 32 * column_warps; }
+  constexpr long long stages_of(long long depth_bytes) const {
+    return (depth_bytes + 64 * slabs - 1) / (64 * slabs);
+  }
   constexpr int shared() const { return stages * slabs * 64 * (rows() + columns()); }
 };
 
 constexpr int kTileCount = 3;
+// In a tile's place: the caller's library multiplies, and a kernel of its own does what the step
+// kernel has fused behind its product (stepwise.cuh).
+constexpr int kLibraryTile = kTileCount;
 
 // The third one reads the fewest bytes from L2. With tensor cores it needs 96 KiB of shared memory,
 // which no GPU before sm_80 has; without, its sums and operands would not fit the registers.

@@ -1,0 +1,97 @@
+// Backward pass in clusters, host side.
+#pragma once
+
+#include "../gradient_part.cuh"
+#include "../patience.h"
+#include "backward.cuh"
+#include "shapes.h"
+
+namespace fastlstm {
+namespace cuda {
+
+template <class S>
+class ClusterBackwardPass {
+  typedef Acc<S> T;
+
+ public:
+  ClusterBackwardPass(const Backward& f, const Plan& plan, const Context* context)
+      : f_(f),
+        stack_(f.problem, f.saved, plan, context),
+        gradients_(f, stack_, round_up(4 * f.problem.hidden_size, 16 / int64_t(sizeof(S))), 0),
+        p_(stack_.problem),
+        units_(p_.hidden_size) {}
+
+  int64_t workspace() const { return stack_.arena.used(); }
+
+  void run() {
+    gradients_.run_layers([&](int layer) { steps(layer); });
+  }
+
+ private:
+  void steps(int layer) {
+    ClusterGradientArgs<S> args{};
+    args.units = int(units_);
+    args.map = stack_.map;
+    args.output_wide = stack_.output_width;
+    args.dgates_wide = gradients_.dgates_wide();
+    args.limit = wait_limit();
+    args.bulk = args.pairs = true;
+    for (int d = 0; d < p_.directions; ++d) fill(args, args.cell[d], layer, d);
+    const ClusterShape shape =
+        backward_shape({stack_.plan.ctas, stack_.plan.units, stack_.plan.sequences});
+    const bool two = shape.sequences == 16;
+    if constexpr (sizeof(S) == 2) {
+      if (shape.ctas == 1 && shape.units == 128) return start<128, 1, 1>(args);
+      if (shape.ctas == 16) return two ? start<32, 16, 2>(args) : start<32, 16, 1>(args);
+    }
+    if (shape.ctas == 1) return shape.units == 32 ? start<32, 1, 1>(args) : start<64, 1, 1>(args);
+    if (shape.ctas == 2) return start<32, 2, 1>(args);
+    if (shape.ctas == 4) return two ? start<32, 4, 2>(args) : start<32, 4, 1>(args);
+    two ? start<32, 8, 2>(args) : start<32, 8, 1>(args);
+  }
+
+  template <int kUnits, int kCtas, int kGroups>
+  void start(ClusterGradientArgs<S>& args) const {
+    typedef BackwardShape<S, kUnits, kCtas, kGroups> Shape;
+    args.clusters = int(blocks_of(p_.batch, 8 * kGroups));
+    launch_clusters(cluster_backward_kernel<Shape>, unsigned(args.clusters * p_.directions * kCtas),
+                    kCtas, kBackwardThreads, Shape::kSharedBytes, stack_.stream(), args);
+  }
+
+  void fill(ClusterGradientArgs<S>& args, ClusterGradient<S>& cell, int layer, int d) const {
+    const int number = layer * p_.directions + d;
+    cell.w_hh = static_cast<const S*>(p_.weights[number].w_hh);
+    if (layer < p_.layers - 1)
+      cell.upper_input = gradients_.upper_input() + d * units_;
+    else if (f_.grad_output)
+      cell.grad_output = static_cast<const S*>(f_.grad_output) + d * units_;
+    cell.grad_h_n = stack_.states(f_.grad_h_n, number, units_);
+    cell.grad_c_n = stack_.states(f_.grad_c_n, number, units_);
+    cell.c0 = stack_.states(p_.c0, number, units_);
+    cell.gates = stack_.gates(number);
+    cell.cells = stack_.cells(number);
+    cell.grad_cells = part<T>(f_.grad_cells, number, p_.rows * units_);
+    cell.dgates = gradients_.dgates(d);
+    cell.grad_c0 = stack_.states(f_.grad_c0, number, units_);
+    cell.dh_stays = gradients_.dh_stays(d);
+    cell.rules = drawn_rules<T>(p_, layer, d);
+    cell.direction = d;
+
+    auto aligned = [](const void* memory, uintptr_t bytes) {
+      return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
+    };
+    args.bulk = args.bulk && units_ * int64_t(sizeof(S)) % 16 == 0 && aligned(cell.gates, 16) &&
+                aligned(cell.cells, 16) && aligned(cell.grad_output, 16) &&
+                aligned(cell.grad_cells, 16);
+    args.pairs = args.pairs && units_ % 2 == 0 && aligned(cell.w_hh, 2 * sizeof(S));
+  }
+
+  const Backward& f_;
+  Stack<S> stack_;
+  GradientPart<S> gradients_;
+  const Problem& p_;
+  const int64_t units_;
+};
+
+}  // namespace cuda
+}  // namespace fastlstm

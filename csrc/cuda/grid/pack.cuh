@@ -1,0 +1,124 @@
+// What the forward teams read before their first step: weights as fragments, h0 as packets.
+#pragma once
+
+#include "carrier.cuh"
+#include "shapes.h"
+
+namespace fastlstm {
+namespace cuda {
+
+template <class S>
+struct alignas(4) Word {
+  S value[4 / sizeof(S)];
+};
+
+// 32 bits of an operand of tensor cores: element(e) is its e-th.
+template <class S, class Element>
+__device__ __forceinline__ uint32_t operand_word(Element&& element) {
+  if constexpr (sizeof(S) == 4) {
+    return round_tf32(bits_of(element(0)));
+  } else {
+    return bits_of(element(0)) | bits_of(element(1)) << 16;
+  }
+}
+
+template <class S>
+struct GridPackArgs {
+  struct Direction {
+    const S *w_hh, *h0;  // (4H, H), gates in PyTorch's order; (B, H) or null
+    uint4 *fragments, *packets;
+  } direction[2];
+  GridShape shape;
+  GridTeam team;
+  int units, batch;                      // units: H
+  int64_t fragment_count, packet_count;  // of a direction
+};
+// A thread makes 16 bytes; blockIdx.y is the direction.
+template <class S>
+__global__ void __launch_bounds__(256, 4)
+    team_pack_kernel(const __grid_constant__ GridPackArgs<S> args) {
+  if constexpr (FASTLSTM_SM80) {
+    constexpr int kWord = 4 / int(sizeof(S));
+    const auto& direction = args.direction[blockIdx.y];
+    const int64_t packets = direction.h0 ? args.packet_count : 0;
+    S zero;
+    from_acc(0.0f, zero);
+    for (int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x; j < args.fragment_count + packets;
+         j += int64_t(gridDim.x) * 256) {
+      uint32_t words[4];
+      if (j < args.fragment_count) {
+        const int lane = int(j % 32), part = int(j / 32 % 4),
+                  block = int(j / 128 % args.shape.blocks());
+        const int64_t rest = j / 128 / args.shape.blocks();
+        const int slab = int(rest % args.team.slabs), slot = int(rest / args.team.slabs);
+        const int unit = slot * args.shape.units + block * 8 + lane / 4;
+        for (int w = 0; w < 4; ++w) {
+          const int gate = part % 2 * 2 + w % 2;
+          const int column = (slab * 16 + lane % 4 * 4 + part / 2 * 2 + w / 2) * kWord;
+          const S* row = direction.w_hh + (int64_t(gate) * args.units + unit) * args.units;
+          words[w] = operand_word<S>([&](int e) {
+            return unit < args.units && column + e < args.units ? row[column + e] : zero;
+          });
+        }
+        direction.fragments[j] = make_uint4(words[0], words[1], words[2], words[3]);
+      } else {
+        const int64_t packet = j - args.fragment_count, place = args.team.slot_bytes / 16;
+        const int sequences = args.shape.sequences();
+        const int64_t b = packet / place * sequences + packet % sequences;
+        const S* row = direction.h0 + b * args.units;
+        for (int w = 0; w < 4; ++w) {
+          const int column = (int(packet % place / sequences) * 4 + w) * kWord;
+          words[w] = operand_word<S>([&](int e) {
+            return b < args.batch && column + e < args.units ? row[column + e] : zero;
+          });
+        }
+        direction.packets[packet] = make_uint4(words[0], words[1], words[2], words[3]);
+      }
+    }
+  }
+}
+
+// W_hh transposed, as fragments of GridBackwardProduct.
+template <class S>
+struct GridTransposeArgs {
+  const S* w_hh[2];  // of each direction (blockIdx.y)
+  uint4* fragments[2];
+  GridBackwardShape shape;
+  GridBackwardTeam team;
+  int units;
+  int64_t count;  // of a direction
+};
+template <class S>
+__global__ void __launch_bounds__(256, 4)
+    team_transpose_kernel(const __grid_constant__ GridTransposeArgs<S> args) {
+  if constexpr (FASTLSTM_SM80) {
+    const int slabs = args.shape.slabs(sizeof(S));
+    S zero;
+    from_acc(0.0f, zero);
+    for (int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x; j < args.count;
+         j += int64_t(gridDim.x) * 256) {
+      const int lane = int(j % 32), step = int(j / 64 % 2), tile = int(j / 32 % 2);
+      const int slab = int(j / 128 % slabs);
+      const int64_t rest = j / 128 / slabs;
+      const int block = int(rest % args.team.blocks), slot = int(rest / args.team.blocks);
+      uint32_t words[4];
+      for (int w = 0; w < 4; ++w) {
+        const int column = block * 32 + lane / 4 * 4 + tile * 2 + w % 2;
+        words[w] = operand_word<S>([&](int e) {
+          const bool half = sizeof(S) == 2;
+          const int gate = half ? w / 2 * 2 + e : step * 2 + w / 2;
+          const int unit = slot * args.shape.units +
+                           (half ? slab * 8 + step * 4 + lane % 4 : slab * 4 + lane % 4);
+          return unit < args.units && column < args.units
+                     ? args.w_hh[blockIdx.y]
+                                [(int64_t(gate) * args.units + unit) * args.units + column]
+                     : zero;
+        });
+      }
+      args.fragments[blockIdx.y][j] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace fastlstm

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlstm import ops, reference
+from fastlstm.stack import Call, Stack
 
 from .problems import (
     NORM_FACTOR,
-    PLAIN,
     TOLERANCE,
     Problem,
     Tensors,
@@ -65,22 +65,22 @@ class Distance:
         return self.relative < self.limit
 
 
-def torch_lstm(input: Tensor, h0: Any, c0: Any, weights: Sequence[Tensor], **o: Any) -> Any:
+def torch_lstm(
+    input: Tensor, state: Any, weights: Sequence[Tensor], stack: Stack, call: Call
+) -> Any:
     """torch's own LSTM behind the reference's signature; without dropout or a seed."""
-    like, directions = weights[0], 1 + o["bidirectional"]
+    like, batch_sizes, (h0, c0) = weights[0], call.batch_sizes, state
     if not input.is_floating_point():
         input = F.one_hot(input.long(), like.shape[1]).to(like)
-    packed = o["batch_sizes"] is not None
-    batch = int(o["batch_sizes"][0]) if packed else input.shape[1]
-    cells, units = o["num_layers"] * directions, o["hidden_size"]
+    batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
     hx = (
-        like.new_zeros(cells, batch, o["proj_size"] or units) if h0 is None else h0,
-        like.new_zeros(cells, batch, units) if c0 is None else c0,
+        like.new_zeros(stack.pseudo_layers, batch, stack.out_size) if h0 is None else h0,
+        like.new_zeros(stack.pseudo_layers, batch, stack.hidden_size) if c0 is None else c0,
     )
-    rest = (o["has_bias"], o["num_layers"], 0.0, True, o["bidirectional"])
+    rest = (stack.bias, stack.num_layers, 0.0, True, stack.bidirectional)
     lstm: Any = torch.lstm
-    if packed:
-        return lstm(input, o["batch_sizes"], hx, weights, *rest)
+    if batch_sizes is not None:
+        return lstm(input, batch_sizes, hx, weights, *rest)
     return lstm(input, hx, weights, *rest, False)
 
 
@@ -175,7 +175,7 @@ def distances(
 
 def candidates_for(problem: Problem) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {"fastlstm": ops.lstm}
-    plain = problem.rules == PLAIN and not problem.layer_norm
+    plain = not (problem.stack.has_rules or problem.layer_norm)
     if plain and problem.dropout == 0:  # torch draws other masks, and has no other cells
         found["torch"] = torch_lstm
     return found

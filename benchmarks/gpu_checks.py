@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -132,10 +132,10 @@ def graphs(algorithm: str, device: str) -> dict[str, Any]:
     with fastlstm.algorithm(algorithm):
         static = _large(device)
         fresh = [_large(device, random_seed=seed) for seed in range(1, 4)]
-        arriving = [torch.randn_like(y) for y in ops.lstm(*_arguments(static), **static.options)]
+        arriving = [torch.randn_like(y) for y in ops.lstm(*static.arguments)]
 
         def step(x: Tensors) -> list[Tensor]:
-            outputs = ops.lstm(*_arguments(x), **x.options)
+            outputs = ops.lstm(*x.arguments)
             return [*outputs, *torch.autograd.grad(outputs, x.leaves(), arriving)]
 
         expected = [step(x) for x in fresh]
@@ -144,13 +144,9 @@ def graphs(algorithm: str, device: str) -> dict[str, Any]:
             with torch.no_grad():
                 for to, new in zip(static.leaves(), x.leaves(), strict=True):
                     to.copy_(new)
-                static.options["seed"].copy_(x.options["seed"])
+                cast(Tensor, static.call.seed).copy_(cast(Tensor, x.call.seed))
             graph.replay()
             torch.cuda.synchronize()
             if not _same(found, right):
                 failed.append(f"{algorithm}: replay {replay} differs from the eager call")
     return {"rows": [{"algorithm": algorithm, "replays": len(fresh)}], "failed": failed}
-
-
-def _arguments(x: Tensors) -> tuple[Any, ...]:
-    return x.input, x.h0, x.c0, x.weights

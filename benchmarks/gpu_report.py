@@ -79,6 +79,13 @@ def summary(data: dict[str, Any]) -> str:
             f"  {kernel['microseconds']:8.1f} us in {kernel['calls']:.0f}: {kernel['name'][:NAME]}"
             for kernel in row["kernels"][:KERNELS]
         ]
+    for row in data.get("text", {}).get("rows", []):
+        lines.append(
+            f"text, 2 layers, {row['weights']}, batch {row['batch']}: "
+            f"{row['characters_per_second']:,.0f} characters/s, a loop over nn.LSTM "
+            f"{row['loop_characters_per_second']:,.0f}"
+            + (f", target {row['target']:,.0f}" if row["target"] else "")
+        )
     for row in data.get("dropin", {}).get("rows", []):
         lines.append(
             f"{row['file']}: {row['ran']} ran, {row['failed']} failed, {row['skipped']} skipped"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from . import gpu_checks, gpu_profile, gpu_times, gpu_tools
+from . import gpu_checks, gpu_profile, gpu_text, gpu_times, gpu_tools
 from .accuracy import PRECISIONS
 from .gpu_processes import Group, Task
 from .grid import GPU_CASES, Case
@@ -24,7 +24,7 @@ def at_once() -> int:
 
 
 def algorithms(device: str) -> list[str]:
-    return ["stepwise", "persistent"] if device == "cuda" else ["auto"]
+    return ["stepwise", "cluster", "grid"] if device == "cuda" else ["auto"]
 
 
 def groups(
@@ -43,6 +43,7 @@ def groups(
         "graphs": lambda: _each(gpu_checks.graphs, device),
         "ceilings": lambda: [[Task("ceilings", gpu_times.ceilings, {"device": device}, 60)]],
         "times": lambda: _times(device, quick, cases),
+        "text": lambda: _text(device, quick),
         "profile": lambda: _profile(device, quick, cases),
     }  # fmt: skip
     return [Group(name, tuple(tasks)) for name in names for tasks in made[name]()]
@@ -101,6 +102,20 @@ def _times(device: str, quick: bool, cases: Sequence[Case]) -> list[list[Task]]:
         ]
         for case in timed
         if not quick or case.name in QUICK
+    ]  # fmt: skip
+
+
+def _text(device: str, quick: bool) -> list[list[Task]]:
+    kinds = ("fp32", "bf16", "fp16", "int8") if device == "cuda" else ("fp32",)
+    length = 2000 if device == "cuda" else 60
+    return [
+        [
+            Task(f"{weights}, batch {batch}", gpu_text.text,
+                 {"weights": weights, "batch": batch, "device": device, "length": length,
+                  "rounds": 3 if quick else 5})
+            for weights in kinds
+            for batch in ((1, 64) if quick else (1, 8, 64, 256))
+        ]
     ]  # fmt: skip
 
 

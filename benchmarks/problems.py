@@ -5,16 +5,14 @@ The tests of every backend and the check on a GPU draw their problems here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlstm import ops, reference
-from fastlstm.reference import CellRules
-
-PLAIN = CellRules()
+from fastlstm.stack import Call, Stack
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,30 @@ class Problem:
     packed: bool = False
     states: bool = True
     cells: bool = False  # whether the cell states of every step are asked for
-    rules: CellRules = PLAIN
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    cell_clip: float = 0.0
     layer_norm: bool = False
     training: bool = True  # else zoneout is its expectation
     dtype: torch.dtype = torch.float32
     random_seed: int = 0
+
+    @property
+    def stack(self) -> Stack:
+        return Stack(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.has_bias,
+            self.proj_size,
+            self.bidirectional,
+            self.recurrent_dropout,
+            self.zoneout_h,
+            self.zoneout_c,
+            self.cell_clip,
+            self.layer_norm,
+        )
 
 
 # What Problem's other fields are, for problems that together use every option.
@@ -58,13 +75,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "index": {"index": torch.int64, "num_layers": 2},
     "index, few rows": {"index": torch.int32, "packed": True, "input_size": 300, "batch": 9},
     "index, large vocabulary": {"index": torch.int64, "input_size": 1500, "has_bias": False},
-    "cell clip": {"rules": CellRules(cell_clip=0.3), "proj_size": 4, "steps": 9, "batch": 5},
-    "recurrent dropout": {"rules": CellRules(0.3), "proj_size": 4, "num_layers": 2},
-    "zoneout": {"rules": CellRules(0, 0.4, 0.3), "num_layers": 2, "steps": 9, "hidden_size": 33},
-    "zoneout's expectation": {"rules": CellRules(0, 0.4, 0.3), "training": False, "states": False},
+    "cell clip": {"cell_clip": 0.3, "proj_size": 4, "steps": 9, "batch": 5},
+    "recurrent dropout": {"recurrent_dropout": 0.3, "proj_size": 4, "num_layers": 2},
+    "zoneout": {
+        "zoneout_h": 0.4, "zoneout_c": 0.3, "num_layers": 2, "steps": 9, "hidden_size": 33,
+    },
+    "zoneout's expectation": {
+        "zoneout_h": 0.4, "zoneout_c": 0.3, "training": False, "states": False,
+    },
     "every rule": {
-        "rules": CellRules(0.2, 0.3, 0.4, 1.0), "num_layers": 2, "bidirectional": True,
-        "packed": True, "dropout": 0.3, "batch": 11, "steps": 9, "index": torch.int64,
+        "recurrent_dropout": 0.2, "zoneout_h": 0.3, "zoneout_c": 0.4, "cell_clip": 1.0,
+        "num_layers": 2, "bidirectional": True, "packed": True, "dropout": 0.3, "batch": 11,
+        "steps": 9, "index": torch.int64,
     },
     "everything": {
         "num_layers": 2, "proj_size": 9, "hidden_size": 33, "bidirectional": True, "packed": True,
@@ -88,15 +110,26 @@ NORMED = {f"layer norm, {name}": fields | {"layer_norm": True} for name, fields 
 
 @dataclass
 class Tensors:
+    """One draw of a problem, as arguments of ``reference.lstm`` and of all that it judges."""
+
     input: Tensor
     h0: Tensor | None
     c0: Tensor | None
     weights: list[Tensor]
-    options: dict[str, Any] = field(default_factory=dict)
+    stack: Stack
+    call: Call
+
+    @property
+    def state(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.h0, self.c0
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.input, self.state, self.weights, self.stack, self.call
 
     def leaves(self) -> list[Tensor]:
-        given = [self.input, self.h0, self.c0, *self.weights]
-        return [x for x in given if x is not None and x.requires_grad]
+        tensors = [self.input, self.h0, self.c0, *self.weights]
+        return [x for x in tensors if x is not None and x.requires_grad]
 
     def to(self, target: torch.dtype | torch.device) -> Tensors:
         """The same values as new leaves of another type or on another device."""
@@ -106,9 +139,10 @@ class Tensors:
                 return x
             return x.detach().to(target).requires_grad_(x.requires_grad)
 
-        options = self.options | {"seed": convert(self.options["seed"])}
+        call = self.call._replace(seed=convert(self.call.seed))
         weights = [convert(w) for w in self.weights]
-        return Tensors(convert(self.input), convert(self.h0), convert(self.c0), weights, options)
+        states = convert(self.h0), convert(self.c0)
+        return Tensors(convert(self.input), *states, weights, self.stack, call)
 
 
 def make(p: Problem) -> Tensors:
@@ -118,23 +152,11 @@ def make(p: Problem) -> Tensors:
         values = torch.randn(*shape, generator=rng, dtype=torch.float64) * scale
         return values.to(p.dtype).requires_grad_()
 
-    directions, out = 1 + p.bidirectional, p.proj_size or p.hidden_size
-    scale = p.hidden_size**-0.5
-    weights = []
-    for layer in range(p.num_layers):
-        for _ in range(directions):
-            width = directions * out if layer else p.input_size
-            weights += [
-                leaf(4 * p.hidden_size, width, scale=scale),
-                leaf(4 * p.hidden_size, out, scale=scale),
-            ]
-            if p.has_bias:
-                weights += [leaf(4 * p.hidden_size, scale=scale) for _ in range(2)]
-            if p.proj_size:
-                weights.append(leaf(out, p.hidden_size, scale=scale))
-            if p.layer_norm:
-                wide = 4 * p.hidden_size
-                weights += [leaf(n) for n in (wide, wide, p.hidden_size, p.hidden_size)]
+    stack, scale = p.stack, p.hidden_size**-0.5
+    weights = [
+        leaf(*shape, scale=1.0 if stack.weight_name(j).startswith("norm") else scale)
+        for j, shape in enumerate(stack.weight_shapes())
+    ]
     leading: tuple[int, ...] = (p.steps, p.batch)
     batch_sizes = None
     if p.packed:
@@ -146,32 +168,21 @@ def make(p: Problem) -> Tensors:
         x = torch.randint(0, p.input_size, leading, generator=rng).to(p.index)
     else:
         x = leaf(*leading, p.input_size)
-    cells = p.num_layers * directions
-    draws = p.dropout > 0 or (p.training and p.rules.drawn)
+    draws = p.dropout > 0 or (p.training and stack.needs_seed)
+    seed = torch.tensor([1234567890123 + p.random_seed]) if draws else None
     return Tensors(
         x,
-        leaf(cells, p.batch, out) if p.states else None,
-        leaf(cells, p.batch, p.hidden_size) if p.states else None,
+        leaf(stack.pseudo_layers, p.batch, stack.out_size) if p.states else None,
+        leaf(stack.pseudo_layers, p.batch, stack.hidden_size) if p.states else None,
         weights,
-        {
-            "hidden_size": p.hidden_size,
-            "num_layers": p.num_layers,
-            "has_bias": p.has_bias,
-            "proj_size": p.proj_size,
-            "bidirectional": p.bidirectional,
-            "dropout": p.dropout,
-            **({"return_cells": True} if p.cells else {}),
-            **p.rules._asdict(),
-            **({"layer_norm": True} if p.layer_norm else {}),
-            "seed": torch.tensor([1234567890123 + p.random_seed]) if draws else None,
-            "batch_sizes": batch_sizes,
-        },
+        stack,
+        Call(p.dropout, seed, batch_sizes, p.cells),
     )
 
 
 def outputs_and_gradients(lstm: Any, x: Tensors) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs, and the gradients of all leaves for fixed random gradients of the outputs."""
-    outputs = list(lstm(x.input, x.h0, x.c0, x.weights, **x.options))
+    outputs = list(lstm(*x.arguments))
     rng = torch.Generator().manual_seed(7)
     grads = [torch.randn(y.shape, generator=rng, dtype=torch.float64).to(y) for y in outputs]
     return outputs, list(torch.autograd.grad(outputs, x.leaves(), grads))

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm import _C, reference
+from fastlstm.stack import Call
 
 from .backends import BACKENDS, prepared
 from .grid import BASE, CPU_CASES, KARPATHY, TYPES, Case
@@ -137,13 +138,12 @@ IN_PYTORCH = ["zoneout", "layer norm"]
 
 def in_pytorch(case: Case, x: torch.Tensor, gradient: torch.Tensor, options: Any) -> Any:
     """A training step of the same cells, written in PyTorch's own operators."""
-    weights = list(fastlstm.LSTM(case.input_size, case.hidden_size, **options).parameters())
+    lstm = fastlstm.LSTM(case.input_size, case.hidden_size, **options)
+    weights = list(lstm.parameters())
     seed = torch.zeros(1, dtype=torch.int64) if "zoneout_h" in options else None
 
     def call():
-        output, *_ = reference.lstm(
-            x, None, None, weights, hidden_size=case.hidden_size, seed=seed, **options
-        )
+        output, *_ = reference.lstm(x, None, weights, lstm.stack, Call(seed=seed))
         torch.autograd.grad(output, weights, gradient)
 
     return call

@@ -9,24 +9,24 @@ from torch import nn
 import fastlstm
 from benchmarks.problems import NORMED, OPTIONS, Problem, make, outputs_and_gradients, tolerance
 from fastlstm import functional, reference
-from fastlstm.reference import CellRules
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
 
-def through_the_function(input, h0, c0, weights, **options):
+def through_the_function(input, state, weights, stack, call):
     """``functional.lstm`` with the reference's arguments and results."""
-    options.pop("hidden_size")
-    given = {"bias": options.pop("has_bias"), "cell_clip": options.pop("cell_clip") or None}
-    hx = None if h0 is None else (h0, c0)
-    y, state = functional.lstm(input, hx, weights, training=True, **given, **options)
+    options = stack._asdict() | call._asdict()
+    del options["input_size"], options["hidden_size"]
+    options["cell_clip"] = stack.cell_clip or None
+    hx = None if state[0] is None else state
+    y, state = functional.lstm(input, hx, weights, training=True, **options)
     return y, *state
 
 
 DRAWN = {
     name: fields
     for name, fields in (OPTIONS | NORMED).items()
-    if fields.get("training", True) and (fields.get("rules") or "dropout" in fields)
+    if Problem(**fields).training and (Problem(**fields).stack.has_rules or "dropout" in fields)
 }
 DRAWN |= {name: NORMED[name] for name in NORMED if "unit" not in name}
 
@@ -166,4 +166,4 @@ def test_rules_are_the_options_of_the_module(device):
     cells = lstm(x, return_cells=True)[2][0]
     kept = (cells[1] == cells[0]).double().mean().item()
     assert kept == pytest.approx(0.25, abs=0.02)
-    assert lstm._cell_rules() == CellRules(zoneout_c=0.25)
+    assert lstm.stack.zoneout_c == 0.25

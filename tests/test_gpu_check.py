@@ -48,7 +48,7 @@ def test_without_a_gpu_it_says_so_and_exits_with_3(tmp_path):
     [
         (["--seconds", "soon"], "invalid float value: 'soon'"),
         (["--only", "parity,speed"], "expected some of parity, dropin, sanitizer, determinism, "
-         "streams, graphs, ceilings, times, profile, with commas between, got 'speed'"),
+         "streams, graphs, ceilings, times, text, profile, with commas between, got 'speed'"),
     ],
 )  # fmt: skip
 def test_mistakes_exit_with_2(arguments, text, capsys):
@@ -170,7 +170,7 @@ def test_parity_reports_what_is_wrong(monkeypatch):
     assert "parity: 1 ran, 0 refused, 1 more than 1.5 times as far from float64 as torch" in text
 
 
-REFUSAL = 'fastlstm: the algorithm "persistent" cannot run: no packed sequences'
+REFUSAL = 'fastlstm: the algorithm "cluster" cannot run: no packed sequences'
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])
@@ -332,6 +332,8 @@ def test_all_stages_on_the_cpu(tmp_path, monkeypatch, cuda_tests, capsys):
     row = next(line for line in text.splitlines() if line.startswith("small  bf16  train"))
     assert "fused" in row
     assert found["ceilings"]["bf16_tflops"] > 0
+    assert [row["rows_like_the_cpus"] for row in found["text"]["rows"]] == [1, 1]
+    assert "text, 2 layers, fp32, batch 64: " in text
 
 
 def test_only_some_stages_run(tmp_path):
@@ -349,7 +351,7 @@ def test_a_stage_with_nothing_to_run_says_so(tmp_path, monkeypatch):
 
 def test_on_a_gpu_every_type_has_a_process_and_what_is_timed_runs_alone():
     made = gpu_stages.groups(["parity"], "cuda", False)
-    assert [len(group.tasks) for group in made] == [2 * len(gpu_checks.PROBLEMS)] * 5
+    assert [len(group.tasks) for group in made] == [3 * len(gpu_checks.PROBLEMS)] * 5
     quick, whole = (gpu_stages.groups(["times"], "cuda", x) for x in (True, False))
     assert [len(group.tasks) for group in quick] == [4] * len(gpu_stages.QUICK)
     assert [len(group.tasks) for group in whole] == [8] * (len(GPU_CASES) - len(gpu_stages.UNTIMED))

@@ -8,11 +8,12 @@ import pytest
 from benchmarks import gpu_profile, gpu_report, gpu_stages, gpu_times
 from benchmarks.grid import GPU_CASES, Case
 from benchmarks.timing import Samples
-from fastlstm import algorithms
+from fastlstm.algorithms import Explanation
+from fastlstm.ops import algorithm
 
 SMALL = Case("small", 3, 5, 2, 4, 6, bidirectional=True)
 CASE = asdict(SMALL)
-REFUSAL = 'fastlstm: the algorithm "persistent" cannot run: no packed sequences'
+REFUSAL = 'fastlstm: the algorithm "cluster" cannot run: no packed sequences'
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -34,7 +35,7 @@ def test_an_algorithm_that_refuses_a_problem_is_a_row_of_its_own(kind, monkeypat
         ready = real(*arguments)
 
         def call(ours=ready.calls["fastlstm"]):
-            if algorithms._forced.get() == "persistent":
+            if algorithm._forced.get() == "cluster":
                 raise kind(text)
             ours()
 
@@ -43,15 +44,15 @@ def test_an_algorithm_that_refuses_a_problem_is_a_row_of_its_own(kind, monkeypat
 
     monkeypatch.setattr(gpu_times, "prepared", prepared)
     text = REFUSAL
-    rows = gpu_times.times(CASE, "fp32", True, "cpu", ["stepwise", "persistent"], 3)["rows"]
+    rows = gpu_times.times(CASE, "fp32", True, "cpu", ["stepwise", "cluster"], 3)["rows"]
     assert rows[0]["fastlstm"] > 0
     assert rows[1:] == [
-        {"case": "small", "precision": "fp32", "training": True, "algorithm": "persistent",
+        {"case": "small", "precision": "fp32", "training": True, "algorithm": "cluster",
          "refused": "no packed sequences"}
     ]  # fmt: skip
     text = "illegal memory access"
     with pytest.raises(kind, match=text):
-        gpu_times.times(CASE, "fp32", True, "cpu", ["persistent"], 3)
+        gpu_times.times(CASE, "fp32", True, "cpu", ["cluster"], 3)
 
 
 def test_graphs_are_timed_beside_eager_calls_and_missing_ones_reported(monkeypatch):
@@ -94,15 +95,15 @@ def test_graphs_are_timed_beside_eager_calls_and_missing_ones_reported(monkeypat
 @pytest.mark.parametrize(
     ("forward", "backward", "forced"),
     [
-        ("persistent", "persistent", {"stepwise_graph"}),
-        ("persistent", "stepwise", {"stepwise_graph", "persistent_graph"}),
+        ("cluster", "cluster", {"stepwise_graph"}),
+        ("cluster", "stepwise", {"stepwise_graph", "cluster_graph"}),
     ],
 )
 def test_on_a_gpu_other_algorithms_than_the_planners_are_timed_as_graphs(
     forward, backward, forced, monkeypatch
 ):
     """The way that a GPU takes, with the CPU's tensors, clock and calls in its place."""
-    real, here = gpu_times.prepared, algorithms.Explanation("", forward, "", backward, "", 2.0, 3.0)
+    real, here = gpu_times.prepared, Explanation("", forward, "", backward, "", 2.0, 3.0)
     monkeypatch.setattr(
         gpu_times, "prepared", lambda c, k, t, _, names: real(c, k, t, "cpu", names)
     )
@@ -110,7 +111,7 @@ def test_on_a_gpu_other_algorithms_than_the_planners_are_timed_as_graphs(
     monkeypatch.setattr(gpu_times, "events", gpu_times.wall)
     monkeypatch.setattr(gpu_times, "peak_memory", lambda call, device: 7)
     monkeypatch.setattr(gpu_times.fastlstm, "explain", lambda *arguments: here)
-    (row,) = gpu_times.times(CASE, "bf16", True, "cuda", ["stepwise", "persistent"], 3)["rows"]
+    (row,) = gpu_times.times(CASE, "bf16", True, "cuda", ["stepwise", "cluster"], 3)["rows"]
     assert {name for name in row if name.endswith("_graph")} == forced | {
         "torch_graph", "fastlstm_graph",
     }  # fmt: skip
@@ -126,7 +127,7 @@ def test_half_types_are_held_against_the_best_of_both():
         row("bf16", torch=9.0, torch_graph=4.0, fastlstm_graph=2.0),
         row("fp16", torch=3.0, torch_graph=5.0, fastlstm_graph=6.0),
         row("tf32", torch=1.0, torch_graph=1.0, fastlstm_graph=1.0),
-        row("bf16", algorithm="persistent", refused="too large"),
+        row("bf16", algorithm="cluster", refused="too large"),
         row("bf16", torch=1.0, fastlstm_graph=1.0) | {"training": False},
     ]
     gpu_report.compare(rows)

@@ -250,7 +250,9 @@ MUTANTS = {
         "grid/forward.cuh", "char* stage = stages + s % kGrid.stages",
         "char* stage = stages + (s + 1) % kGrid.stages",
     ),
-    "late sequences begin from nothing": ("grid/forward.cuh", "if (!late) return;", "if (!late || steps.active(0) >= 0) return;"),
+    "late sequences begin from nothing": (
+        "grid/forward.cuh", "if (!late) return;", "if (!late || steps.active(0) >= 0) return;",
+    ),
     "sums not waited for": (
         "grid/backward_product.cuh",
         "if (__ballot_sync(~0u, (off_phase(mine, phase) & kSumPhase) != 0)) {", "if (false) {",

@@ -236,11 +236,6 @@ MUTANTS = {
     "memory that is not zeroed": (
         "grid/forward_pass.cuh", "stack_.zero(exchange_, count *", "stack_.zero(exchange_, 0 *",
     ),
-    "only the first words are looked at": (
-        "grid/forward_product.cuh",
-        "look(v[j].x), look(v[j].y), look(v[j].z), look(v[j].w);",
-        "look(v[j].x);",
-    ),
     "partial sums not barred": (
         "grid/forward_product.cuh", "before_meeting();\n      __syncthreads();",
         "before_meeting();",

@@ -55,7 +55,9 @@ std::vector<Warp> warps;
 std::map<Key, Barrier> barriers;
 Turns turns;
 std::vector<Thread*> polling;
-unsigned live, idle_rounds;
+unsigned live;
+// Rounds in which every thread polled: since one was woken, and since a poll could see a change.
+unsigned idle_rounds, stale_rounds;
 bool stopping;
 
 void switch_to(Thread* to) {
@@ -98,7 +100,7 @@ void run_next() {
     if (next == nullptr && !polling.empty() && draw() % 4 == 0) break;  // they may look meanwhile
   }
   if (next == nullptr) {
-    if (polling.empty() || ++idle_rounds > kIdleRounds) {
+    if (polling.empty() || ++idle_rounds > kIdleRounds || ++stale_rounds > 64 * kIdleRounds) {
       stopping = true;
       result->error = stuck_report();
       return switch_to(nullptr);
@@ -191,7 +193,7 @@ void wake(Thread* thread) {
 }
 
 void sleep() { run_next(); }
-void progress() { idle_rounds = 0; }
+void progress() { idle_rounds = stale_rounds = 0; }
 uint64_t draw() { return random_bits(); }
 Order order() { return config.order; }
 
@@ -217,7 +219,7 @@ Result launch(const Config& c, const std::function<void()>& kernel) {
   block_size = c.block;
   random_bits.seed(c.seed);
   stopping = false;
-  idle_rounds = 0;
+  idle_rounds = stale_rounds = 0;
   prepare(c);
   forget_exchange();
   fiber::create(int(threads.size()), enter);

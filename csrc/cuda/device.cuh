@@ -72,16 +72,6 @@ __device__ __forceinline__ void wait_async() {
 #endif
 }
 
-// Signals between CTAs. What was written before a release is seen after an acquire that reads it.
-__device__ __forceinline__ unsigned poll_acquire(const unsigned* flag) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value;
-}
-__device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}
-
 // Ends the kernel where a wait takes longer than `limit` nanoseconds; 0: never.
 class Patience {
  public:
@@ -235,16 +225,6 @@ inline void commit_async() {}
 template <int>
 inline void wait_async() {}
 #endif
-
-SIMT_UNSEEN inline unsigned poll_acquire(const unsigned* flag) {
-  simt::poll(flag, *flag, "poll_acquire");
-  simt::acquire(flag);
-  return *flag;
-}
-SIMT_UNSEEN inline void store_release(unsigned* flag, unsigned value) {
-  simt::release(flag);
-  *flag = value;
-}
 
 // The scheduler itself sees a wait that never ends.
 struct Patience {

@@ -15,12 +15,11 @@ namespace {
 
 // What bounds a step's product: on one SM, and in the L2 cache for all SMs together. Leads from
 // data sheets and from others' measurements on Hopper, to be replaced by our own.
-constexpr double kBytesPerCycle = 64, kL2BytesPerCycle = 3100, kSharedBytesPerCycle = 128;
+constexpr double kBytesPerCycle = 64, kL2BytesPerCycle = 3100;
 constexpr double kCyclesPerMicrosecond = 1755;
 constexpr double kLaunchMicroseconds = 2;  // from one step's kernel to the next
 // A stage of the step kernel's operands, however few its bytes: 0.5 to 1.6 us on an H200.
 constexpr double kStageMicroseconds = 0.9;
-constexpr double kSignalMicroseconds = 0.8;  // from a CTA's store to another's use of it
 // A product by cuBLAS in half types (60 % of 800 TFLOP/s; fewer rows cost as much as kLibraryRows),
 // a kernel that passes over memory, and the launch of either. Estimates: none is measured yet.
 constexpr double kLibraryFlops = 480e6, kMemoryBytes = 3e6;  // in a microsecond

@@ -48,6 +48,12 @@ SIMT_UNSEEN unsigned poll_relaxed(const unsigned* flag) {
   return *flag;
 }
 
+SIMT_UNSEEN unsigned poll_acquire(const unsigned* flag) {
+  simt::poll(flag, *flag, "poll_acquire");
+  simt::acquire(flag);
+  return *flag;
+}
+
 SIMT_UNSEEN void add_release(unsigned* flag) {
   simt::release(flag);
   *flag += 1;

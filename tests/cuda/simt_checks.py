@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,41 @@ def seen(emulated: Emulated, p: Problem) -> bool:
     return wrong or emulated.races > 0
 
 
+def shows(library: ctypes.CDLL, problems: Sequence[Problem], schedules: Sequence[Schedule]) -> bool:
+    """Whether a library's bug is seen in some problem under some schedule."""
+    return any(seen(Emulated(library, s), p) for p in problems for s in schedules)
+
+
+MISSED = 3  # exit status
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["simt_checks"])
+
+
+def is_seen(path: Path, module: str, function: str, *arguments: Any) -> bool:
+    """Whether a function finds the bug of a planted library, or dies of it.
+
+    It runs in a process of its own, for what a bug reads or writes may be anything.
+
+    Args:
+        path: of the library.
+        module, function: what is called with the loaded library and ``arguments``.
+    """
+    child = _processes.Process(target=_look, args=(str(path), module, function, arguments))
+    child.start()
+    child.join(600)
+    if child.exitcode is None:
+        child.kill()
+        pytest.fail("ten minutes were not enough")
+    assert child.exitcode in (0, MISSED) or child.exitcode < 0, "the test itself failed"
+    return child.exitcode != MISSED
+
+
+def _look(path: str, module: str, function: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    look = getattr(importlib.import_module(module), function)
+    sys.exit(0 if look(ctypes.CDLL(path), *arguments) else MISSED)
+
+
 def plant(
     bugs: dict[str, tuple[str, str, str]], folder: Path, build: Callable[..., Path] = make
 ) -> dict[str, Path]:
@@ -100,7 +138,7 @@ def plant(
         assert whole.count(text) == 1, f"{file} no longer holds the text that {name!r} replaces"
         (kernels / file).write_text(whole.replace(text, bug))
         for path in base.glob("*.o"):
-            if f"cuda/{file}" not in path.with_suffix(".d").read_text():
+            if f"/{file}" not in path.with_suffix(".d").read_text():
                 shutil.copy2(path, out / path.name)
         return build("race", CUDA=str(kernels), OUT=str(out), TYPES="bf16")
 
@@ -131,7 +169,7 @@ def sanitize(code: str, right: int, build: Callable[..., Path] = make) -> None:
             **os.environ,
             "LD_PRELOAD": " ".join(x.stdout.strip() for x in runtimes),
             "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cuda'}",
         },
     )
     assert found.returncode == 0, found.stdout + found.stderr[-4000:]

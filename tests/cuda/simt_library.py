@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: builds tests/simt, and calls it as the native operators are called.
+"""The CUDA kernels on the CPU: builds tests/cuda/simt, calls it as the native operators are called.
 
 ``Emulated.lstm`` has ``reference.lstm``'s signature and a gradient, so that the kernels can be
 compared with the float64 reference as every other implementation is.
@@ -7,6 +7,7 @@ compared with the float64 reference as every other implementation is.
 from __future__ import annotations
 
 import ctypes as c
+import fcntl
 import functools
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from fastlstm.ops.native import DTYPES
 from fastlstm.stack import ALGORITHMS, NORMS, Call, Stack
 
 SIMT = Path(__file__).parent / "simt"
-ROOT = SIMT.parents[1]
+ROOT = SIMT.parents[2]
 RULES = ("recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip")
 ORDERS = ("fifo", "lifo", "random", "block_up", "block_down", "uneven")
 _i32, _i64, _p = c.c_int32, c.c_int64, c.c_void_p
@@ -32,8 +33,8 @@ def _struct(name: str, **fields: Any) -> type[c.Structure]:
     return type(name, (c.Structure,), {"_fields_": list(fields.items())})
 
 
-# csrc/lstm.h and tests/simt/library.cpp
-_Weights = _struct("CellWeights", w_ih=_p, w_hh=_p, b_ih=_p, b_hh=_p, w_hr=_p,
+# csrc/lstm.h and tests/cuda/simt/library.cpp
+_Weights = _struct("LayerWeights", w_ih=_p, w_hh=_p, b_ih=_p, b_hh=_p, w_hr=_p,
                    **dict.fromkeys(NORMS, _p))  # fmt: skip
 _Problem = _struct(
     "Problem",
@@ -45,7 +46,7 @@ _Problem = _struct(
     layer_norm=c.c_bool,
 )
 _Saved = _struct("Saved", output=_p, hidden=_p, gates=_p, cells=_p)
-_Forward = _struct("Forward", problem=_Problem, saved=_Saved, h_n=_p, c_n=_p)
+_Forward = _struct("Forward", problem=_Problem, saved=_Saved, h_n=_p, c_n=_p, packed=_p)
 _Backward = _struct(
     "Backward",
     **{"problem": _Problem, "saved": _Saved, "grad_output": _p, "grad_h_n": _p, "grad_c_n": _p},
@@ -69,7 +70,14 @@ _Report = _struct(
 _Plan = _struct(
     "Plan",
     **{"algorithm": _i32, "tensor_cores": c.c_bool, "gates": _i32, "project": _i32},
-    **{"hidden": _i32, "cell": _i32, "ctas": _i32, "units": _i32, "sequences": _i32},
+    **{
+        "hidden": _i32,
+        "cell": _i32,
+        "single_step": c.c_bool,
+        "ctas": _i32,
+        "units": _i32,
+        "sequences": _i32,
+    },
     **{"shape": _i32, "groups": _i32, "active": _i32},
     **{"microseconds": c.c_double, "reason": c.c_char_p},
 )
@@ -85,11 +93,12 @@ def plan(
     layers: int = 1,
     directions: int = 1,
     algorithm: str = "auto",
+    steps: int = 100,
 ) -> Any:
     """The planner's choice for an unprojected stack on a device of 132 SMs."""
     problem = _Problem(
         dtype=DTYPES.index(dtype),
-        steps=100,
+        steps=steps,
         batch=batch,
         hidden_size=hidden,
         out_size=hidden,
@@ -103,11 +112,15 @@ def plan(
 
 
 def build(variant: str, *targets: str, **variables: str) -> Path:
-    """Build one variant (see tests/simt/Makefile); returns the last target."""
+    """Build one variant (see tests/cuda/simt/Makefile); returns the last target."""
     words = [f"VARIANT={variant}", *(f"{key}={value}" for key, value in variables.items())]
-    found = subprocess.run(
-        ["make", "-j2", "-s", "-C", str(SIMT), *words, *targets], capture_output=True, text=True
-    )
+    folder = Path(targets[-1]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of another process may build the same
+        found = subprocess.run(
+            ["make", "-j2", "-s", "-C", str(SIMT), *words, *targets], capture_output=True, text=True
+        )
     assert found.returncode == 0, found.stdout + found.stderr
     assert "warning:" not in found.stderr, found.stderr
     return Path(targets[-1])

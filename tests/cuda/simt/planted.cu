@@ -6,7 +6,7 @@
 // tells.
 #include <cstdio>
 
-#include "device.cuh"
+#include "shared/device.cuh"
 
 namespace {
 

@@ -1,13 +1,14 @@
-// The input's part alone (csrc/cuda/input_part.cuh), for float32 and a layout by slots.
-#include "input_part.cuh"
+// The input part alone (csrc/cuda/shared/input_part.cuh), for float32 and a layout by slots.
+#include "shared/input_part.cuh"
 
 #include <cstring>
 
 namespace fastlstm {
 namespace cuda {
 
-// Returns the workspace; with a context, starts (directions, rows or vocabulary, 4 * slots * units)
-// become those of the first layer, and biases (layers * directions, 4H) all sums.
+// Returns the bytes of the workspace. With a context, it also writes the input part of the first
+// layer to `starts` (directions, rows or vocabulary, 4 * slots * units), and all sums of biases to
+// `biases` (pseudo-layers, 4H).
 int64_t input_part(const Forward& f, int slots, int units, const Context* context, int64_t rows,
                    float* starts, float* biases) {
   Plan plan{};
@@ -16,11 +17,11 @@ int64_t input_part(const Forward& f, int slots, int units, const Context* contex
   if (context) {
     input.begin();
     input.multiply_input(0);
-    const int64_t part = rows * input.start_wide(), gates = 4 * f.problem.hidden_size;
+    const int64_t part = rows * input.start_stride(), gates = 4 * f.problem.hidden_size;
     for (int d = 0; d < f.problem.directions; ++d)
       std::memcpy(starts + d * part, input.start(d), size_t(part) * sizeof(float));
-    for (int64_t cell = 0; cell < f.problem.layers * f.problem.directions; ++cell)
-      std::memcpy(biases + cell * gates, input.bias(cell), size_t(gates) * sizeof(float));
+    for (int64_t j = 0; j < f.problem.layers * f.problem.directions; ++j)
+      std::memcpy(biases + j * gates, input.bias(j), size_t(gates) * sizeof(float));
   }
   return stack.arena.used();
 }

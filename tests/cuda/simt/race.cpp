@@ -16,14 +16,14 @@ namespace simt {
 namespace race {
 namespace {
 
-// What a thread knows: its own time, and of the others what `base` says. Threads that met at a
-// barrier share one base, which makes barriers cheap.
+// A thread's vector clock: its time, and in `base` those of the other threads that it knows.
+// Threads that passed a barrier share one base, which makes barriers cheap.
 struct Clock {
   Shared base;
-  uint32_t own = 1;
+  uint32_t time = 1;
 };
 
-struct Cell {
+struct Shadow {
   uint32_t writer = 0, write_time = 0, reader = 0, read_time = 0;
   const void *write_code = nullptr, *read_code = nullptr;
   bool packet = false;  // written as such
@@ -34,13 +34,21 @@ struct Cell {
   std::vector<Reader> readers;  // further ones
 };
 
+constexpr size_t kReports = 8, kGrain = 2;
+constexpr size_t kChunk = 1024;  // shadows allocated together, at the first access to one of them
+
 struct Region {
   uintptr_t begin, end;
   std::string name;
-  std::vector<Cell> cells;
-};
+  std::vector<std::unique_ptr<Shadow[]>> chunks;
 
-constexpr size_t kReports = 8, kGrain = 2;
+  size_t shadows() const { return (end - begin + kGrain - 1) / kGrain; }
+  Shadow& shadow(size_t j) {
+    auto& chunk = chunks[j / kChunk];
+    if (!chunk) chunk.reset(new Shadow[kChunk]);
+    return chunk[j % kChunk];
+  }
+};
 
 bool on = false;
 unsigned thread_count;
@@ -48,25 +56,26 @@ long races;
 std::string first_report;
 std::set<std::pair<const void*, const void*>> reported;
 std::vector<Clock> clocks;
-std::vector<std::string> actors;            // their names; they come after the threads
+std::vector<std::string> actors;            // their names; they are numbered after the threads
 std::vector<std::vector<uint32_t>> fences;  // by thread: when it fenced for bulk copies
 struct {
   Shared base, from, sum;
-} learned;                              // the last, for the threads that share a base
-std::vector<Times> released, acquired;  // by fences: what later stores publish, earlier loads saw
+} learned;  // the last result, for threads that share a base
+std::vector<Times> released,
+    acquired;  // by fences: what later stores publish, what loads have seen
 std::unordered_map<const void*, Times> published;  // by address
 std::map<uintptr_t, Region> regions;
 Region* last = nullptr;
 
 uint32_t known(unsigned by, unsigned of) {
-  if (of == by) return clocks[by].own;
+  if (of == by) return clocks[by].time;
   const Times& base = *clocks[by].base;
   return of < base.size() ? base[of] : 0;
 }
 
 Times times_of(unsigned thread) {
   Times t = *clocks[thread].base;
-  t[thread] = clocks[thread].own;
+  t[thread] = clocks[thread].time;
   return t;
 }
 
@@ -93,24 +102,24 @@ std::string source_line(const void* code) {
   const long offset = static_cast<const char*>(code) - 1 - static_cast<char*>(info.dli_fbase);
   char command[512], line[512];
   snprintf(command, sizeof command, "addr2line -i -e %s %lx 2>/dev/null", info.dli_fname, offset);
-  std::string found = "?";
+  std::string place = "?";
   if (FILE* pipe = popen(command, "r")) {
     while (fgets(line, sizeof line, pipe)) {
       if (std::strstr(line, "/dialect.h:") || std::strstr(line, "/exchange.h:")) continue;
-      if (found == "?") found = std::string(line, std::strcspn(line, " \n"));
+      if (place == "?") place = std::string(line, std::strcspn(line, " \n"));
     }
     pclose(pipe);
   }
-  const size_t slash = found.rfind('/');
-  return slash == std::string::npos ? found : found.substr(slash + 1);
+  const size_t slash = place.rfind('/');
+  return slash == std::string::npos ? place : place.substr(slash + 1);
 }
 
-void report(const Region& region, size_t cell, const char* what, unsigned other,
+void report(const Region& region, size_t index, const char* what, unsigned other,
             const void* other_code, const void* code) {
   ++races;
   if (reported.size() >= kReports || !reported.insert({other_code, code}).second) return;
   if (first_report.empty())
-    first_report = std::string(what) + " on " + region.name + "+" + std::to_string(cell * kGrain) +
+    first_report = std::string(what) + " on " + region.name + "+" + std::to_string(index * kGrain) +
                    ": " + name_of(other) + " at " + source_line(other_code) + ", then " +
                    name_of(self->id) + " at " + source_line(code);
 }
@@ -134,7 +143,7 @@ bool unseen(uint32_t who, uint32_t time) {
   return time && who != self->id && known(self->id, who) < time;
 }
 
-void write_cell(Cell& x, const Region& region, size_t at, const Access& a) {
+void write_shadow(Shadow& x, const Region& region, size_t at, const Access& a) {
   if (unseen(x.writer, x.write_time) && !(a.packet && x.packet))
     report(region, at, "write after write", x.writer, x.write_code, a.code);
   if (unseen(x.reader, x.read_time))
@@ -152,15 +161,15 @@ void write_cell(Cell& x, const Region& region, size_t at, const Access& a) {
   x.readers.clear();
 }
 
-// Whether a thread's store is followed by its fence, and the running thread knows of that.
-bool fenced(const Cell& x) {
+// Whether the thread that stored has fenced afterwards, and the running thread knows of the fence.
+bool fenced(const Shadow& x) {
   if (x.write_time == 0 || x.writer >= thread_count) return true;
   const auto& times = fences[x.writer];
   const auto fence = std::lower_bound(times.begin(), times.end(), x.write_time);
   return fence != times.end() && *fence < known(self->id, x.writer);
 }
 
-void read_cell(Cell& x, const Region& region, size_t at, const Access& a) {
+void read_shadow(Shadow& x, const Region& region, size_t at, const Access& a) {
   if (unseen(x.writer, x.write_time) && !(a.packet && x.packet))
     report(region, at, "read after write", x.writer, x.write_code, a.code);
   else if (a.bulk && !fenced(x))
@@ -183,11 +192,11 @@ void read_cell(Cell& x, const Region& region, size_t at, const Access& a) {
 
 void touch(uintptr_t address, size_t bytes, bool write, const Access& a) {
   Region* region = region_of(address);
-  if (region == nullptr || region->cells.empty()) return;
+  if (region == nullptr || region->chunks.empty()) return;
   const size_t begin = (address - region->begin) / kGrain;
   const size_t end = (address - region->begin + bytes + kGrain - 1) / kGrain;
-  for (size_t j = begin; j < std::min(end, region->cells.size()); ++j)
-    (write ? write_cell : read_cell)(region->cells[j], *region, j, a);
+  for (size_t j = begin; j < std::min(end, region->shadows()); ++j)
+    (write ? write_shadow : read_shadow)(region->shadow(j), *region, j, a);
 }
 
 }  // namespace
@@ -204,8 +213,7 @@ void begin(unsigned threads) {
   races = 0;
   first_report.clear();
   reported.clear();
-  for (auto& r : regions)
-    r.second.cells.assign((r.second.end - r.second.begin) / kGrain + 1, Cell());
+  for (auto& r : regions) r.second.chunks.resize((r.second.shadows() + kChunk - 1) / kChunk);
   on = true;
 }
 
@@ -216,7 +224,7 @@ void end() {
   released.clear();
   acquired.clear();
   published.clear();
-  for (auto& r : regions) r.second.cells.clear();
+  for (auto& r : regions) r.second.chunks.clear();
 }
 
 bool active() { return on; }
@@ -229,28 +237,28 @@ std::string name_of(unsigned thread) {
   return "block " + std::to_string(thread / size) + " thread " + std::to_string(thread % size);
 }
 
-void meet(const std::vector<unsigned>& ids) {
+void barrier(const std::vector<unsigned>& ids) {
   if (!on || ids.empty()) return;
   Times sum = *clocks[ids[0]].base;
   std::set<const Times*> merged = {clocks[ids[0]].base.get()};
   for (unsigned id : ids)
     if (merged.insert(clocks[id].base.get()).second) merge(sum, *clocks[id].base);
-  for (unsigned id : ids) sum[id] = std::max(sum[id], clocks[id].own);
+  for (unsigned id : ids) sum[id] = std::max(sum[id], clocks[id].time);
   const Shared base = std::make_shared<const Times>(std::move(sum));
   for (unsigned id : ids) {
     clocks[id].base = base;
-    ++clocks[id].own;
+    ++clocks[id].time;
   }
 }
 
 void access(uintptr_t address, size_t bytes, bool write, const void* code) {
   if (!on || self == nullptr || region_of(address) == nullptr) return;
   preempt();
-  touch(address, bytes, write, {self->id, clocks[self->id].own, false, false, code});
+  touch(address, bytes, write, {self->id, clocks[self->id].time, false, false, code});
 }
 
 void access_packet(uintptr_t address, size_t bytes, bool write, const void* code) {
-  if (on) touch(address, bytes, write, {self->id, clocks[self->id].own, true, false, code});
+  if (on) touch(address, bytes, write, {self->id, clocks[self->id].time, true, false, code});
 }
 
 unsigned new_actor(const std::string& name) {
@@ -263,7 +271,7 @@ void access_by(const Act& act, uintptr_t address, size_t bytes, bool write, cons
 }
 
 void fence_async_copies() {
-  if (on) fences[self->id].push_back(clocks[self->id].own++);
+  if (on) fences[self->id].push_back(clocks[self->id].time++);
 }
 
 bool knows(unsigned actor, uint32_t time) { return !on || known(self->id, actor) >= time; }
@@ -281,7 +289,7 @@ void join(Joined& joined) {
   Clock& me = clocks[self->id];
   if (std::find(joined.bases.begin(), joined.bases.end(), me.base) == joined.bases.end())
     joined.bases.push_back(me.base);
-  joined.times.push_back({self->id, me.own++});
+  joined.times.push_back({self->id, me.time++});
 }
 
 Shared end_phase(Joined& joined, unsigned actor, uint32_t time) {
@@ -305,7 +313,7 @@ void learn(const Shared& from) {
   base = learned.sum;
 }
 
-uint32_t now() { return on ? clocks[self->id].own : 0; }
+uint32_t now() { return on ? clocks[self->id].time : 0; }
 
 }  // namespace race
 
@@ -329,7 +337,7 @@ void untrack(const void* memory) {
 void release(const void* address) {
   if (!on) return;
   race::merge(published[address], race::times_of(self->id));
-  ++clocks[self->id].own;
+  ++clocks[self->id].time;
 }
 
 void acquire(const void* address) {
@@ -340,7 +348,7 @@ void fence() {
   if (!on) return;
   race::learn_times(self->id, acquired[self->id]);
   released[self->id] = race::times_of(self->id);
-  ++clocks[self->id].own;
+  ++clocks[self->id].time;
 }
 
 void relaxed_store(const void* address, bool read_modify_write) {

@@ -1,4 +1,4 @@
-// The CUDA words that kernels use, as the host compiler reads them.
+// The CUDA keywords and intrinsics that kernels use, defined for the host compiler.
 #pragma once
 
 #include <cmath>

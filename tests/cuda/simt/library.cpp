@@ -1,4 +1,4 @@
-// The CUDA launcher as a library for tests/test_simt*.py, its kernels run by the emulator.
+// The CUDA launcher as a library, with its kernels run by the emulator (simt_library.py calls it).
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -62,8 +62,8 @@ void set(DType type, void* to, int64_t at, double value) {
   }
 }
 
-// Large products, and those of them with a row that does not begin at 16 bytes or is not made of
-// whole pieces of 16.
+// How many large products there were, and how many of them have rows that do not begin at 16 bytes
+// or are not whole pieces of 16 bytes.
 struct Products {
   int64_t count, unaligned;
 };
@@ -82,11 +82,11 @@ bool aligned(const Gemm& g) {
   return operand(g.a, g.m, g.k) && operand(g.b, g.k, g.n) && whole(g.c, g.n, g.n, g.out);
 }
 
-// The caller's part of the launcher's contract, as plainly as can be.
+// The large products of the launcher's contract, in the simplest way.
 void gemm(void* products, const Gemm& g) {
-  Products& seen = *static_cast<Products*>(products);
-  ++seen.count;
-  seen.unaligned += !aligned(g);
+  Products& counts = *static_cast<Products*>(products);
+  ++counts.count;
+  counts.unaligned += !aligned(g);
   for (int64_t i = 0; i < g.m; ++i)
     for (int64_t j = 0; j < g.n; ++j) {
       double sum = 0;
@@ -99,7 +99,7 @@ void gemm(void* products, const Gemm& g) {
 
 }  // namespace
 
-// Mirrored by tests/simt_library.py.
+// Mirrored by simt_library.py.
 struct Options {
   int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, active, ctas,
       units, sequences;
@@ -123,6 +123,7 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     Plan chosen = plan(p, pass, {options.capability, 132, shared}, settings);
     if (options.tile >= 0)
       chosen.gates = chosen.project = chosen.hidden = chosen.cell = options.tile;
+    if (options.tile >= 0) chosen.single_step = false;
     if (options.shape >= 0 && chosen.algorithm == Algorithm::grid) {
       chosen.shape =
           pass == Pass::forward ? options.shape : std::min(options.shape, kGridBackwardCount - 1);
@@ -156,7 +157,7 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
   }
 }
 
-// Filled with NaN: what a kernel reads before it was written shows in the result.
+// Filled with NaNs, so that a read before the first write shows in the result.
 struct Workspace {
   explicit Workspace(int64_t bytes)
       : memory(static_cast<unsigned char*>(aligned_alloc(256, size_t(bytes + 255) / 256 * 256))) {
@@ -212,11 +213,11 @@ __attribute__((visibility("default"))) void simt_input_part(const Forward* f, in
 
 __attribute__((visibility("default"))) void simt_plan(const Problem* p, int backward,
                                                       int capability, int sms, int algorithm,
-                                                      Plan* found) {
+                                                      Plan* result) {
   Settings settings;
   settings.algorithm = Algorithm(algorithm);
-  *found = plan(*p, Pass(backward), {capability, sms, capability >= 80 ? 227 << 10 : 64 << 10},
-                settings);
+  *result = plan(*p, Pass(backward), {capability, sms, capability >= 80 ? 227 << 10 : 64 << 10},
+                 settings);
 }
 
 }  // extern "C"

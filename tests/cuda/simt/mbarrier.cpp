@@ -1,4 +1,4 @@
-// mbarriers: arrivals and bytes of phases, and those who wait for a phase's end.
+// mbarriers: arrivals and bytes of phases, and the threads that wait for a phase's end.
 #include <algorithm>
 #include <map>
 #include <unordered_map>
@@ -12,28 +12,28 @@ namespace simt {
 
 namespace {
 
-constexpr unsigned long long kMark = 0x6d62617272696572;  // what an mbarrier's memory holds here
-constexpr long kMost = (1 << 20) - 1;                     // arrivals, and bytes, of a phase
+constexpr unsigned long long kMark = 0x6d62617272696572;  // the contents of an mbarrier's memory
+constexpr long kMost = (1 << 20) - 1;  // the most arrivals, and bytes, of a phase
 
 struct Counter {
   const Block* block;
   uint32_t offset;
-  unsigned arrivals, missing;  // of each phase, of the running one
-  long bytes = 0;              // announced and not there yet; below 0: there and not announced
-  uint32_t phase = 0;          // the running one
+  unsigned arrivals, missing;  // of each phase; of the current phase, those that have not come
+  long bytes = 0;              // announced, not arrived; below 0: arrived, not announced
+  uint32_t phase = 0;          // the current one
   unsigned initialiser;
   bool published = false;
   std::vector<Thread*> waiting;
   // For the race checker. Copies that phase p counts end at the actor's time p + 1.
   unsigned actor = 0;
   uint32_t last_copies = 0;  // that time, for the last copies started
-  race::Joined joined;       // who arrived, or started copies, in the running phase
-  race::Shared before;       // what happened before the end of the last phase
-  std::vector<std::pair<unsigned, uint32_t>> waits;  // for that end, by whom and when
+  race::Joined joined;       // the arrivals and starts of copies in the current phase
+  race::Shared before;       // what happened before the end of the previous phase
+  std::vector<std::pair<unsigned, uint32_t>> waits;  // for that end: thread and time
 };
 
 std::unordered_map<const void*, Counter> counters;
-// By block: the copies that read its shared memory, as mbarrier and the actor's time.
+// By block: the copies that read its shared memory, each as its mbarrier and the actor's time.
 std::map<const Block*, std::map<const void*, uint32_t>> copies_from;
 
 std::string name_of(const Counter& c) {
@@ -51,7 +51,7 @@ Counter& find(const void* at, const void* code) {
   return c;
 }
 
-// What the running thread arrives with, or starts to copy, counts in no phase but this one.
+// An arrival, or the start of a copy, by the running thread. It may count in no phase but this one.
 void join(Counter& c, const char* what) {
   if (!race::knows(c.actor, c.phase))
     fail(std::string(what) + " for phase " + std::to_string(c.phase) + " of " + name_of(c) +
@@ -154,7 +154,7 @@ race::Act mbarrier_copies(const void* at, const Block* source, bool bulk, const 
 
 void check_copies_at_exit() {
   const Block* block = self->block;
-  race::meet(threads_of(*block));
+  race::barrier(threads_of(*block));
   for (const auto& entry : counters) {
     const Counter& c = entry.second;
     if (c.block != block) continue;

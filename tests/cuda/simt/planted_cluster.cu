@@ -8,8 +8,8 @@
 // new h also leaves for global memory by bulk stores.
 #include <cstdio>
 
-#include "exchange.cuh"
 #include "planted_memory.h"
+#include "shared/exchange.cuh"
 
 namespace {
 
@@ -114,7 +114,7 @@ void send(Shared& s, const ClusterArgs& a, unsigned t, const uint32_t* tile) {
 
 void work(Shared& s, const ClusterArgs& a, uint32_t* y) {
   const unsigned me = threadIdx.x, unit = me % kUnits, quarter = me / kUnits;
-  const unsigned rank = cluster_rank(), own = rank * kUnits + unit;
+  const unsigned rank = cluster_rank(), i = rank * kUnits + unit;
   unsigned announced = kHidden / 2 * 4;
   if (a.bug == kBytesTooMany) announced += 16;
   if (a.bug == kBytesTooFew) announced -= 16;
@@ -144,7 +144,7 @@ void work(Shared& s, const ClusterArgs& a, uint32_t* y) {
       wait_for_h(t - 1, quarter / 2);
       const uint32_t* h = s.h[a.bug == kOneBuffer ? 0 : (t - 1) & 1];
       for (unsigned k = quarter * kUnits; k < (quarter + 1) * kUnits; ++k)
-        sum += h[k] * weight(own, k);
+        sum += h[k] * weight(i, k);
     }
     s.sums[quarter][unit] = sum;
     named_barrier(1, a.bug == kDivergentCount && me < 32 ? 32 : kWorkers);

@@ -3,8 +3,8 @@
 // The recurrence of planted_cluster.cu. A CTA sends its part of h[t] into one of two slots, in one
 // of three ways; the lowest bit of every word, or half word, tells h[t] from h[t-2]. A thread polls
 // the same packet in every step, until all its words have the right phase.
-#include "exchange.cuh"
 #include "planted_memory.h"
+#include "shared/exchange.cuh"
 
 namespace {
 
@@ -65,24 +65,24 @@ void receive(const GridArgs& a, unsigned t, uint32_t* h) {
 }
 
 void send(const GridArgs& a, unsigned t, uint32_t value) {
-  const unsigned own = blockIdx.x * kUnits + threadIdx.x;
+  const unsigned i = blockIdx.x * kUnits + threadIdx.x;
   uint32_t* slot = a.slots + (a.bug == kOneSlot ? 0 : t & 1) * kHidden;
   const uint32_t word = value << 1 | (a.bug == kPhaseStuck ? 1 : (t >> 1 & 1) ^ 1);
   if (a.bug == kPlainStore) {
     if (a.way == kHalfWords)
-      reinterpret_cast<uint16_t*>(slot)[own] = uint16_t(word);
+      reinterpret_cast<uint16_t*>(slot)[i] = uint16_t(word);
     else
-      slot[own] = word;
+      slot[i] = word;
   } else if (a.way == kHalfWords) {
-    send_half_word(reinterpret_cast<uint16_t*>(slot) + own, uint16_t(word));
+    send_half_word(reinterpret_cast<uint16_t*>(slot) + i, uint16_t(word));
   } else if (a.way == kWords) {
-    send_word(slot + own, word);
+    send_word(slot + i, word);
   } else {
     const unsigned lane = threadIdx.x, first = lane / 4 * 4;
     const uint4 packet = {__shfl_sync(0xffffu, word, first), __shfl_sync(0xffffu, word, first + 1),
                           __shfl_sync(0xffffu, word, first + 2),
                           __shfl_sync(0xffffu, word, first + 3)};
-    if (lane % 4 == 0) send_packet(slot + own, packet);
+    if (lane % 4 == 0) send_packet(slot + i, packet);
   }
 }
 
@@ -90,7 +90,7 @@ void grid_kernel(GridArgs a) {
   FASTLSTM_SHARED_BUFFER(raw);
   Shared& s = *reinterpret_cast<Shared*>(raw);
   const unsigned me = threadIdx.x, unit = me % kUnits, quarter = me / kUnits;
-  const unsigned own = blockIdx.x * kUnits + unit;
+  const unsigned i = blockIdx.x * kUnits + unit;
   for (unsigned t = 0; t < kSteps; ++t) {
     uint32_t sum = 0;
     if (t > 0) {
@@ -99,15 +99,15 @@ void grid_kernel(GridArgs a) {
       __syncthreads();
       if (a.bug == kDataBehindWord) h = a.y + (t - 1) * kHidden;
       for (unsigned k = quarter * kUnits; k < (quarter + 1) * kUnits; ++k)
-        sum += h[k] * weight(own, k);
+        sum += h[k] * weight(i, k);
     }
     s.sums[quarter][unit] = sum;
     __syncthreads();
     if (me >= kUnits) continue;
-    uint32_t h = a.x[t * kHidden + own];
+    uint32_t h = a.x[t * kHidden + i];
     for (unsigned q = 0; q < kHidden / kUnits; ++q) h += s.sums[q][unit];
     h &= mask_of(a.way);
-    a.y[t * kHidden + own] = h;
+    a.y[t * kHidden + i] = h;
     if (t + 1 < kSteps) send(a, t, h);
   }
 }

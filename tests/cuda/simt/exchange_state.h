@@ -1,5 +1,5 @@
-// mbarriers, asynchronous copies and packets: what csrc/cuda/exchange.cuh has, as calls of the
-// emulator (by exchange.h), and what the scheduler asks of them.
+// mbarriers, asynchronous copies and packets: the primitives of csrc/cuda/shared/exchange.cuh as
+// calls of the emulator (by exchange.h), and what the scheduler calls.
 #pragma once
 
 #include "simt.h"
@@ -16,7 +16,7 @@ void mbarrier_wait(const void* at, unsigned parity, const char* file, int line);
 
 unsigned cluster_rank();
 uint32_t offset_in_shared(const void* place);
-// To places in shared memory of the block of that rank in the cluster, by offset.
+// Copies to shared memory of the block of that rank in the cluster, at an offset.
 void async_send(unsigned rank, uint32_t to, const uint4& value, unsigned barrier_rank,
                 uint32_t barrier);
 void bulk_send(unsigned rank, uint32_t to, const void* from, unsigned bytes, unsigned barrier_rank,
@@ -36,9 +36,9 @@ void packet_send_half_word(void* to, uint16_t value);
 
 void forget_exchange();      // at a launch
 void deliver_some();         // between two threads
-bool deliver_when_idle();    // one piece, where nothing else can go on; false: none is under way
+bool deliver_when_idle();    // one piece, when no thread can go on; false: none is in flight
 void check_exit();           // of the running thread
-void check_exit_of_block();  // the running thread is its last
+void check_exit_of_block();  // by its last thread
 std::string mbarrier_report(const void* at);
 
 // ---- among themselves ----

@@ -1,24 +1,30 @@
 // Runs CUDA kernels on the CPU, to check them where there is no GPU.
 //
-// Every CUDA thread is a fiber of one OS thread. All blocks of a grid are resident at once and a
-// seeded scheduler decides who runs next, so that a run can be repeated exactly. Threads switch
-// only where they synchronise or poll (and, with the race checker, at random memory accesses).
-// The race checker (race.h) sees every access to memory that was made known with `track`.
+// Every CUDA thread is a fiber of one OS thread. All blocks of a grid are resident at once, and a
+// seeded scheduler decides which thread runs next, so that a run can be repeated exactly. Threads
+// switch only where they synchronise or poll (and, with the race checker, at random memory
+// accesses). The race checker (race.h) sees every access to memory that `track` names.
 //
-// What exchange.cuh has (exchange_state.h): asynchronous copies within a cluster arrive late, in
-// any order and in pieces of 16 bytes or more, and read their source only then; until then their
-// destination reads as NaN. An mbarrier counts bytes that have arrived. Of the words that packets
-// hold, a poll sees any of the last values, each word by itself and never going back. In the order
-// `fifo` alone, all of that comes at once. Errors are: arrivals, bytes or copies that a phase does
-// not expect or that may count in the phase before; a phase that may end before all who wait for
-// the phase before have seen it; a CTA that may exit before copies to or from it have ended; sizes
-// and addresses that 16 do not divide; places outside of the cluster or of shared memory; bulk
-// copies of what a thread stored without fence_async_copies.
+// The primitives of exchange.cuh (exchange_state.h) behave as loosely as the hardware may:
+// - Asynchronous copies within a cluster arrive late, in any order and in pieces of 16 bytes or
+// more.
+//   They read their source when they arrive; until then their destination reads as NaN.
+// - An mbarrier counts the bytes that have arrived.
+// - A poll sees any of the last values of a packet's words: each word by itself, sometimes the
+// words
+//   at some places late for all threads, and no word ever going back in time.
+// In the order `fifo`, all of that is immediate.
 //
-// What it does not see: fence scopes (cta against gpu), other proxy fences, __ldg of data written
-// by the same kernel, fast-math and fused multiply-add, whether a grid really fits on a GPU, and
-// ordinary data that one CTA writes and another reads because of an mbarrier: it counts as ordered,
-// though hardware orders no more than the bytes that the mbarrier counts.
+// Errors are: arrivals, bytes or copies that a phase does not expect or that may count in the
+// previous phase; a phase that may end before all who wait for the previous phase have seen its
+// end; a CTA that may exit before copies to or from it have ended; sizes and addresses that are not
+// multiples of 16; places outside of the cluster or of shared memory; bulk copies of what a thread
+// stored without fence_async_copies.
+//
+// What it cannot see: fence scopes (cta against gpu), other proxy fences, __ldg of data written by
+// the same kernel, fast-math and fused multiply-add, and whether a grid fits a GPU. Ordinary data
+// that one CTA writes and another reads after waiting for an mbarrier count as ordered, though
+// hardware orders no more than the bytes that the mbarrier counts.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +34,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_THREAD__)
-#define SIMT_UNSEEN __attribute__((no_sanitize_thread))  // an access that is the emulator's own
+#define SIMT_UNSEEN __attribute__((no_sanitize_thread))  // an access by the emulator itself
 #else
 #define SIMT_UNSEEN
 #endif
@@ -63,7 +69,7 @@ struct Thread {
   const char* file = nullptr;
   int line = 0;
   const void* mbarrier = nullptr;  // the one that it waits for
-  const void* polled = nullptr;    // the last polled address and the value found there
+  const void* polled = nullptr;    // the last polled address, and the value read there
   uint64_t polled_value = 0;
   struct Copy {
     void* to;
@@ -71,7 +77,7 @@ struct Thread {
     size_t bytes, valid;
   };
   std::vector<std::vector<Copy>> copies;  // asynchronous copies by group; the last is open
-  // Bulk stores, by group: how many are closed, hold stores, are known to have read their source.
+  // Groups of bulk stores: how many are closed, have stores, are known to have read their source.
   unsigned stores_closed = 0, stores_issued = 0, stores_read = 0;
   unsigned store_actors = 0;  // see race.h
 };
@@ -80,7 +86,7 @@ struct Block {
   dim3 index;
   unsigned rank = 0, live = 0;  // rank: in the whole grid
   unsigned cluster = 0;         // the first block of its cluster, by rank
-  unsigned barriers = 0;        // at which all its live threads have met
+  unsigned barriers = 0;        // barriers that all its live threads have passed
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
 };
@@ -94,7 +100,7 @@ struct Config {
   Order order = Order::fifo;
   uint64_t seed = 1;
   bool races = false;
-  unsigned preempt = 0;  // with the race build: switch at one in so many memory accesses
+  unsigned preempt = 0;  // with the race build: one in so many memory accesses is a switch
 };
 
 struct Result {
@@ -110,7 +116,7 @@ extern dim3 grid_size, block_size;
 Result launch(const Config& config, const std::function<void()>& kernel);
 [[noreturn]] void fail(const std::string& message);  // ends the launch with an error
 
-// Stands for a CUDA stream: runs kernels at once and keeps the first thing that went wrong.
+// In place of a CUDA stream: runs kernels immediately, and keeps the first error and race.
 struct Stream {
   Config config;  // order, seed, races, preempt
   std::string error, first_race;
@@ -121,32 +127,32 @@ struct Stream {
            unsigned cluster = 1);
 };
 
-// Memory that the race checker watches. Shared memory is watched by itself.
+// Memory that the race checker watches, besides shared memory.
 void track(const void* memory, size_t bytes, const char* name);
 void untrack(const void* memory);
 
 // Barriers of a block, of its cluster, or of the whole grid.
 enum class Scope { block, cluster, grid };
 void barrier(Scope scope, const char* where, int line, const char* file = nullptr);
-// Of some of a block's threads: those that come, up to their number.
+// A barrier of any `threads` threads of a block.
 void named_barrier(int id, int threads, const char* file, int line);
 
-// All lanes of `mask` meet; the last one runs `work` on what each brought.
-void collective(unsigned mask, const void* operation, void* mine,
+// A collective of the lanes in `mask`. The last lane to arrive runs `work` on the lanes' slots.
+void collective(unsigned mask, const void* operation, void* slot,
                 void (*work)(void** lanes, unsigned mask), bool orders_memory);
 
-// Every load that may be repeated until another thread writes: yields when nothing changed.
+// For a load that is repeated until another thread writes: yields when the value has not changed.
 void poll(const void* address, uint64_t value, const char* where);
 void yield(const char* where, int line, const char* file = nullptr);
 
-// Memory order, on an address.
+// Memory order at an address.
 void release(const void* address);
 void acquire(const void* address);
 void fence();
 void relaxed_store(const void* address, bool read_modify_write);
 void relaxed_load(const void* address);
 
-// Asynchronous copies to shared memory: nothing arrives before it is waited for.
+// Asynchronous copies to shared memory: none arrives before it is waited for.
 void async_copy(void* to, const void* from, size_t bytes, size_t valid);
 void async_commit();
 void async_wait(size_t groups_left);

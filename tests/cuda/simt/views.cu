@@ -1,6 +1,6 @@
-// What threads see of copies and packets while they are under way, noted for test_simt_exchange.py.
-#include "exchange.cuh"
+// Records what threads see of copies and packets that are in flight, for test_emulated_exchange.py.
 #include "planted_memory.h"
+#include "shared/exchange.cuh"
 
 namespace {
 
@@ -14,7 +14,8 @@ struct ViewArgs {
   unsigned looks;
 };
 
-// How many words of each copy have come (all of their sources are 1), after whether both have.
+// Records, at each look, whether the mbarrier's phase has ended, and how many words of each copy
+// have arrived (all words of the sources are 1).
 SIMT_UNSEEN void look_at_copies(ViewArgs a) {
   FASTLSTM_SHARED_BUFFER(raw);
   uint32_t* to = reinterpret_cast<uint32_t*>(raw);
@@ -32,7 +33,8 @@ SIMT_UNSEEN void look_at_copies(ViewArgs a) {
   wait(barrier, 0, 0);
 }
 
-// Block 0 sends packets of 1, 2, 3 ... to block 1, which notes what it finds; odd ones as halves.
+// Block 0 sends packets of 1, 2, 3, ... and block 1 records what it polls. Words 2 and 3 are sent
+// as half words.
 void look_at_packets(ViewArgs a) {
   uint32_t* place = const_cast<uint32_t*>(a.from);
   for (uint32_t look = 0; look < a.looks; ++look) {
@@ -79,7 +81,7 @@ __attribute__((visibility("default"))) int simt_views_of_packets(int order, uint
                                                                  char* message) {
   return run(look_at_packets, 2, order, seed, looks, kPacket, seen, message);
 }
-// Nothing but a launch.
+// A launch of an empty kernel.
 __attribute__((visibility("default"))) int simt_launch_clusters(unsigned ctas, unsigned cluster,
                                                                 unsigned threads, unsigned shared,
                                                                 char* message) {

@@ -50,7 +50,7 @@ Thread* Turns::take() {
   return next;
 }
 
-// Now and then a warp, and less often a block, becomes slow: others go on for several rounds.
+// Now and then a warp, less often a block, becomes slow, while others run for several rounds.
 bool Turns::is_slow(const Thread& thread) {
   if (draw() % 64 == 0) {
     const void* who = thread.warp;

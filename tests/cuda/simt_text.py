@@ -1,4 +1,4 @@
-"""The CUDA kernels that draw text on the CPU: builds tests/simt, called as the operator is."""
+"""The CUDA kernels that draw text on the CPU: builds tests/cuda/simt, called as the operator is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastlstm.generation.packed_weights import PackedLSTM
 
 _i32, _i64, _p, _double = c.c_int32, c.c_int64, c.c_void_p, c.c_double
 
-# csrc/generate.h and tests/simt/text.cpp
+# csrc/generate.h and tests/cuda/simt/text.cpp
 _Matrix = _struct("PackedMatrix", data=_p, scale=_p, depth=_i64)
 _Layer = _struct("GenerateLayer", ih=_Matrix, hh=_Matrix, hr=_Matrix, bias=_p)
 _Rules = _struct("CellOptions", recurrent_dropout=_double, zoneout_h=_double, zoneout_c=_double,
@@ -44,7 +44,7 @@ STORAGES = ("fp32", "fp64", "bf16", "int8", "fp16")  # csrc/generate.h's order
 
 
 def make(variant: str, **variables: str) -> Path:
-    """Build one variant (see tests/simt/Makefile); returns the library."""
+    """Build one variant (see tests/cuda/simt/Makefile); returns the library."""
     out = Path(variables.get("OUT", ROOT / "build" / "simt" / variant))
     return build(variant, str(out / "libtext.so"), **variables)
 
@@ -103,9 +103,12 @@ class Writer:
                 layers[layer].ih = next(rest)
                 layers[layer].bias = biases[layer - 1].data_ptr()
             layers[layer].hh = next(rest)
+            if stack.proj_size:
+                layers[layer].hr = next(rest)
         tokens = torch.full((length, batch), -1)
         ends = [
-            torch.full((stack.num_layers, batch, stack.hidden_size), torch.nan) for _ in range(2)
+            torch.full((stack.num_layers, batch, n), torch.nan, dtype=packed.computed)
+            for n in (stack.out_size, stack.hidden_size)
         ]
         h0, c0 = hx if hx is not None else (None, None)
         call = _Generate(
@@ -115,7 +118,8 @@ class Writer:
             length=length,
             vocabulary=stack.input_size,
             hidden_size=stack.hidden_size,
-            out_size=stack.hidden_size,
+            out_size=stack.out_size,
+            projected=stack.proj_size > 0,
             layers=stack.num_layers,
             prime=prime.data_ptr(),
             h0=h0.data_ptr() if h0 is not None else None,

@@ -1,7 +1,7 @@
-// Happens-before race checker: one vector clock per thread, one shadow cell per two bytes.
+// A happens-before race checker: a vector clock for each thread, a shadow for every two bytes.
 //
-// Kernels compiled with -fsanitize=thread call __tsan_readN / __tsan_writeN at every access; those
-// hooks are defined here, in the place of the sanitizer's own runtime.
+// Kernels compiled with -fsanitize=thread call __tsan_readN / __tsan_writeN at every access. Those
+// hooks are defined here, instead of the sanitizer's runtime.
 #pragma once
 
 #include <cstddef>
@@ -25,14 +25,14 @@ bool active();
 long count();
 std::string first();
 
-// Everything that any of these threads did happens before all that any of them will do.
-void meet(const std::vector<unsigned>& threads);
+// What any of these threads did happens before what any of them will do.
+void barrier(const std::vector<unsigned>& threads);
 void access(uintptr_t address, size_t bytes, bool write, const void* code);
-// Words that are sent and polled: not among themselves, but with ordinary accesses they race.
+// Words that are sent and polled: they race with ordinary accesses, but not with each other.
 void access_packet(uintptr_t address, size_t bytes, bool write, const void* code);
 
-// Asynchronous copies are made by actors, which have a time as threads have. A copy knows what the
-// thread knew that started it; who knows the actor's time knows that the copy has ended.
+// Actors make asynchronous copies, and have a time as threads do. A copy happens after what the
+// thread that started it knew. A thread that knows the actor's time knows that the copy has ended.
 unsigned new_actor(const std::string& name);
 struct Act {
   unsigned actor;
@@ -44,7 +44,7 @@ void fence_async_copies();
 bool knows(unsigned actor, uint32_t time);  // the running thread; true without the checker
 void learn_actor(unsigned actor, uint32_t time);
 
-// What several threads did before a phase of an mbarrier ended.
+// What happened before the end of an mbarrier's phase: the arrivals of several threads.
 struct Joined {
   std::vector<Shared> bases;
   std::vector<std::pair<unsigned, uint32_t>> times;

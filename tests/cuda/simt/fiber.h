@@ -1,4 +1,4 @@
-// Fibers: a stack each, and a switch from one to another.
+// Fibers: each has a stack; switch_to() changes from one to another.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,11 @@ constexpr int kMain = -1;  // the context that started the fibers
 
 // Makes `count` fibers ready to call `entry`, which must never return.
 void create(int count, void (*entry)());
-// Leaves the running fiber for another. `ends`: the one that is left will never run again.
+// Gives their stacks back, where they are large.
+void destroy();
+// Switches from the running fiber to another. `ends`: the first one will never run again.
 void switch_to(int from, int to, bool ends);
-// The first thing that a fiber calls.
+// Every fiber calls this first.
 void begin();
 
 }  // namespace fiber

@@ -1,4 +1,4 @@
-// The emulated twins of csrc/cuda/exchange.cuh, where each function's meaning stands.
+// The emulated twins of csrc/cuda/shared/exchange.cuh, which documents each function.
 #pragma once
 
 #include "dialect.h"
@@ -44,7 +44,7 @@ __forceinline__ void wait(const Mbarrier* barrier, unsigned parity, uint64_t, SI
   simt::mbarrier_wait(barrier, parity, file, line);
 }
 
-// The value is read here, where the race checker sees it.
+// The value is read here, in code that the race checker instruments.
 __forceinline__ void send_async(Remote to, const uint4& value, Remote barrier) {
   const uint4 read = value;
   simt::async_send(to.rank, to.address, read, barrier.rank, barrier.address);
@@ -69,7 +69,7 @@ template <int>
 __forceinline__ void raise_registers() {}
 template <int>
 __forceinline__ void lower_registers() {}
-__forceinline__ unsigned kept(unsigned x) { return x; }
+__forceinline__ unsigned opaque(unsigned x) { return x; }
 
 __forceinline__ void named_barrier(int id, int threads, SIMT_PLACE) {
   simt::named_barrier(id, threads, file, line);

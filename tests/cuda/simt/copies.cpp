@@ -26,7 +26,7 @@ struct Piece {
   unsigned group;
 };
 
-// The slow ones arrive when no thread can go on without them.
+// `slow` pieces arrive only when no thread can go on without them.
 typedef std::deque<Piece> Pieces;
 Pieces under_way, slow;
 
@@ -43,7 +43,7 @@ void deliver(Pieces& pieces, size_t j) {
   if (p.mbarrier) mbarrier_count(p.mbarrier, p.bytes, p.phase);
 }
 
-// Tells the race checker of a whole copy, which happens at some time from now on.
+// Tells the race checker of a copy, which happens at some time from now on.
 void announce(Piece& p, bool bulk, const void* code) {
   const race::Act act = mbarrier_copies(p.mbarrier, p.source, bulk, code);
   p.phase = act.time - 1;
@@ -51,13 +51,13 @@ void announce(Piece& p, bool bulk, const void* code) {
   race::access_by(act, uintptr_t(p.to), p.bytes, true, code);
 }
 
-// In the schedule `fifo` at once; else in pieces, later.
+// In the order `fifo` the copy is immediate; otherwise it comes later, in pieces.
 void start(Piece whole) {
   if (order() == Order::fifo) {
     under_way.push_front(whole);
     return deliver(under_way, 0);
   }
-  if (whole.target) std::memset(whole.to, 0xff, whole.bytes);  // anything may be there from now on
+  if (whole.target) std::memset(whole.to, 0xff, whole.bytes);  // unspecified until the copy arrives
   while (whole.bytes > 0) {
     Piece piece = whole;
     if (draw() % 2) piece.bytes = unsigned(draw() % (whole.bytes / 16) + 1) * 16;
@@ -194,7 +194,8 @@ void bulk_store(void* to, const void* from, unsigned bytes) {
   p.thread = self;
   p.group = self->stores_closed;
   self->stores_issued = self->stores_closed + 1;
-  // Two actors: one reads, as its groups are waited for; one writes until the kernel ends.
+  // Two actors: one reads, and is known as its groups are waited for; one writes until the kernel
+  // ends.
   if (self->store_actors == 0 && race::active()) {
     self->store_actors = race::new_actor("the bulk stores of " + race::name_of(self->id));
     race::new_actor("the bulk stores of " + race::name_of(self->id));

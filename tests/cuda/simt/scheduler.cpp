@@ -17,22 +17,23 @@ Thread* self = nullptr;
 dim3 grid_size, block_size;
 
 namespace {
-struct Meeting;
+struct Collective;
 }
 struct Warp {
-  std::vector<Meeting*> open;
+  std::vector<Collective*> open;
   unsigned lanes = 32;
 };
 
 namespace {
 
-constexpr unsigned kIdleRounds = 1000;  // rounds in which every thread polled in vain
+constexpr unsigned kIdleRounds = 1000;  // rounds of polling without a change: a livelock
 
-struct Meeting {
-  unsigned mask, here = 0;
+// A collective that some of its lanes have reached.
+struct Collective {
+  unsigned mask, arrived = 0;
   const void* operation;
-  void* brought[32];
-  Thread* who[32];
+  void* slots[32];
+  Thread* threads[32];
 };
 
 struct Barrier {
@@ -40,8 +41,8 @@ struct Barrier {
   unsigned threads = 0;  // of a named barrier
   std::vector<Thread*> waiting;
 };
-// Block and id (0: __syncthreads, 1 to 15: named); first block of a cluster and kCluster; `blocks`
-// and 0 for the grid.
+// A barrier's key: the block and an id (0: __syncthreads, 1 to 15: named barriers); for a cluster
+// its first block and kCluster; for the grid `blocks` and 0.
 typedef std::pair<const void*, int> Key;
 constexpr int kCluster = 16;
 
@@ -56,7 +57,7 @@ std::map<Key, Barrier> barriers;
 Turns turns;
 std::vector<Thread*> polling;
 unsigned live;
-// Rounds in which every thread polled: since one was woken, and since a poll could see a change.
+// Rounds in which every thread polled: since a thread was woken, and since a poll saw a change.
 unsigned idle_rounds, stale_rounds;
 bool stopping;
 
@@ -97,10 +98,10 @@ void run_next() {
   Thread* next = turns.take();
   while (next == nullptr && deliver_when_idle()) {
     next = turns.take();
-    if (next == nullptr && !polling.empty() && draw() % 4 == 0) break;  // they may look meanwhile
+    if (next == nullptr && !polling.empty() && draw() % 4 == 0) break;  // they may poll in between
   }
   if (next == nullptr) {
-    if (polling.empty() || ++idle_rounds > kIdleRounds || ++stale_rounds > 64 * kIdleRounds) {
+    if (polling.empty() || ++idle_rounds > kIdleRounds || ++stale_rounds > 4 * kIdleRounds) {
       stopping = true;
       result->error = stuck_report();
       return switch_to(nullptr);
@@ -112,14 +113,15 @@ void run_next() {
   switch_to(next);
 }
 
-// Threads that have exited count as arrived, as on a GPU, but not at named barriers.
+// How many threads a barrier waits for. Exited threads count as arrived, as on a GPU, except at
+// named barriers.
 unsigned expected(const Key& key, const Barrier& barrier) {
   if (barrier.threads) return barrier.threads;
+  if (key.first == &blocks) return live;
+  const Block* first = static_cast<const Block*>(key.first);
+  if (key.second != kCluster) return first->live;
   unsigned count = 0;
-  for (const Block& block : blocks)
-    if (key.first == &blocks ||
-        key.first == (key.second == kCluster ? &blocks[block.cluster] : &block))
-      count += block.live;
+  for (unsigned rank = 0; rank < config.cluster; ++rank) count += first[rank].live;
   return count;
 }
 
@@ -127,7 +129,7 @@ void open_if_full(const Key& key, Barrier& barrier) {
   if (barrier.waiting.empty() || barrier.waiting.size() < expected(key, barrier)) return;
   std::vector<unsigned> ids;
   for (Thread* thread : barrier.waiting) ids.push_back(thread->id);
-  race::meet(ids);
+  race::barrier(ids);
   Block& block = *barrier.waiting[0]->block;
   if (key.first == &block && ids.size() >= block.live) ++block.barriers;
   for (Thread* thread : barrier.waiting) wake(thread);
@@ -144,7 +146,12 @@ void enter() {
   self->where = "exited";
   --live;
   if (--self->block->live == 0) check_exit_of_block();
-  for (auto& entry : barriers) open_if_full(entry.first, entry.second);
+  // Those that wait for this thread no longer.
+  for (const Key& key :
+       {Key(self->block, 0), Key(&blocks[self->block->cluster], kCluster), Key(&blocks, 0)}) {
+    const auto barrier = barriers.find(key);
+    if (barrier != barriers.end()) open_if_full(key, barrier->second);
+  }
   run_next();
   std::abort();  // never resumed
 }
@@ -211,8 +218,8 @@ std::vector<unsigned> threads_of(const Block& block) {
 }
 
 Result launch(const Config& c, const std::function<void()>& kernel) {
-  Result found;
-  result = &found;
+  Result outcome;
+  result = &outcome;
   config = c;
   body = &kernel;
   grid_size = c.grid;
@@ -228,15 +235,16 @@ Result launch(const Config& c, const std::function<void()>& kernel) {
   run_next();
   self = nullptr;
   if (c.races) {
-    found.races = race::count();
-    found.first_race = race::first();
+    outcome.races = race::count();
+    outcome.first_race = race::first();
     race::end();
   }
+  fiber::destroy();
   for (Block& block : blocks) {
     untrack(block.shared);
     free(block.shared);
   }
-  return found;
+  return outcome;
 }
 
 void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
@@ -259,10 +267,10 @@ void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function
   c.shared = shared;
   c.seed = config.seed + uint64_t(launches++);
   largest_grid = std::max(largest_grid, grid.count());
-  const Result found = launch(c, kernel);
-  error = found.error;
-  races += found.races;
-  if (first_race.empty()) first_race = found.first_race;
+  const Result outcome = launch(c, kernel);
+  error = outcome.error;
+  races += outcome.races;
+  if (first_race.empty()) first_race = outcome.first_race;
   if (!error.empty() && !first_race.empty()) error += "; a race before that: " + first_race;
 }
 
@@ -333,42 +341,42 @@ void named_barrier(int id, int threads, const char* file, int line) {
   run_next();
 }
 
-void collective(unsigned mask, const void* operation, void* mine,
+void collective(unsigned mask, const void* operation, void* slot,
                 void (*work)(void** lanes, unsigned mask), bool orders_memory) {
   if (!(mask >> self->lane & 1)) fail("warp collective: the calling lane is not in its mask");
   if (self->warp->lanes < 32) mask &= (1u << self->warp->lanes) - 1;
-  Meeting own, *meeting = nullptr;
+  Collective here, *collective = nullptr;
   auto& open = self->warp->open;
-  for (Meeting* m : open)
-    if (m->mask == mask) meeting = m;
-  if (meeting == nullptr) {
-    meeting = &own;
-    own.mask = mask;
-    own.operation = operation;
-    open.push_back(meeting);
+  for (Collective* c : open)
+    if (c->mask == mask) collective = c;
+  if (collective == nullptr) {
+    collective = &here;
+    here.mask = mask;
+    here.operation = operation;
+    open.push_back(collective);
   }
-  if (meeting->operation != operation) fail("lanes of one warp met at different collectives");
-  meeting->here |= 1u << self->lane;
-  meeting->brought[self->lane] = mine;
-  meeting->who[self->lane] = self;
+  if (collective->operation != operation) fail("lanes of one warp are at different collectives");
+  collective->arrived |= 1u << self->lane;
+  collective->slots[self->lane] = slot;
+  collective->threads[self->lane] = self;
   self->where = "warp collective";
   self->file = nullptr;
   self->line = 0;
-  if (meeting->here != mask) return run_next();
-  open.erase(std::find(open.begin(), open.end(), meeting));
-  work(meeting->brought, mask);
+  if (collective->arrived != mask) return run_next();
+  open.erase(std::find(open.begin(), open.end(), collective));
+  work(collective->slots, mask);
   std::vector<unsigned> ids;
   for (int j = 0; j < 32; ++j)
-    if (mask >> j & 1) ids.push_back(meeting->who[j]->id);
-  if (orders_memory) race::meet(ids);  // __syncwarp does; shuffles and mma do not
-  // `meeting` may lie in another fiber's frame, which is gone once that fiber runs.
+    if (mask >> j & 1) ids.push_back(collective->threads[j]->id);
+  if (orders_memory) race::barrier(ids);  // __syncwarp does; shuffles and mma do not
+  // `collective` may be in another fiber's frame, which is gone once that fiber runs.
   for (unsigned id : ids)
     if (id != self->id) wake(&threads[id]);
 }
 
 void async_copy(void* to, const void* from, size_t bytes, size_t valid) {
   if (uintptr_t(to) % bytes || uintptr_t(from) % bytes) fail("cp.async: misaligned address");
-  // Hardware may write from now on: what is there reads as NaN, and others must be done with it.
+  // Hardware may write from now on: the old contents read as NaN, and no one may still use them.
   race::access(uintptr_t(to), bytes, true, __builtin_return_address(0));
   std::memset(to, 0xff, bytes);
   if (self->copies.empty()) self->copies.emplace_back();

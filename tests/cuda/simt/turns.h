@@ -1,4 +1,4 @@
-// Whose turn it is, among the threads that can run.
+// Which of the threads that can run is the next to run.
 #pragma once
 
 #include <deque>
@@ -21,7 +21,7 @@ class Turns {
   Order order_ = Order::fifo;
   std::deque<Thread*> ready_;
   std::map<unsigned, std::deque<Thread*>> by_block_;  // for the orders that go by blocks
-  // For `uneven`: warps and blocks that wait for long, and the turn until which they do.
+  // For `uneven`: the warps and blocks that are slow, and until which turn.
   std::unordered_map<const void*, uint64_t> slow_until_;
   uint64_t turn_ = 0;
 };

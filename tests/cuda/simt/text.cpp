@@ -1,4 +1,4 @@
-// The launcher of the kernels that draw text as a library for tests/test_simt_generate.py.
+// The launcher of the kernels that draw text as a library (simt_text.py calls it).
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -26,7 +26,7 @@ SIMT_LEFT_OUT(generate_f32)
 using namespace fastlstm;
 using namespace fastlstm::cuda;
 
-// Mirrored by tests/simt_text.py. units 0: the planner's choice of everything.
+// Mirrored by simt_text.py. units 0: the planner chooses everything.
 struct TextOptions {
   int32_t order, races, preempt, capability, sms, units, tiles, active;
   uint64_t seed;
@@ -67,7 +67,7 @@ __attribute__((visibility("default"))) void simt_generate(const Generate* g,
     stream.config.seed = options->seed;
     stream.config.races = options->races != 0;
     stream.config.preempt = unsigned(options->preempt);
-    // Filled with NaN: what a kernel reads before it was written shows in the result.
+    // Filled with NaNs, so that a read before the first write shows in the result.
     const size_t bytes = size_t(generate_workspace(plan));
     void* workspace = aligned_alloc(256, bytes);
     for (size_t j = 0; j < bytes; ++j) static_cast<unsigned char*>(workspace)[j] = 0xff;
@@ -85,13 +85,13 @@ __attribute__((visibility("default"))) void simt_generate(const Generate* g,
   }
 }
 
-// Null where the model runs; the rest is only then set.
+// Returns null where the model runs, or the reason why it does not.
 __attribute__((visibility("default"))) const char* simt_generate_plan(const GenerateModel* model,
                                                                       int capability, int sms,
                                                                       int64_t shared,
-                                                                      GeneratePlan* found) {
-  *found = generate_plan(*model, {capability, sms, shared});
-  return found->reason;
+                                                                      GeneratePlan* result) {
+  *result = generate_plan(*model, {capability, sms, shared});
+  return result->reason;
 }
 
 }  // extern "C"

@@ -1,9 +1,9 @@
-// What the planner wants to know of a device, asked once a device.
+// What the planner needs to know of a GPU, read once for each GPU.
 #include <mutex>
 #include <vector>
 
-#include "device.cuh"
 #include "launch.h"
+#include "shared/device.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -19,10 +19,10 @@ int attribute(cudaDeviceAttr which, int device) {
 
 Device device_properties(int index) {
   static std::mutex mutex;
-  static std::vector<Device> known;
+  static std::vector<Device> devices;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (index >= int(known.size())) known.resize(index + 1);
-  Device& device = known[index];
+  if (index >= int(devices.size())) devices.resize(index + 1);
+  Device& device = devices[index];
   if (device.sms == 0) {
     device.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
                         attribute(cudaDevAttrComputeCapabilityMinor, index);

@@ -1,4 +1,4 @@
-// What the op layer calls to draw text on a GPU: whether a model fits, and the launch.
+// What the operators call to draw text on a GPU: the plan's input, the workspace and the launch.
 #pragma once
 
 #include "generate.h"
@@ -9,11 +9,11 @@ namespace cuda {
 
 GenerateModel generate_model(const Generate& g);
 
-// The workspace that a plan's launches take, in bytes.
+// The bytes of workspace for a plan's launches.
 int64_t generate_workspace(const GeneratePlan& plan);
 
-// Everything that `g` points at is on the GPU, but for the seed and what g.weights itself is. The
-// weights are not packed into words: one column an element.
+// All that `g` points at is on the GPU, but for the seed and the array g.weights. Weights have one
+// column to an element.
 void generate(const Generate& g, const GeneratePlan& plan, void* stream, void* workspace);
 
 // By the type of weights and states on chip.

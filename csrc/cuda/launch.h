@@ -1,4 +1,4 @@
-// What the op layer calls: a problem's plan, its workspace, forward and backward on a stream.
+// What the operators call: a problem's plan, its workspace, forward and backward on a stream.
 #pragma once
 
 #include "lstm.h"
@@ -7,8 +7,8 @@
 namespace fastlstm {
 namespace cuda {
 
-// C (m x n, row-major) = A (m x k) B (k x n). Element (i, j) of an operand stands at
-// i * row + j * column; one of its strides is 1.
+// C (m x n, row-major) = A (m x k) B (k x n). Element (i, j) of an operand is at i * row + j *
+// column; one of the strides is 1.
 struct Operand {
   const void* data;
   int64_t row, column;
@@ -20,10 +20,11 @@ struct Gemm {
   void* c;
 };
 
-// The large products are the caller's: kernels know nothing of torch or cuBLAS.
+// What a pass gets from its caller. The caller computes large products: kernels know nothing of
+// torch or cuBLAS.
 struct Context {
   void* stream;
-  void* workspace;  // of the size that *_workspace names, aligned to 256 bytes
+  void* workspace;  // of the bytes that *_workspace() returns, aligned to 256
   void (*gemm)(void* context, const Gemm& gemm);
   void* gemm_context;
 };
@@ -33,10 +34,11 @@ void forward(const Forward& f, const Plan& plan, const Context& context);
 int64_t backward_workspace(const Backward& f, const Plan& plan);
 void backward(const Backward& f, const Plan& plan, const Context& context);
 
-// Of one of this machine's devices.
+// What the planner needs to know of one of this machine's GPUs.
 Device device_properties(int index);
 
-// An algorithm for one storage type; with a null context, only the workspace's bytes.
+// The passes of an algorithm for one storage type. They return the bytes of their workspace; with a
+// null context they do nothing else.
 struct Passes {
   int64_t (*forward)(const Forward& f, const Plan& plan, const Context* context);
   int64_t (*backward)(const Backward& f, const Plan& plan, const Context* context);

@@ -1,4 +1,4 @@
-// Which algorithm, tiles and groups a problem gets on a device, and why: one table.
+// The choice of an algorithm, its tiles and its groups for a problem on a device, and the reason.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Device {
   int64_t shared_per_block;  // bytes that a block may ask for
 };
 
-// fastlstm names them in this order.
+// In the order of fastlstm/stack.py's ALGORITHMS.
 enum class Pass { forward, backward };
 enum class Algorithm { automatic, stepwise, cluster, grid };
 
@@ -26,12 +26,15 @@ struct Settings {
 struct Plan {
   Algorithm algorithm;
   bool tensor_cores;
-  // Tiles (indices of tile_shape, or kLibraryTile) of the products of a step.
-  int gates, project;  // forward: W_hh with the cell, W_hr
-  int hidden, cell;    // backward: the gradient of h (projected), and that with the cell
-  // Cluster and grid: CTAs that share a group of sequences, units of one, sequences of a group.
+  // Stepwise: the tiles (tile_shape's index, or kLibraryTile) of a step's products. Forward: that
+  // with W_hh and the cell, that with W_hr. Backward: the gradient of h where there is a
+  // projection, and the product with the cell's gradient.
+  int gates, project;
+  int hidden, cell;
+  bool single_step;  // stepwise, forward: each layer is one launch (single_step.cuh)
+  // Cluster and grid: the CTAs that run a group of sequences, a CTA's units, a group's sequences.
   int ctas, units, sequences;
-  // Grid: the kernel's shape (grid/shapes.h), groups of sequences, those of a launch.
+  // Grid: the kernel's shape (grid/shapes.h); groups of sequences; teams that one launch runs.
   int shape, groups, active;
   double microseconds;  // estimate for one step of all layers; docs/kernels.md
   const char* reason;

@@ -1,8 +1,8 @@
-// Backward pass in clusters, host side.
+// The backward pass in clusters on the host, one layer after the other from the last.
 #pragma once
 
-#include "../gradient_part.cuh"
-#include "../patience.h"
+#include "../shared/gradient_part.cuh"
+#include "../shared/patience.h"
 #include "backward.cuh"
 #include "shapes.h"
 
@@ -29,14 +29,14 @@ class ClusterBackwardPass {
 
  private:
   void steps(int layer) {
-    ClusterGradientArgs<S> args{};
+    ClusterBackwardArgs<S> args{};
     args.units = int(units_);
-    args.map = stack_.map;
-    args.output_wide = stack_.output_width;
-    args.dgates_wide = gradients_.dgates_wide();
+    args.steps = stack_.map.steps;
+    args.output_stride = stack_.output_width;
+    args.dgates_stride = gradients_.dgates_stride();
     args.limit = wait_limit();
     args.bulk = args.pairs = true;
-    for (int d = 0; d < p_.directions; ++d) fill(args, args.cell[d], layer, d);
+    for (int d = 0; d < p_.directions; ++d) fill(args, args.direction[d], layer, d);
     const ClusterShape shape =
         backward_shape({stack_.plan.ctas, stack_.plan.units, stack_.plan.sequences});
     const bool two = shape.sequences == 16;
@@ -51,39 +51,40 @@ class ClusterBackwardPass {
   }
 
   template <int kUnits, int kCtas, int kGroups>
-  void start(ClusterGradientArgs<S>& args) const {
-    typedef BackwardShape<S, kUnits, kCtas, kGroups> Shape;
+  void start(ClusterBackwardArgs<S>& args) const {
+    typedef ClusterBackwardShape<S, kUnits, kCtas, kGroups> Shape;
     args.clusters = int(blocks_of(p_.batch, 8 * kGroups));
     launch_clusters(cluster_backward_kernel<Shape>, unsigned(args.clusters * p_.directions * kCtas),
                     kCtas, kBackwardThreads, Shape::kSharedBytes, stack_.stream(), args);
   }
 
-  void fill(ClusterGradientArgs<S>& args, ClusterGradient<S>& cell, int layer, int d) const {
-    const int number = layer * p_.directions + d;
-    cell.w_hh = static_cast<const S*>(p_.weights[number].w_hh);
+  void fill(ClusterBackwardArgs<S>& args, ClusterBackwardDirection<S>& direction, int layer,
+            int d) const {
+    const int pseudo_layer = layer * p_.directions + d;
+    direction.w_hh = static_cast<const S*>(p_.weights[pseudo_layer].w_hh);
     if (layer < p_.layers - 1)
-      cell.upper_input = gradients_.upper_input() + d * units_;
+      direction.upper_input = gradients_.upper_input() + d * units_;
     else if (f_.grad_output)
-      cell.grad_output = static_cast<const S*>(f_.grad_output) + d * units_;
-    cell.grad_h_n = stack_.states(f_.grad_h_n, number, units_);
-    cell.grad_c_n = stack_.states(f_.grad_c_n, number, units_);
-    cell.c0 = stack_.states(p_.c0, number, units_);
-    cell.gates = stack_.gates(number);
-    cell.cells = stack_.cells(number);
-    cell.grad_cells = part<T>(f_.grad_cells, number, p_.rows * units_);
-    cell.dgates = gradients_.dgates(d);
-    cell.grad_c0 = stack_.states(f_.grad_c0, number, units_);
-    cell.dh_stays = gradients_.dh_stays(d);
-    cell.rules = drawn_rules<T>(p_, layer, d);
-    cell.direction = d;
+      direction.grad_output = static_cast<const S*>(f_.grad_output) + d * units_;
+    direction.grad_h_n = stack_.states(f_.grad_h_n, pseudo_layer, units_);
+    direction.grad_c_n = stack_.states(f_.grad_c_n, pseudo_layer, units_);
+    direction.c0 = stack_.states(p_.c0, pseudo_layer, units_);
+    direction.gates = stack_.gates(pseudo_layer);
+    direction.cell_states = stack_.cell_states(pseudo_layer);
+    direction.grad_cell_states = part<T>(f_.grad_cell_states, pseudo_layer, p_.rows * units_);
+    direction.dgates = gradients_.dgates(d);
+    direction.grad_c0 = stack_.states(f_.grad_c0, pseudo_layer, units_);
+    direction.dh_zoneout = gradients_.dh_zoneout(d);
+    direction.rules = drawn_rules<T>(p_, layer, d);
+    direction.direction = d;
 
     auto aligned = [](const void* memory, uintptr_t bytes) {
       return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
     };
-    args.bulk = args.bulk && units_ * int64_t(sizeof(S)) % 16 == 0 && aligned(cell.gates, 16) &&
-                aligned(cell.cells, 16) && aligned(cell.grad_output, 16) &&
-                aligned(cell.grad_cells, 16);
-    args.pairs = args.pairs && units_ % 2 == 0 && aligned(cell.w_hh, 2 * sizeof(S));
+    args.bulk = args.bulk && units_ * int64_t(sizeof(S)) % 16 == 0 &&
+                aligned(direction.gates, 16) && aligned(direction.cell_states, 16) &&
+                aligned(direction.grad_output, 16) && aligned(direction.grad_cell_states, 16);
+    args.pairs = args.pairs && units_ % 2 == 0 && aligned(direction.w_hh, 2 * sizeof(S));
   }
 
   const Backward& f_;

@@ -1,5 +1,5 @@
-// The product of the backward pass in clusters: a CTA's rows of W_hh in registers, times the dgates
-// of a group in shared memory; the sums go to the CTAs that own their units.
+// The product of the backward pass in clusters: a CTA's rows of W_hh, in registers, times the
+// dgates of a group, in shared memory. The sums go to the CTAs that own their units.
 #pragma once
 
 #include <type_traits>
@@ -9,8 +9,8 @@
 namespace fastlstm {
 namespace cuda {
 
-// A 32-bit word of K in two neighbouring columns of a row-major matrix: (unit, unit + 1) of a half
-// type, one unit rounded to tf32. Zero beyond its `units` columns and rows.
+// A register's share of K for each of two neighbouring columns of a row-major matrix: rows unit and
+// unit + 1 of a half type, or row unit rounded to tf32. Zero beyond its `units` rows and columns.
 template <class S>
 __device__ __forceinline__ void weight_words(const S* gate, int units, int unit, int column,
                                              uint32_t (&words)[2]) {
@@ -33,53 +33,54 @@ __device__ __forceinline__ void weight_words(const S* gate, int units, int unit,
 
 #if FASTLSTM_SM90
 
-// What a CTA multiplies: its rows of W_hh in registers, the dgates of a group in shared memory.
 template <class Shape>
-class ClusterProduct {
+class ClusterBackwardProduct {
   typedef typename Shape::S S;
   typedef std::conditional_t<sizeof(S) == 4, RoundedFloat, S> Operand;
 
  public:
-  __device__ __forceinline__ ClusterProduct(const ClusterGradientArgs<S>& args, const S* w_hh,
-                                            unsigned char* shared, unsigned rank)
+  __device__ __forceinline__ ClusterBackwardProduct(const ClusterBackwardArgs<S>& args,
+                                                    const S* w_hh, unsigned char* shared,
+                                                    unsigned rank)
       : shared_(shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int slice = warp * Shape::kSlices / kBackwardWarps;
-    from_ = kept(unsigned(slice * Shape::kWarpChunks * Shape::kChunkPitch + lane * 16));
-    const int own = int(rank) * Shape::kUnits;
-    // Each CTA begins with the tiles of its own units, so that not all send to the same one.
+    from_ = opaque(unsigned(slice * Shape::kWarpChunks * Shape::kChunkPitch + lane * 16));
+    const int first_unit = int(rank) * Shape::kUnits;
+    // Each CTA begins with the tiles of its own units: otherwise all would send to one CTA at a
+    // time.
     const int first = int(rank) * (Shape::kUnits / 16) +
                       warp % (kBackwardWarps / Shape::kSlices) * Shape::kWarpTiles;
 #pragma unroll
     for (int j = 0; j < Shape::kWarpTiles; j += Shape::kBlockTiles) {
-      // Where a lane's sums of the block go: units (lane / 4) * 2 and the next, sequences
-      // (lane % 4) * 2 and the next.
+      // A lane's sums of a block: units lane / 4 * 2 and the next, of sequences lane % 4 * 2 and
+      // the next.
       const int tile = (first + j) % Shape::kTiles;
       const int source = int(rank) * Shape::kSlices + slice;
-      to_[j / Shape::kBlockTiles] =
-          kept(unsigned(Shape::kSumsAt + source * Shape::kSource + lane % 4 * (8 * Shape::kUnits) +
-                        (tile * 16 % Shape::kUnits + lane / 4 * 2) * 8));
+      to_[j / Shape::kBlockTiles] = opaque(
+          unsigned(Shape::kSumsAt + source * Shape::kSourceBytes + lane % 4 * (8 * Shape::kUnits) +
+                   (tile * 16 % Shape::kUnits + lane / 4 * 2) * 8));
       if constexpr (Shape::kCtas > 1) {
         Remote& peer = peer_[j / Shape::kBlockTiles];
         peer = remote(shared, unsigned(tile * 16 / Shape::kUnits));
-        peer.address = kept(peer.address);
+        peer.address = opaque(peer.address);
       }
     }
     const S* const gate = w_hh + int64_t(lane % 4) * args.units * args.units;
-    const int begin = own + slice * Shape::kWarpChunks * Shape::kChunk;
+    const int begin = first_unit + slice * Shape::kWarpChunks * Shape::kChunk;
     if (args.pairs)
       load_pairs(gate, args.units, begin, first);
     else
       load_elements(gate, args.units, begin, first);
   }
 
-  // A lane's place in the dgates at `dgates`.
+  // This lane's first operand in the dgates at `dgates`, as an offset in shared memory.
   __device__ __forceinline__ uint32_t operands(const unsigned char* dgates) const {
     return uint32_t(dgates - shared_) + from_;
   }
 
-  // Multiplies the dgates, this lane's at `at`, and sends the sums to buffer `buffer` of their
-  // owners, who count them with the mbarrier at `arrived`.
+  // Multiplies the dgates (this lane's are at `at`) and sends the sums to buffer `buffer` of their
+  // owners, whose mbarriers `arrived` count them.
   __device__ __forceinline__ void send(uint32_t at, int buffer, const Mbarrier* arrived) const {
     const unsigned char* const from = shared_ + at;
     auto load = [&](int k) {
@@ -91,8 +92,8 @@ class ClusterProduct {
     const unsigned barrier = unsigned(reinterpret_cast<const unsigned char*>(arrived) - shared_);
 #pragma unroll
     for (int block = 0; block < Shape::kBlocks; ++block) {
-      // No load of shared memory moves above the stores of the block before: so these keep the
-      // compiler from sending all sums behind the last product.
+      // Loads that the compiler cannot move above the stores of the previous block. Without them it
+      // would send all sums after the last product.
       if (block > 0) {
 #pragma unroll
         for (int k = Shape::kWarpChunks / 2; k < Shape::kWarpChunks; ++k) chunks[k] = load(k);
@@ -118,7 +119,7 @@ class ClusterProduct {
         const float (&sum)[4] = sums[m][0];
         const uint4 value = make_uint4(__float_as_uint(sum[0]), __float_as_uint(sum[1]),
                                        __float_as_uint(sum[2]), __float_as_uint(sum[3]));
-        const uint32_t to = to_[block] + buffer * Shape::kSums + m * (16 * 8);
+        const uint32_t to = to_[block] + buffer * Shape::kSumsBytes + m * (16 * 8);
         if constexpr (Shape::kCtas > 1)
           send_async(peer_[block] + to, value, peer_[block] + barrier);
         else
@@ -130,7 +131,7 @@ class ClusterProduct {
  private:
   static constexpr int kRows = 4 / int(sizeof(S));  // of W_hh in a word of K
 
-  // The unit of a chunk's word w, after that of the first.
+  // The first unit of word w of chunk k, relative to this warp's first unit.
   __device__ __forceinline__ static constexpr int unit_at(int k, int w) {
     return k * Shape::kChunk + w * Shape::kChunk / 4;
   }
@@ -138,12 +139,12 @@ class ClusterProduct {
     return (first + j) % Shape::kTiles * 16 + threadIdx.x % 32 / 4 * 2;
   }
 
-  // All loads are under way before the first is used.
+  // Issues all loads before it uses the first.
   __device__ __forceinline__ void load_pairs(const S* gate, int units, int begin, int first) {
 #pragma unroll
     for (int j = 0; j < Shape::kWarpTiles; ++j) {
       const int column = column_of(first, j);
-      // Rows of this CTA that are not padding; the address of none of those is used.
+      // Rows of this CTA below H: no address of a padding row is formed.
       const int rows = column < units ? units - begin : 0;
       const S* const from = rows > 0 ? gate + int64_t(begin) * units + column : gate;
 #pragma unroll

@@ -1,9 +1,9 @@
-// The forward cluster kernel's moving warps: they load the input's part some steps ahead and store
-// a step's results behind it, so that nothing scattered stands in a computing warp's way.
+// The movers of the forward cluster kernel: warps that load the input part some steps ahead and
+// store a step's results behind it. The computing warps have no scattered accesses to wait for.
 #pragma once
 
+#include "../shared/step_rows.cuh"
 #include "forward_shape.cuh"
-#include "group.cuh"
 #include "rules.h"
 
 namespace fastlstm {
@@ -11,168 +11,170 @@ namespace cuda {
 
 // One direction of a layer.
 template <class S>
-struct ForwardDirection {
-  const float* start;  // the input's part by slots, one for each CTA of a cluster
+struct ClusterForwardDirection {
+  const float* start;  // the input part by slots, one slot for each CTA of a cluster
   const S* w_hh;       // (4H, H)
   const float* bias;   // (4H) or null
   const S *h0, *c0;    // (B, H) or null
-  S *y, *h_n, *c_n;    // y: (rows, y_wide)
+  S *y, *h_n, *c_n;    // y: (rows, y_stride)
   S* gates;            // (rows, 4H) or null
-  float* cells;        // (rows, H), with gates
+  float* cell_states;  // (rows, H), with gates
   DrawnRules<float> rules;
 };
 
 template <class S>
 struct ClusterForwardArgs {
-  ForwardDirection<S> direction[2];
-  RowMap map;
-  const int* index;  // the row of `start` that belongs to a row; null: its own
+  ClusterForwardDirection<S> direction[2];
+  StepRows steps;
+  const int* index;  // for each row, its row of `start`; null: the same
   int directions, hidden_size;
-  int64_t y_wide;
-  uint64_t limit;  // nanoseconds that a wait may take; 0: any
+  int64_t y_stride;
+  uint64_t limit;  // of a wait, in nanoseconds; 0: none
 };
 
 #if FASTLSTM_SM90
 
-// The steps in which a sequence is: from `enter` on, up to `leave`.
+// The steps of a sequence: from `enter` to `leave` - 1.
 struct SequenceSpan {
   int enter, leave;
 };
 
-// What a CTA of a cluster knows of itself.
-template <class F>
-struct ForwardCta {
-  typedef typename F::S S;
+// A CTA's place in its cluster, its part of the batch, and the layout of its shared memory.
+template <class Shape>
+struct ClusterForwardCta {
+  typedef typename Shape::S S;
   const ClusterForwardArgs<S>& args;
-  const ForwardDirection<S>& own;
+  const ClusterForwardDirection<S>& layer;
   unsigned char* shared;
-  int direction, rank, begin;  // its cluster's first sequence
-  int steps;                   // of its cluster
+  int direction, rank, begin;  // begin: its cluster's first sequence
+  int steps;                   // of its cluster's first sequence, the longest
 
   __device__ __forceinline__ int time(int s) const { return direction == 0 ? s : steps - 1 - s; }
   __device__ __forceinline__ unsigned char* hidden(int s) const {
-    return shared + s % 2 * F::kHidden;
+    return shared + s % 2 * Shape::kHiddenBytes;
   }
   __device__ __forceinline__ SequenceSpan* span(int sequence) const {
-    return reinterpret_cast<SequenceSpan*>(shared + F::kSpansAt) + sequence;
+    return reinterpret_cast<SequenceSpan*>(shared + Shape::kSpansAt) + sequence;
   }
-  // Of step s: a sequence's input part, and what leaves of it. Step -1 stands where step 1 does.
+  // A sequence's input part in step s, and its outputs. Step -1 has the place of step 1.
   __device__ __forceinline__ float* input(int s, int sequence) const {
-    return reinterpret_cast<float*>(shared + F::kInputAt +
-                                    (s % F::kRing * F::kSequences + sequence) * F::kInput);
+    return reinterpret_cast<float*>(shared + Shape::kInputAt +
+                                    (s % Shape::kRing * Shape::kSequences + sequence) *
+                                        Shape::kInputBytes);
   }
   __device__ __forceinline__ S* output(int s, int sequence, int unit) const {
-    return reinterpret_cast<S*>(shared + F::kOutputAt +
-                                ((s & 1) * F::kSequences + sequence) * F::kOutput) +
+    return reinterpret_cast<S*>(shared + Shape::kOutputAt +
+                                ((s & 1) * Shape::kSequences + sequence) * Shape::kOutputBytes) +
            unit;
   }
-  __device__ __forceinline__ float* output_cell(int s, int sequence, int unit) const {
-    return reinterpret_cast<float*>(output(s, sequence, 5 * F::kUnits)) + unit;
+  __device__ __forceinline__ float* output_c(int s, int sequence, int unit) const {
+    return reinterpret_cast<float*>(output(s, sequence, 5 * Shape::kUnits)) + unit;
   }
 };
 
-// All warps of a CTA.
-template <class F>
-__device__ __forceinline__ void meet() {
-  named_barrier(1, F::kThreads);
+// A barrier of all warps of a CTA, those that compute and the movers.
+template <class Shape>
+__device__ __forceinline__ void cta_barrier() {
+  named_barrier(1, Shape::kThreads);
 }
 
-// A moving warp loads an equal share of the sequences. A lane has the place in `start` of one of
-// them in one of the next steps: those of several steps are looked up at once, long before they are
+// Each mover warp loads an equal share of the sequences. A lane holds the address in `start` of one
+// of them in one of the next steps: a warp looks up several steps at once, long before they are
 // needed.
-template <class F>
+template <class Shape>
 class InputLoader {
-  static constexpr int kShare = F::kSequences / F::kMovers;
-  static constexpr int kSteps = 32 / kShare;  // that a warp looks up at once
+  static constexpr int kShare = Shape::kSequences / Shape::kMovers;
+  static constexpr int kSteps = 32 / kShare;  // steps that a warp looks up at once
 
  public:
-  __device__ __forceinline__ explicit InputLoader(const ForwardCta<F>& cta)
-      : cta_(cta), begin_((threadIdx.x / 32 - F::kWarps) * kShare) {
-    find(lane() / kShare);
+  __device__ __forceinline__ explicit InputLoader(const ClusterForwardCta<Shape>& cta)
+      : cta_(cta), begin_((threadIdx.x / 32 - Shape::kWarps) * kShare) {
+    look_up(lane() / kShare);
   }
 
-  // For steps in turn, from 0 on.
+  // Called for steps 0, 1, 2, ...
   __device__ __forceinline__ void load(int s) {
     if (s % kSteps == 0) {
       from_ = next_;
       count_ = next_count_;
-      find(s + kSteps + lane() / kShare);
+      look_up(s + kSteps + lane() / kShare);
     }
     if (s >= cta_.steps) return;
     const int j = lane() % kShare;
     const bool turn = lane() / kShare == s % kSteps;
-    if (turn && j == 0) arrive_expecting(loaded(s), count_ * 16 * F::kUnits);
+    if (turn && j == 0) arrive_expecting(loaded(s), count_ * 16 * Shape::kUnits);
     __syncwarp();
-    if (turn && j < count_) bulk_load(cta_.input(s, begin_ + j), from_, 16 * F::kUnits, loaded(s));
+    if (turn && j < count_)
+      bulk_load(cta_.input(s, begin_ + j), from_, 16 * Shape::kUnits, loaded(s));
   }
-  // Until a step's input part is there.
+  // Waits for a step's input part.
   __device__ __forceinline__ void await(int s) const {
-    wait(loaded(s), s / F::kRing % 2, cta_.args.limit);
+    wait(loaded(s), s / Shape::kRing % 2, cta_.args.limit);
   }
 
  private:
   __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
 
   __device__ __forceinline__ Mbarrier* loaded(int s) const {
-    return reinterpret_cast<Mbarrier*>(cta_.shared + F::kBarriersAt) + 2 + s % F::kRing;
+    return reinterpret_cast<Mbarrier*>(cta_.shared + Shape::kBarriersAt) + 2 + s % Shape::kRing;
   }
 
-  __device__ __forceinline__ void find(int s) {
+  __device__ __forceinline__ void look_up(int s) {
     next_count_ = 0;
     if (s >= cta_.steps) return;
-    const GroupRows rows = group_rows(cta_.args.map, cta_.time(s), cta_.begin + begin_, kShare);
+    const GroupRows rows = cta_.args.steps.group(cta_.time(s), cta_.begin + begin_, kShare);
     next_count_ = rows.count;
     if (lane() % kShare >= rows.count) return;
     const int64_t row = rows.first + lane() % kShare;
     const int64_t source = cta_.args.index ? int64_t(cta_.args.index[row]) : row;
-    next_ = cta_.own.start + (source * F::kCtas + cta_.rank) * 4 * F::kUnits;
+    next_ = cta_.layer.start + (source * Shape::kCtas + cta_.rank) * 4 * Shape::kUnits;
   }
 
-  const ForwardCta<F>& cta_;
-  const int begin_;  // of its share
+  const ClusterForwardCta<Shape>& cta_;
+  const int begin_;  // of the share, among the group's sequences
   const float *from_ = nullptr, *next_ = nullptr;
-  int count_ = 0, next_count_ = 0;  // of the share's sequences, those in the step
+  int count_ = 0, next_count_ = 0;  // sequences of the share that the step has
 };
 
-// All moving warps store a step, 16 bytes a thread and turn, neighbouring threads at neighbouring
-// places. What a thread stores in a turn differs between steps by the row alone.
-template <class F>
+// All mover warps store a step together, 16 bytes of each thread in a round, neighbouring threads
+// to neighbouring addresses. From step to step only the row of a thread's pieces changes.
+template <class Shape>
 class OutputStorer {
-  typedef typename F::S S;
-  // Pieces of a sequence: h, four gates, the cell state.
-  static constexpr int kHiddenPieces = F::kUnits / F::kPiece;
-  static constexpr int kPieces = 5 * kHiddenPieces + F::kUnits / 4;
-  static constexpr int kStep = 32 * F::kMovers;
-  static constexpr int kTurns = (F::kSequences * kPieces + kStep - 1) / kStep;
+  typedef typename Shape::S S;
+  // Pieces of a sequence: h, four gates, c.
+  static constexpr int kHiddenPieces = Shape::kUnits / Shape::kPiece;
+  static constexpr int kPieces = 5 * kHiddenPieces + Shape::kUnits / 4;
+  static constexpr int kStep = 32 * Shape::kMovers;
+  static constexpr int kRounds = (Shape::kSequences * kPieces + kStep - 1) / kStep;
 
  public:
-  __device__ __forceinline__ explicit OutputStorer(const ForwardCta<F>& cta)
-      : cta_(cta), aligned_(cta.args.hidden_size % F::kPiece == 0), rows_(rows(0)) {
+  __device__ __forceinline__ explicit OutputStorer(const ClusterForwardCta<Shape>& cta)
+      : cta_(cta), aligned_(cta.args.hidden_size % Shape::kPiece == 0), rows_(rows(0)) {
     const int hidden_size = cta.args.hidden_size;
 #pragma unroll
-    for (int r = 0; r < kTurns; ++r) {
+    for (int r = 0; r < kRounds; ++r) {
       const int j = mover() + r * kStep, sequence = j / kPieces, piece = j % kPieces;
-      const int kind = piece / kHiddenPieces;  // 0: h; 1 to 4: a gate; from 5 on the cell state
-      const int unit = cta.rank * F::kUnits + (kind < 5 ? piece % kHiddenPieces * F::kPiece
-                                                        : (piece - 5 * kHiddenPieces) * 4);
-      char* to = reinterpret_cast<char*>(cta.own.y + unit);
-      wide_[r] = uint32_t(cta.args.y_wide) * F::kSize;
+      const int kind = piece / kHiddenPieces;  // 0: h; 1 to 4: a gate; from 5 on: c
+      const int unit = cta.rank * Shape::kUnits + (kind < 5 ? piece % kHiddenPieces * Shape::kPiece
+                                                            : (piece - 5 * kHiddenPieces) * 4);
+      char* to = reinterpret_cast<char*>(cta.layer.y + unit);
+      row_bytes_[r] = uint32_t(cta.args.y_stride) * Shape::kElementBytes;
       if (kind > 0) {
-        to = reinterpret_cast<char*>(cta.own.gates + (kind - 1) * int64_t(hidden_size) + unit);
-        wide_[r] = 4u * hidden_size * F::kSize;
+        to = reinterpret_cast<char*>(cta.layer.gates + (kind - 1) * int64_t(hidden_size) + unit);
+        row_bytes_[r] = 4u * hidden_size * Shape::kElementBytes;
       }
       if (kind > 4) {
-        to = reinterpret_cast<char*>(cta.own.cells + unit);
-        wide_[r] = 4u * hidden_size;
+        to = reinterpret_cast<char*>(cta.layer.cell_states + unit);
+        row_bytes_[r] = 4u * hidden_size;
       }
-      to_[r] = to + int64_t(sequence) * wide_[r];
-      from_[r] = sequence * F::kOutput + piece * 16;
-      const bool kept = unit < hidden_size && (kind == 0 || cta.own.gates);
-      sequence_[r] = kept ? sequence : F::kSequences;
+      to_[r] = to + int64_t(sequence) * row_bytes_[r];
+      from_[r] = sequence * Shape::kOutputBytes + piece * 16;
+      const bool real = unit < hidden_size && (kind == 0 || cta.layer.gates);
+      sequence_[r] = real ? sequence : Shape::kSequences;
     }
   }
 
-  // For steps in turn, from 0 on.
+  // Called for steps 0, 1, 2, ...
   __device__ __forceinline__ void store(int s) {
     if (aligned_)
       store_pieces(s);
@@ -182,9 +184,9 @@ class OutputStorer {
   }
 
  private:
-  __device__ __forceinline__ static int mover() { return int(threadIdx.x) - 32 * F::kWarps; }
+  __device__ __forceinline__ static int mover() { return int(threadIdx.x) - 32 * Shape::kWarps; }
   __device__ __forceinline__ GroupRows rows(int s) const {
-    return group_rows(cta_.args.map, cta_.time(s), cta_.begin, F::kSequences);
+    return cta_.args.steps.group(cta_.time(s), cta_.begin, Shape::kSequences);
   }
 
   __device__ __forceinline__ void store_pieces(int s) const {
@@ -192,45 +194,45 @@ class OutputStorer {
     const uint32_t row = uint32_t(rows_.first);
     constexpr int kAtOnce = 4;
 #pragma unroll
-    for (int begin = 0; begin < kTurns; begin += kAtOnce) {
+    for (int begin = 0; begin < kRounds; begin += kAtOnce) {
       uint4 piece[kAtOnce];
 #pragma unroll
-      for (int r = begin; r < min_of(begin + kAtOnce, kTurns); ++r)
+      for (int r = begin; r < min_of(begin + kAtOnce, kRounds); ++r)
         if (sequence_[r] < rows_.count)
           piece[r - begin] = *reinterpret_cast<const uint4*>(from + from_[r]);
 #pragma unroll
-      for (int r = begin; r < min_of(begin + kAtOnce, kTurns); ++r)
+      for (int r = begin; r < min_of(begin + kAtOnce, kRounds); ++r)
         if (sequence_[r] < rows_.count)
-          *reinterpret_cast<uint4*>(to_[r] + uint64_t(row) * wide_[r]) = piece[r - begin];
+          *reinterpret_cast<uint4*>(to_[r] + uint64_t(row) * row_bytes_[r]) = piece[r - begin];
     }
   }
 
-  // Where rows are not aligned: a unit of a sequence a thread and turn.
+  // Element by element, where rows are not aligned to 16 bytes.
   __device__ __forceinline__ void store_elements(int s) const {
-    const ForwardDirection<S>& own = cta_.own;
+    const ClusterForwardDirection<S>& layer = cta_.layer;
     const int hidden_size = cta_.args.hidden_size;
 #pragma unroll 1
-    for (int j = mover(); j < rows_.count * F::kUnits; j += kStep) {
-      const int sequence = j / F::kUnits, local = j % F::kUnits;
-      const int unit = cta_.rank * F::kUnits + local;
+    for (int j = mover(); j < rows_.count * Shape::kUnits; j += kStep) {
+      const int sequence = j / Shape::kUnits, local = j % Shape::kUnits;
+      const int unit = cta_.rank * Shape::kUnits + local;
       if (unit >= hidden_size) continue;
       const int64_t row = rows_.first + sequence;
       const S* from = cta_.output(s, sequence, local);
-      own.y[row * cta_.args.y_wide + unit] = from[0];
-      if (own.gates == nullptr) continue;
-      S* gates = own.gates + row * 4 * hidden_size + unit;
-      for (int q = 0; q < 4; ++q) gates[q * hidden_size] = from[(q + 1) * F::kUnits];
-      own.cells[row * hidden_size + unit] = *cta_.output_cell(s, sequence, local);
+      layer.y[row * cta_.args.y_stride + unit] = from[0];
+      if (layer.gates == nullptr) continue;
+      S* gates = layer.gates + row * 4 * hidden_size + unit;
+      for (int q = 0; q < 4; ++q) gates[q * hidden_size] = from[(q + 1) * Shape::kUnits];
+      layer.cell_states[row * hidden_size + unit] = *cta_.output_c(s, sequence, local);
     }
   }
 
-  const ForwardCta<F>& cta_;
-  const bool aligned_;     // whether a row's pieces are
-  GroupRows rows_;         // of the next step
-  char* to_[kTurns];       // in row 0 of the call
-  uint32_t wide_[kTurns];  // bytes from row to row
-  int from_[kTurns];       // in the buffer of what leaves
-  int sequence_[kTurns];   // beyond all: nothing to store
+  const ClusterForwardCta<Shape>& cta_;
+  const bool aligned_;           // whether a row's pieces are
+  GroupRows rows_;               // of the next step
+  char* to_[kRounds];            // in row 0 of the call
+  uint32_t row_bytes_[kRounds];  // bytes from row to row
+  int from_[kRounds];            // in the buffer of outputs
+  int sequence_[kRounds];        // kSequences: nothing to store
 };
 
 #endif

@@ -1,17 +1,17 @@
-// Forward pass in clusters, host side, one layer after the other: the input's part, then one launch
-// for all steps of both directions. Groups of sequences beyond those that run at once wait their
-// turn as further clusters of the grid, the longest first.
+// The forward pass in clusters on the host, one layer after the other: the input part, then one
+// launch for all steps of all directions. Groups of sequences beyond those that are resident at
+// once are further clusters of the same grid, the longest first.
 #pragma once
 
-#include "../input_part.cuh"
-#include "../patience.h"
+#include "../shared/input_part.cuh"
+#include "../shared/patience.h"
 #include "forward.cuh"
 #include "shapes.h"
 
 namespace fastlstm {
 namespace cuda {
 
-// Calls f with the ForwardShape that the plan names.
+// Calls f with the ClusterForwardShape that the plan names.
 template <class S, int kIndex = 0, class Use>
 void with_forward_shape(const Plan& plan, Use&& use) {
   if constexpr (kIndex < kForwardClusterCount) {
@@ -19,9 +19,9 @@ void with_forward_shape(const Plan& plan, Use&& use) {
     if constexpr (runs_forward(kCluster, sizeof(S))) {
       if (plan.ctas == kCluster.ctas && plan.units == kCluster.units) {
         if (plan.sequences <= 8)
-          use(ForwardShape<S, kCluster.ctas, kCluster.units, 1>());
+          use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 1>());
         else
-          use(ForwardShape<S, kCluster.ctas, kCluster.units, 2>());
+          use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 2>());
         return;
       }
     }
@@ -52,40 +52,40 @@ class ClusterForwardPass {
   void advance(int layer) const {
     ClusterForwardArgs<S> args{};
     for (int d = 0; d < p_.directions; ++d) args.direction[d] = direction(layer, d);
-    args.map = stack_.map;
+    args.steps = stack_.map.steps;
     args.index = input_.start_index(layer);
     args.directions = p_.directions;
     args.hidden_size = int(p_.hidden_size);
-    args.y_wide = stack_.output_width;
+    args.y_stride = stack_.output_width;
     args.limit = wait_limit();
     with_forward_shape<S>(stack_.plan, [&](auto shape) {
       typedef decltype(shape) Shape;
       const unsigned ctas =
           unsigned(p_.directions) * blocks_of(p_.batch, Shape::kSequences) * unsigned(Shape::kCtas);
       if (Shape::kCtas == 1)
-        launch(cluster_forward_kernel<Shape>, dim3(ctas), Shape::kThreads, Shape::kShared,
+        launch(cluster_forward_kernel<Shape>, dim3(ctas), Shape::kThreads, Shape::kSharedBytes,
                stack_.stream(), args);
       else
         launch_clusters(cluster_forward_kernel<Shape>, ctas, Shape::kCtas, Shape::kThreads,
-                        Shape::kShared, stack_.stream(), args);
+                        Shape::kSharedBytes, stack_.stream(), args);
     });
   }
 
-  ForwardDirection<S> direction(int layer, int d) const {
-    const int64_t cell = layer * p_.directions + d, units = p_.hidden_size;
-    ForwardDirection<S> own{};
-    own.start = input_.start(d);
-    own.w_hh = static_cast<const S*>(p_.weights[cell].w_hh);
-    own.bias = input_.bias(cell);
-    own.h0 = stack_.states(p_.h0, cell, units);
-    own.c0 = stack_.states(p_.c0, cell, units);
-    own.y = stack_.layer_output(layer) + d * units;
-    own.h_n = stack_.states(f_.h_n, cell, units);
-    own.c_n = stack_.states(f_.c_n, cell, units);
-    own.gates = stack_.gates(cell);
-    own.cells = stack_.cells(cell);
-    own.rules = drawn_rules<float>(p_, layer, d);
-    return own;
+  ClusterForwardDirection<S> direction(int layer, int d) const {
+    const int64_t pseudo_layer = layer * p_.directions + d, units = p_.hidden_size;
+    ClusterForwardDirection<S> result{};
+    result.start = input_.start(d);
+    result.w_hh = static_cast<const S*>(p_.weights[pseudo_layer].w_hh);
+    result.bias = input_.bias(pseudo_layer);
+    result.h0 = stack_.states(p_.h0, pseudo_layer, units);
+    result.c0 = stack_.states(p_.c0, pseudo_layer, units);
+    result.y = stack_.layer_output(layer) + d * units;
+    result.h_n = stack_.states(f_.h_n, pseudo_layer, units);
+    result.c_n = stack_.states(f_.c_n, pseudo_layer, units);
+    result.gates = stack_.gates(pseudo_layer);
+    result.cell_states = stack_.cell_states(pseudo_layer);
+    result.rules = drawn_rules<float>(p_, layer, d);
+    return result;
   }
 
   const Forward& f_;

@@ -1,8 +1,8 @@
-// The launches that draw a text: for as many groups at a time as fit the GPU.
+// The launches that draw a text: as many groups at a time as are resident at once.
 #pragma once
 
 #include "../generate_launch.h"
-#include "../patience.h"
+#include "../shared/patience.h"
 #include "kernel.cuh"
 
 namespace fastlstm {
@@ -22,7 +22,7 @@ GenerateKernel generate_kernel_of(int tiles) {
 template <class S>
 void generate_text(const Generate& g, const GeneratePlan& plan, void* stream, void* workspace) {
   GenerateArgs args{};
-  args.at = plan.layout;
+  args.layout = plan.layout;
   args.storage = g.storage;
   args.hidden_size = int(g.hidden_size);
   args.layers = g.layers;

@@ -1,11 +1,11 @@
-// Products of the kernel that draws text: tiles of 16 rows of a weight matrix in shared memory,
-// times states in registers.
+// The products of the kernel that draws text: tiles of 16 rows of a weight matrix, in shared
+// memory, times states in registers.
 //
-// All warps compute all rows, each for its slice of the depth: piece p (64 bytes of a column) is
-// warp p % 8's. A lane holds 16 bytes of a piece, of column lane / 4: the words that it polled are
-// its B fragments, with the depth in the order in which A stands too. Row r of a tile is gate r % 4
-// of unit r / 4. The warps' sums go to shared memory, as [unit][column][gate], and are added there
-// in one order, so that a column's result depends on nothing but its own states.
+// Every warp computes all rows for its slice of the depth: slab p (64 bytes of a column) belongs to
+// warp p % 8. A lane has 16 bytes of a slab, of column lane / 4. The words that it polled are its B
+// fragments: the order of the depth is the same in A. Row r of a tile is gate r % 4 of unit r / 4.
+// The warps' sums go to shared memory as [unit][column][gate], and are added there in one order, so
+// that the result of a column depends on nothing but its own states.
 #pragma once
 
 #include "../generate_plan.h"
@@ -25,7 +25,7 @@ struct GenerateShape {
   static constexpr int kPackets = kSlabs * kTiles;  // packet i * kTiles + n: slab i, tile n
 };
 
-// The place of a lane's sums, in floats, in the sums of a warp and a tile of columns.
+// The place of a sum, in floats, among the sums of a warp and a tile of columns.
 __device__ __forceinline__ int sum_place(int unit, int column, int gate) {
   return unit * 36 + column * 4 + gate;
 }
@@ -34,7 +34,7 @@ __device__ __forceinline__ float* sums_of(float* partial, int tile, int warp, in
   return partial + ((tile * kGenerateWarps + warp) * Shape::kTiles + n) * (kGeneratePartial / 4);
 }
 
-// Half types: tensor cores, two chains of sums for their latency.
+// Half types: by tensor cores, in two chains of sums to hide their latency.
 template <class Shape>
 __device__ __forceinline__ void multiply_half(const unsigned char* weights, int slabs,
                                               const uint4 (&b)[Shape::kPackets], float* partial,
@@ -68,8 +68,8 @@ __device__ __forceinline__ void multiply_half(const unsigned char* weights, int 
   }
 }
 
-// float: multiply-adds. A lane sums all 16 rows over its own four elements of every slab; then the
-// four lanes of a column share the rows out among them.
+// float: by multiply-adds. A lane sums all 16 rows over its four elements of every slab; then the
+// four lanes of a column add their sums, and each has four rows of the result.
 template <class Shape>
 __device__ __forceinline__ void multiply_float(const unsigned char* weights, int slabs,
                                                const uint4 (&b)[Shape::kPackets], float* partial,
@@ -124,7 +124,7 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* weights, int 
     multiply_half<Shape>(weights, slabs, b, partial, tile);
 }
 
-// All warps' sums of a cell: its four gates. To be called behind a barrier.
+// The sums of all warps for the four gates of a unit. Called behind a barrier.
 template <class Shape>
 __device__ __forceinline__ float4 total_of(const float* partial, int tile, int n, int unit,
                                            int column) {

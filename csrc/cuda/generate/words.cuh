@@ -1,16 +1,17 @@
-// How states and logits travel through the L2 cache: as 32-bit words that say themselves to which
-// step they belong, by one bit of each, the phase.
+// States and logits travel through the L2 cache as 32-bit words. One bit of each word, the phase,
+// tells the word's step.
 //
-// Half types: a word holds units k and k + 1 of a row. |h| <= 1 (there is no zoneout of h here), so
-// the top bit of an exponent is 0: that of unit k carries the phase. A NaN has it set: a NaN of
-// unit k makes the word's other half NaN and leaves 0, which no sum over k can tell apart.
-// float: the lowest bit of the mantissa carries the phase, and is 0 in what is computed with.
+// Half types: a word holds units k and k + 1 of a row. |h| <= 1 (zoneout of h is refused), so the
+// top bit of the exponent is 0, and that of unit k carries the phase. A NaN has it set: for a NaN
+// of unit k, the word's other half becomes a NaN and unit k becomes 0. Every sum over k is a NaN
+// all the same. float: the lowest bit of the mantissa carries the phase, and is 0 in what is
+// computed with.
 #pragma once
 
 #include <cstring>
 
-#include "../exchange.cuh"
-#include "../numeric.cuh"
+#include "../shared/exchange.cuh"
+#include "../shared/numeric.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -32,28 +33,28 @@ __device__ __forceinline__ To bits_of(const From& from) {
   return to;
 }
 
-// The phase of message number n at a place that takes every `slots`-th message.
+// The phase of message n, where `slots` slots take the messages in turn.
 template <class S>
 __device__ __forceinline__ uint32_t phase_of(int64_t n, int slots) {
   return n / slots % 2 == 0 ? Words<S>::kPhase : 0;
 }
 
-// Not 0 where a word is of another message.
+// Not 0 where any of the words is of another message.
 template <class S>
 __device__ __forceinline__ uint32_t missing(const uint4& v, uint32_t phase) {
   return ((v.x ^ phase) | (v.y ^ phase) | (v.z ^ phase) | (v.w ^ phase)) & Words<S>::kPhase;
 }
 template <class S>
 __device__ __forceinline__ uint4 without_phase(const uint4& v) {
-  constexpr uint32_t kept = ~Words<S>::kPhase;
-  return make_uint4(v.x & kept, v.y & kept, v.z & kept, v.w & kept);
+  constexpr uint32_t mask = ~Words<S>::kPhase;
+  return make_uint4(v.x & mask, v.y & mask, v.z & mask, v.w & mask);
 }
 
 __device__ __forceinline__ uint32_t logit_word(float x, uint32_t phase) {
   return (bits_of<uint32_t>(x) & ~1u) | phase;
 }
 
-// What a state is worth once it has travelled.
+// The value that a state has for its receivers.
 __device__ __forceinline__ float settled(float x, float) {
   return bits_of<float>(bits_of<uint32_t>(x) & ~1u);
 }
@@ -64,7 +65,7 @@ __device__ __forceinline__ float settled(float x, S) {
   return to_acc(rounded);
 }
 
-// Two units of a row, k even.
+// The word of two units of a row, k (even) and k + 1.
 template <class S>
 __device__ __forceinline__ uint32_t pair_word(float even, float odd) {
   S low, high;
@@ -74,11 +75,11 @@ __device__ __forceinline__ uint32_t pair_word(float even, float odd) {
   return word & Words<S>::kPhase ? 0x7fff0000u : word;
 }
 
-// How often a lane polls before it looks at the clock: about a millisecond.
+// Polls before a lane reads the clock: about a millisecond.
 constexpr int kPatientPolls = 1000;
 
-// Waits until all packets that this lane asks for have arrived, and then for the warp's others:
-// v[j] is asked for where at[j] is not null, and becomes zero elsewhere.
+// Waits until all packets of this lane have arrived, then for the warp's other lanes. v[j] is the
+// packet at at[j], or zero where that is null.
 template <class S, int kCount>
 __device__ __forceinline__ void receive(uint4 (&v)[kCount], const unsigned char* (&at)[kCount],
                                         uint32_t phase, uint64_t limit) {

@@ -1,9 +1,9 @@
-// Forward pass over the grid, host side: one layer after the other, both directions side by side
-// where the GPU holds their teams.
+// The forward pass over the grid on the host: one layer after the other, its directions side by
+// side where the GPU holds the teams of both.
 #pragma once
 
-#include "../input_part.cuh"
-#include "../patience.h"
+#include "../shared/input_part.cuh"
+#include "../shared/patience.h"
 #include "forward.cuh"
 #include "pack.cuh"
 #include "teams.h"
@@ -23,7 +23,7 @@ class GridForwardPass {
         shape_(kGridForward[plan.shape]),
         team_(forward_team(shape_, p_.hidden_size, sizeof(S))),
         input_(stack_, p_.layers, {team_.ctas, shape_.units}),
-        fragments_(int64_t(team_.ctas) * team_.slabs * shape_.blocks() * 128),
+        fragments_(int64_t(team_.ctas) * team_.slabs * shape_.blocks() * kGridBlockFragments),
         packets_(plan.groups * team_.slot_bytes / 16) {
     Arena& arena = stack_.arena;
     exchange_ = arena.template take<unsigned char>(plan.active * 2 * team_.slot_bytes);
@@ -37,24 +37,22 @@ class GridForwardPass {
 
   void run() {
     input_.begin();
-    for (int number = 0; number < p_.layers; ++number) layer(number);
+    for (int layer = 0; layer < p_.layers; ++layer) advance(layer);
   }
 
  private:
-  void layer(int number) {
-    input_.multiply_input(number);
+  void advance(int layer) {
+    input_.multiply_input(layer);
     GridForwardArgs<S> args{};
     args.exchange = exchange_;
     args.groups = stack_.plan.groups;
     args.team = team_;
-    args.steps = int(p_.steps);
-    args.batch = int(p_.batch);
+    args.steps = stack_.map.steps;
     args.units = int(p_.hidden_size);
-    args.starts = stack_.map.first;
-    args.y_wide = stack_.output_width;
+    args.y_stride = stack_.output_width;
     args.limit = wait_limit();
-    pack(number);
-    for (int d = 0; d < p_.directions; ++d) args.cell[d] = cell(number, d);
+    pack(layer);
+    for (int d = 0; d < p_.directions; ++d) args.direction[d] = direction(layer, d);
     const size_t shared = size_t(forward_shared(shape_, team_.slabs));
     for_teams(p_.directions * args.groups, stack_.plan.active, [&](int first, int count) {
       stack_.zero(exchange_, count * 2 * team_.slot_bytes);
@@ -66,7 +64,7 @@ class GridForwardPass {
     });
   }
 
-  void pack(int number) const {
+  void pack(int layer) const {
     GridPackArgs<S> args{};
     args.shape = shape_;
     args.team = team_;
@@ -75,32 +73,33 @@ class GridForwardPass {
     args.fragment_count = fragments_;
     args.packet_count = packets_;
     for (int d = 0; d < p_.directions; ++d) {
-      const int64_t cell = number * p_.directions + d;
-      args.direction[d] = {static_cast<const S*>(p_.weights[cell].w_hh),
-                           stack_.states(p_.h0, cell, p_.hidden_size), fragment_[d], packet_[d]};
+      const int64_t pseudo_layer = layer * p_.directions + d;
+      args.direction[d] = {static_cast<const S*>(p_.weights[pseudo_layer].w_hh),
+                           stack_.states(p_.h0, pseudo_layer, p_.hidden_size), fragment_[d],
+                           packet_[d]};
     }
     stack_.run_kernel(team_pack_kernel<S>,
                       dim3(blocks_of(fragments_ + packets_, 256), unsigned(p_.directions)), 256, 0,
                       args);
   }
 
-  GridForwardCell<S> cell(int number, int d) const {
-    const int64_t at = number * p_.directions + d, units = p_.hidden_size;
-    GridForwardCell<S> cell{};
-    cell.fragments = fragment_[d];
-    cell.first = p_.h0 ? reinterpret_cast<const unsigned char*>(packet_[d]) : nullptr;
-    cell.start = input_.start(d);
-    cell.index = input_.start_index(number);
-    cell.bias = input_.bias(at);
-    cell.h0 = stack_.states(p_.h0, at, units);
-    cell.c0 = stack_.states(p_.c0, at, units);
-    cell.y = stack_.layer_output(number) + d * units;
-    cell.gates = stack_.gates(at);
-    cell.cells = stack_.cells(at);
-    cell.h_n = stack_.states(f_.h_n, at, units);
-    cell.c_n = stack_.states(f_.c_n, at, units);
-    cell.rules = drawn_rules<T>(p_, number, d);
-    return cell;
+  GridForwardDirection<S> direction(int layer, int d) const {
+    const int64_t pseudo_layer = layer * p_.directions + d, units = p_.hidden_size;
+    GridForwardDirection<S> result{};
+    result.fragments = fragment_[d];
+    result.h0_packets = p_.h0 ? reinterpret_cast<const unsigned char*>(packet_[d]) : nullptr;
+    result.start = input_.start(d);
+    result.index = input_.start_index(layer);
+    result.bias = input_.bias(pseudo_layer);
+    result.h0 = stack_.states(p_.h0, pseudo_layer, units);
+    result.c0 = stack_.states(p_.c0, pseudo_layer, units);
+    result.y = stack_.layer_output(layer) + d * units;
+    result.gates = stack_.gates(pseudo_layer);
+    result.cell_states = stack_.cell_states(pseudo_layer);
+    result.h_n = stack_.states(f_.h_n, pseudo_layer, units);
+    result.c_n = stack_.states(f_.c_n, pseudo_layer, units);
+    result.rules = drawn_rules<T>(p_, layer, d);
+    return result;
   }
 
   const Forward& f_;

@@ -1,18 +1,13 @@
-// What the forward teams read before their first step: weights as fragments, h0 as packets.
+// Packs what grid teams read before their first step: weights as fragments, h0 as packets.
 #pragma once
 
-#include "carrier.cuh"
+#include "phase.cuh"
 #include "shapes.h"
 
 namespace fastlstm {
 namespace cuda {
 
-template <class S>
-struct alignas(4) Word {
-  S value[4 / sizeof(S)];
-};
-
-// 32 bits of an operand of tensor cores: element(e) is its e-th.
+// A register of a tensor-core operand: element(e) is its e-th element, rounded where it is a float.
 template <class S, class Element>
 __device__ __forceinline__ uint32_t operand_word(Element&& element) {
   if constexpr (sizeof(S) == 4) {
@@ -33,12 +28,12 @@ struct GridPackArgs {
   int units, batch;                      // units: H
   int64_t fragment_count, packet_count;  // of a direction
 };
-// A thread makes 16 bytes; blockIdx.y is the direction.
+// A thread packs 16 bytes; blockIdx.y is the direction.
 template <class S>
 __global__ void __launch_bounds__(256, 4)
     team_pack_kernel(const __grid_constant__ GridPackArgs<S> args) {
   if constexpr (FASTLSTM_SM80) {
-    constexpr int kWord = 4 / int(sizeof(S));
+    constexpr int kPerWord = 4 / int(sizeof(S));
     const auto& direction = args.direction[blockIdx.y];
     const int64_t packets = direction.h0 ? args.packet_count : 0;
     S zero;
@@ -48,13 +43,13 @@ __global__ void __launch_bounds__(256, 4)
       uint32_t words[4];
       if (j < args.fragment_count) {
         const int lane = int(j % 32), part = int(j / 32 % 4),
-                  block = int(j / 128 % args.shape.blocks());
-        const int64_t rest = j / 128 / args.shape.blocks();
+                  block = int(j / kGridBlockFragments % args.shape.blocks());
+        const int64_t rest = j / kGridBlockFragments / args.shape.blocks();
         const int slab = int(rest % args.team.slabs), slot = int(rest / args.team.slabs);
         const int unit = slot * args.shape.units + block * 8 + lane / 4;
         for (int w = 0; w < 4; ++w) {
           const int gate = part % 2 * 2 + w % 2;
-          const int column = (slab * 16 + lane % 4 * 4 + part / 2 * 2 + w / 2) * kWord;
+          const int column = (slab * 16 + lane % 4 * 4 + part / 2 * 2 + w / 2) * kPerWord;
           const S* row = direction.w_hh + (int64_t(gate) * args.units + unit) * args.units;
           words[w] = operand_word<S>([&](int e) {
             return unit < args.units && column + e < args.units ? row[column + e] : zero;
@@ -67,7 +62,7 @@ __global__ void __launch_bounds__(256, 4)
         const int64_t b = packet / place * sequences + packet % sequences;
         const S* row = direction.h0 + b * args.units;
         for (int w = 0; w < 4; ++w) {
-          const int column = (int(packet % place / sequences) * 4 + w) * kWord;
+          const int column = (int(packet % place / sequences) * 4 + w) * kPerWord;
           words[w] = operand_word<S>([&](int e) {
             return b < args.batch && column + e < args.units ? row[column + e] : zero;
           });
@@ -98,8 +93,8 @@ __global__ void __launch_bounds__(256, 4)
     for (int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x; j < args.count;
          j += int64_t(gridDim.x) * 256) {
       const int lane = int(j % 32), step = int(j / 64 % 2), tile = int(j / 32 % 2);
-      const int slab = int(j / 128 % slabs);
-      const int64_t rest = j / 128 / slabs;
+      const int slab = int(j / kGridBlockFragments % slabs);
+      const int64_t rest = j / kGridBlockFragments / slabs;
       const int block = int(rest % args.team.blocks), slot = int(rest / args.team.blocks);
       uint32_t words[4];
       for (int w = 0; w < 4; ++w) {

@@ -1,8 +1,8 @@
-// The shapes of the grid kernels, by which the planner counts what fits a GPU.
+// The shapes of the grid kernels. The planner reads here what fits a GPU.
 //
 // A team of CTAs runs one direction of a layer for a group of sequences. Each CTA owns some units:
-// their cells, and the rows of W_hh of their gates, in registers and shared memory for the whole
-// sequence.
+// their cells, and the rows of W_hh of their gates, which stay in its registers and shared memory
+// for the whole sequence.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,17 @@ namespace cuda {
 constexpr int kGridWarps = 8, kGridThreads = 32 * kGridWarps;
 // K goes to the tensor cores in slabs of 64 bytes: two k-steps of an mma.
 constexpr int kGridSlabBytes = 64;
+// A block of weights: 32 rows of a slab, as fragments of 16 bytes.
+constexpr int kGridBlockBytes = 32 * kGridSlabBytes, kGridBlockFragments = kGridBlockBytes / 16;
+// The rows of the steps around the one that runs (walk.cuh).
+constexpr int kGridStepsBytes = 128;
 
-// `units` of a CTA for 8 * `tiles` sequences; most `slabs` of a warp, which takes every eighth of
-// K's; `held` blocks of weights (8 units with their gates x a slab) stay in a warp's registers, the
-// others in shared memory; the input's part is there in `stages`: one is read, others are filled.
+// Forward: `units` of a CTA and 8 * `tiles` sequences of a group. A warp has every eighth slab of
+// K, at most `slabs` of them. Of its blocks of weights (the gates of 8 units), `register_blocks`
+// stay in registers and the others in shared memory. The input part is loaded through `stages`
+// buffers.
 struct GridShape {
-  int units, tiles, slabs, held, stages;
+  int units, tiles, slabs, register_blocks, stages;
 
   FASTLSTM_INLINE constexpr int blocks() const { return units / 8; }
   FASTLSTM_INLINE constexpr int sequences() const { return 8 * tiles; }
@@ -36,9 +41,10 @@ FASTLSTM_INLINE constexpr int parts_of(int64_t n, int64_t size) {
   return int((n + size - 1) / size);
 }
 
-// What a forward team is made of. A slab whose units belong to several CTAs has all of them.
+// A forward team for a layer. Where a slab has the units of several CTAs, the team has all of
+// those.
 struct GridTeam {
-  int ctas, slabs;     // slabs of all warps
+  int ctas, slabs;     // slabs of K, over all warps of a CTA
   int64_t slot_bytes;  // h of one step
 };
 FASTLSTM_INLINE constexpr GridTeam forward_team(GridShape s, int64_t hidden_size, int64_t bytes) {
@@ -49,14 +55,14 @@ FASTLSTM_INLINE constexpr GridTeam forward_team(GridShape s, int64_t hidden_size
   return {ctas, int(row / kGridSlabBytes), row * s.sequences()};
 }
 
-// Shared memory of a forward CTA, in this order: weights, partial sums, the input's part, biases,
-// h, steps.
+// The shared memory of a forward CTA has, in this order: weights, partial sums, the input part,
+// biases, h, steps.
 struct ForwardLayout {
   // A thread owns `cells` cells of neighbouring sequences; `owners` warps do.
   int cells, owners;
-  // The partial sums of one cell of each owner at a time go through one of so many buffers.
+  // Buffers of partial sums; one has those of one cell of each owner thread.
   int buffers;
-  int row_floats;  // of the input's part; a row is padded so that reads meet no conflict
+  int row_floats;  // of the input part; rows are padded against bank conflicts
   int partial_bytes, stage_bytes;
 };
 FASTLSTM_INLINE constexpr ForwardLayout forward_layout(GridShape s) {
@@ -65,26 +71,27 @@ FASTLSTM_INLINE constexpr ForwardLayout forward_layout(GridShape s) {
   const int row = 4 * s.units + 4;
   return {cells,
           owners,
-          s.slabs * s.blocks() - s.held > 9 ? 1 : 2,
+          s.slabs * s.blocks() - s.register_blocks > 9 ? 1 : 2,
           row,
           owners * (kGridWarps - 1) * 512,
           s.sequences() * row * 4};
 }
 FASTLSTM_INLINE constexpr int blocks_shared(GridShape s, int slabs) {
-  return most_of(0, parts_of(slabs, kGridWarps) * s.blocks() - s.held);
+  return most_of(0, parts_of(slabs, kGridWarps) * s.blocks() - s.register_blocks);
 }
 FASTLSTM_INLINE constexpr int64_t forward_shared(GridShape s, int slabs) {
   const ForwardLayout x = forward_layout(s);
-  return int64_t(blocks_shared(s, slabs)) * kGridWarps * 2048 + x.buffers * x.partial_bytes +
-         s.stages * x.stage_bytes + 16 * s.units + x.cells * kGridThreads * 4 + 128;
+  return int64_t(blocks_shared(s, slabs)) * kGridWarps * kGridBlockBytes +
+         x.buffers * x.partial_bytes + s.stages * x.stage_bytes + 16 * s.units +
+         x.cells * kGridThreads * 4 + kGridStepsBytes;
 }
 
 // ---- backward ----
 
-// A CTA multiplies its 4 * `units` rows of W_hh, transposed, by their dgates: `blocks` of 32 units
-// of the result to a warp at most (for a half type; half as many for floats).
+// A CTA multiplies its 4 * `units` rows of W_hh, transposed, by their dgates. A warp computes at
+// most `blocks` blocks of 32 units of the result (for a half type; half as many for floats).
 struct GridBackwardShape {
-  int units, tiles, blocks, held, stages;
+  int units, tiles, blocks, register_blocks, stages;
 
   FASTLSTM_INLINE constexpr int sequences() const { return 8 * tiles; }
   FASTLSTM_INLINE constexpr int slabs(int bytes) const {
@@ -97,10 +104,10 @@ constexpr int kGridBackwardCount = 3;
 constexpr GridBackwardShape kGridBackward[kGridBackwardCount] = {
     {16, 1, 8, 8, 3}, {16, 2, 8, 7, 3}, {32, 2, 4, 8, 3}};
 
-// CTAs of a team: whole blocks of 32 units. What one receives in a step: sums of its units for each
-// sequence from every CTA.
+// A backward team for a layer: its CTAs have whole blocks of 32 units. In a step a CTA receives the
+// sums of its units, for each sequence, from every CTA.
 struct GridBackwardTeam {
-  int ctas, blocks;  // blocks of all warps
+  int ctas, blocks;  // blocks over all warps of a CTA
   int64_t received_bytes;
 };
 FASTLSTM_INLINE constexpr GridBackwardTeam backward_team(GridBackwardShape s, int64_t hidden_size) {
@@ -108,12 +115,13 @@ FASTLSTM_INLINE constexpr GridBackwardTeam backward_team(GridBackwardShape s, in
   return {blocks * 32 / s.units, blocks, int64_t(blocks) * 32 * s.sequences() * 4};
 }
 
-// Shared memory of a backward CTA, in this order: weights, two places of dgates, what comes from
-// global memory, steps.
+// The shared memory of a backward CTA has, in this order: weights, two buffers of dgates, stages of
+// what comes from global memory, steps.
 struct BackwardLayout {
-  int tile_bytes;  // dgates of 8 sequences in a slab, padded so that stores meet fewer conflicts
+  int tile_bytes;  // dgates of 8 sequences in a slab, padded against bank conflicts of stores
   int dgates_bytes;
-  // Of a sequence: gates, then c before the step, the gradient from above and that of c.
+  // A sequence in a stage: its gates, then the previous c, and the gradients of the output and of
+  // c.
   int gate_bytes, row_bytes, stage_bytes;
 };
 FASTLSTM_INLINE constexpr BackwardLayout backward_layout(GridBackwardShape s, int bytes) {
@@ -121,12 +129,12 @@ FASTLSTM_INLINE constexpr BackwardLayout backward_layout(GridBackwardShape s, in
   return {tile, s.tiles * s.slabs(bytes) * tile, gates, row, row * s.sequences()};
 }
 FASTLSTM_INLINE constexpr int backward_shared_blocks(GridBackwardShape s, int blocks, int bytes) {
-  return most_of(0, parts_of(blocks, kGridWarps) * s.slabs(bytes) - s.held);
+  return most_of(0, parts_of(blocks, kGridWarps) * s.slabs(bytes) - s.register_blocks);
 }
 FASTLSTM_INLINE constexpr int64_t backward_shared(GridBackwardShape s, int blocks, int bytes) {
   const BackwardLayout x = backward_layout(s, bytes);
-  return int64_t(backward_shared_blocks(s, blocks, bytes)) * kGridWarps * 2048 +
-         2 * x.dgates_bytes + s.stages * x.stage_bytes + 128;
+  return int64_t(backward_shared_blocks(s, blocks, bytes)) * kGridWarps * kGridBlockBytes +
+         2 * x.dgates_bytes + s.stages * x.stage_bytes + kGridStepsBytes;
 }
 
 }  // namespace cuda

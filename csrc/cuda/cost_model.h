@@ -1,0 +1,158 @@
+// The planner's cost model: how many microseconds a step takes, by algorithm and shape.
+#pragma once
+
+#include <algorithm>
+
+#include "cluster/shapes.h"
+#include "grid/shapes.h"
+#include "planner.h"
+#include "stepwise/tiles.h"
+
+namespace fastlstm {
+namespace cuda {
+
+inline int64_t bytes_of(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+
+// ---- stepwise ----
+
+// What bounds a step's product: the rate at which an SM reads from the L2 cache and multiplies, and
+// the rate of the L2 cache for all SMs together. From data sheets and published measurements on
+// Hopper, to be replaced by measurements of these kernels.
+constexpr double kBytesPerCycle = 64, kL2BytesPerCycle = 3100;
+constexpr double kCyclesPerMicrosecond = 1755;
+constexpr double kLaunchMicroseconds = 2;  // from one step's kernel to the next
+// A stage of the step kernel's operands takes at least this: 0.5 to 1.6 us on an H200.
+constexpr double kStageMicroseconds = 0.9;
+// cuBLAS: a product in half types (60 % of 800 TFLOP/s; fewer rows cost as much as kLibraryRows), a
+// kernel that passes over memory, and the launch of either. Estimates: none is measured yet.
+constexpr double kLibraryFlops = 480e6, kMemoryBytes = 3e6;  // per microsecond
+constexpr double kLibraryLaunch = 2.5;                       // microseconds
+constexpr int64_t kLibraryRows = 64;
+constexpr double kFmaPerCycle = 128, kDoubleFmaPerCycle = 64, kTf32PerCycle = 512,
+                 kHalfPerCycle = 1024;
+
+inline double products_per_cycle(DType type, bool tensor_cores) {
+  if (type == DType::f64) return kDoubleFmaPerCycle;
+  if (!tensor_cores) return kFmaPerCycle;
+  return type == DType::f32 ? kTf32PerCycle : kHalfPerCycle;
+}
+
+// Half types have the tensor-core kernels' tiles on every GPU.
+inline bool tensor_type(DType type, bool tensor_cores) {
+  return tensor_cores || type == DType::bf16 || type == DType::f16;
+}
+
+struct Product {
+  int64_t rows, columns, depth;
+  int directions;
+};
+
+struct Choice {
+  int index;
+  double microseconds;
+};
+
+// The tile with the fastest product. While the L2 cache delivers the operands of all CTAs, the
+// busiest SM reads those of its CTAs and multiplies them. Of equal tiles, the larger one.
+inline Choice best_tile(const Product& x, DType type, bool tensor_cores, const Device& device) {
+  int best = 0;
+  double least = 0;
+  for (int j = 0; j < kTileCount; ++j) {
+    const TileShape tile = tile_shape(j, tensor_type(type, tensor_cores));
+    if (tile.shared() > device.shared_per_block) continue;
+    const int64_t ctas = ((x.rows + tile.rows() - 1) / tile.rows()) *
+                         ((x.columns + tile.columns() - 1) / tile.columns()) * x.directions;
+    const int64_t waves = (ctas + device.sms - 1) / device.sms;
+    const double bytes = double(tile.rows() + tile.columns()) * x.depth * bytes_of(type);
+    const double products = double(tile.rows()) * tile.columns() * x.depth;
+    const double busiest =
+        waves * std::max(bytes / kBytesPerCycle, products / products_per_cycle(type, tensor_cores));
+    const double cycles = std::max(busiest, ctas * bytes / kL2BytesPerCycle);
+    if (j == 0 || cycles <= least) {
+      best = j;
+      least = cycles;
+    }
+  }
+  const int64_t stages =
+      tile_shape(best, tensor_type(type, tensor_cores)).stages_of(bytes_of(type) * x.depth);
+  return {best, std::max(least / kCyclesPerMicrosecond, stages * kStageMicroseconds) +
+                    kLaunchMicroseconds};
+}
+
+// A product by cuBLAS, and a kernel for the cells behind it, which moves `moved` bytes for every
+// sum besides the sum itself.
+inline double library_microseconds(const Product& x, DType type, double moved) {
+  const double rows = double(std::max(x.rows, kLibraryRows)), sums = double(x.rows) * x.columns;
+  const double bytes = double(x.columns) * x.depth * bytes_of(type);
+  const double product = std::max(2 * rows * x.columns * x.depth / kLibraryFlops,
+                                  bytes / kL2BytesPerCycle / kCyclesPerMicrosecond);
+  return x.directions * (product + kLibraryLaunch + sums * (moved + 8) / kMemoryBytes) +
+         kLibraryLaunch;
+}
+
+// A layer of a call of one step: all of its weights once, from the L2 cache. An estimate.
+inline double single_step_microseconds(const Problem& p) {
+  const double weights = 4.0 * p.hidden_size * (p.input_size + p.hidden_size) * p.directions;
+  return kLaunchMicroseconds +
+         weights * bytes_of(p.dtype) / (kL2BytesPerCycle * kCyclesPerMicrosecond);
+}
+
+// ---- cluster ----
+
+// A step in a cluster, for 8 and for 16 sequences, with what backward needs saved. Measured on an
+// H200 in bf16 (benchmarks/results/steps), but for those marked as estimates. tf32 takes
+// kFloatFactor times as long.
+struct ClusterMicroseconds {
+  int ctas, units;
+  double eight, sixteen;
+};
+constexpr ClusterMicroseconds kForwardMicroseconds[] = {
+    {1, 64, 0.65, 1.0 /* estimate */},
+    {2, 64, 0.8 /* estimate */, 1.3 /* estimate */},
+    {4, 32, 0.66 /* 0.80 in 50 steps, launch included */, 1.2 /* estimate */},
+    {8, 32, 0.68, 1.23},
+    {16, 32, 1.19, 2.13}};
+constexpr ClusterMicroseconds kBackwardMicroseconds[] = {{1, 32, 0.59, 1.15 /* estimate */},
+                                                         {1, 64, 0.96, 1.9 /* estimate */},
+                                                         {1, 128, 1.67, 3.3 /* estimate */},
+                                                         {2, 32, 0.62, 1.2 /* estimate */},
+                                                         {4, 32, 0.67, 1.27},
+                                                         {8, 32, 0.75, 1.44},
+                                                         {16, 32, 1.18, 1.95}};
+constexpr double kFloatFactor = 1.3;
+// Rows of H elements that 16-byte copies cannot take are moved one element at a time.
+constexpr double kForwardUnalignedFactor = 1.4, kBackwardUnalignedFactor = 1.8;
+
+inline double cluster_microseconds(ClusterShape shape, Pass pass, const Problem& p) {
+  const bool forward = pass == Pass::forward;
+  const int64_t bytes = bytes_of(p.dtype);
+  double step = 0;
+  auto look_up = [&](const auto& table) {
+    for (const ClusterMicroseconds& x : table)
+      if (x.ctas == shape.ctas && x.units == shape.units)
+        step = shape.sequences <= 8 ? x.eight : x.sixteen;
+  };
+  if (forward)
+    look_up(kForwardMicroseconds);
+  else
+    look_up(kBackwardMicroseconds);
+  if (p.hidden_size * bytes % 16 != 0)
+    step *= forward ? kForwardUnalignedFactor : kBackwardUnalignedFactor;
+  return bytes == 4 ? step * kFloatFactor : step;
+}
+
+// ---- grid ----
+
+// A step of a grid team, with what backward needs saved: a constant, and an amount for each part of
+// 256 units of a half type (128 of float). Forward is fitted to measurements on an H200, H = 512 to
+// 2048. Backward is an estimate: what a prototype took, and what forward took beyond its prototype.
+struct GridMicroseconds {
+  double constant, part;
+};
+constexpr GridMicroseconds kGridForwardMicroseconds[kGridForwardCount] = {
+    {1.1, 0.3}, {1.5, 0.44}, {3.0, 0.35}, {2.0, 0.78}};
+constexpr GridMicroseconds kGridBackwardMicroseconds[kGridBackwardCount] = {
+    {1.65, 0.42}, {1.7, 0.65}, {1.7, 0.9}};
+
+}  // namespace cuda
+}  // namespace fastlstm

@@ -1,0 +1,107 @@
+// The phase: a bit of each word that CTAs exchange, by which a reader knows the word's step.
+//
+// h and sums of successive steps go to two places in turn, and the phase of a place alternates: so
+// a reader can tell a step's words from those of two steps before. Where the bit comes from:
+// - An element of a half type whose absolute value is at most 1 has a top exponent bit of 0, which
+//   carries the phase. A NaN is sent as a number between 1 and 2, which h never is.
+// - A float gives up the last bit of its mantissa. tf32 ignores that bit; a partial sum loses half
+// a
+//   unit in the last place.
+#pragma once
+
+#include "../shared/exchange.cuh"
+#include "../shared/numeric.cuh"
+
+namespace fastlstm {
+namespace cuda {
+
+// The phase of exchange `step`, in all the `bits` that carry it. Memory begins as zeros, which is
+// the phase of neither of the first two exchanges.
+__device__ __forceinline__ uint32_t phase_of(int step, uint32_t bits) {
+  return step & 2 ? 0u : bits;
+}
+
+// How h carries the phase.
+template <class S>
+struct PhaseCode;
+
+template <>
+struct PhaseCode<float> {
+  typedef RoundedFloat Element;  // as an operand of mma
+  static constexpr uint32_t kPhase = 1, kAboveOne = 0;
+  // What is sent for h. (A template, because round_tf32 exists only with tensor cores.)
+  template <class T>
+  __device__ __forceinline__ static uint32_t encode(T h, uint32_t phase) {
+    return (round_tf32(bits_of(h)) & ~kPhase) | phase;
+  }
+  // A received word without its phase, with NaNs where NaNs were sent.
+  __device__ __forceinline__ static uint32_t restore_nans(uint32_t word) { return word; }
+};
+
+template <class S, uint32_t kOne>
+struct HalfPhaseCode {
+  typedef S Element;
+  static constexpr uint32_t kPhase = 0x40004000u;
+  // Added to an element without its phase: the phase's bit is set if the element is above 1.
+  static constexpr uint32_t kAboveOne = 0x3fff3fffu - kOne * 0x10001u;
+  __device__ __forceinline__ static uint16_t encode(S h, uint32_t phase) {
+    const uint32_t bits = bits_of(h);
+    return uint16_t(((bits & 0x7fffu) > kOne ? 0x3fffu : bits) | (phase & 0x4000u));
+  }
+  // Elements above 1 stand for NaNs.
+  __device__ __forceinline__ static uint32_t restore_nans(uint32_t word) {
+    const uint32_t above = (((word & 0x3fff3fffu) + kAboveOne) & kPhase) >> 14;
+    return word | above * 0x7fffu;
+  }
+};
+template <>
+struct PhaseCode<Bf16> : HalfPhaseCode<Bf16, 0x3f80u> {};
+template <>
+struct PhaseCode<F16> : HalfPhaseCode<F16, 0x3c00u> {};
+
+// Sends h as one element of a packet.
+template <class S>
+__device__ __forceinline__ void send_element(void* to, S h, uint32_t phase) {
+  if constexpr (sizeof(S) == 4)
+    send_word(to, PhaseCode<S>::encode(h, phase));
+  else
+    send_half_word(to, PhaseCode<S>::encode(h, phase));
+}
+
+// A partial sum with its phase.
+constexpr uint32_t kSumPhase = 1;
+__device__ __forceinline__ uint32_t tagged(float sum, uint32_t phase) {
+  return (bits_of(sum) & ~kSumPhase) | phase;
+}
+
+// Patience for a polling loop. Reading the clock takes as long as a poll, so it is read rarely.
+class PollingPatience {
+ public:
+  __device__ __forceinline__ explicit PollingPatience(uint64_t limit)
+      : limit_(limit), patience_(0) {}
+  __device__ __forceinline__ void check() {
+    if (++polls_ % 512) return;
+    if (polls_ == 512)
+      patience_ = Patience(limit_);
+    else
+      patience_.check();
+  }
+
+ private:
+  uint64_t limit_;
+  Patience patience_;
+  unsigned polls_ = 0;
+};
+
+// The bits in which any of the words differ from the phase.
+template <int kCount>
+__device__ __forceinline__ uint32_t off_phase(const uint4 (&v)[kCount], uint32_t phase) {
+  uint32_t off = 0;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j)
+    off |= (v[j].x ^ phase) | (v[j].y ^ phase) | (v[j].z ^ phase) | (v[j].w ^ phase);
+  return off;
+}
+
+}  // namespace cuda
+}  // namespace fastlstm

@@ -1,0 +1,91 @@
+// Storage types, the types in which they are summed, the cell's functions on the device, and how
+// gates are stored.
+#pragma once
+
+#include <cmath>
+
+#include "cell.h"
+#include "device.cuh"
+
+namespace fastlstm {
+namespace cuda {
+
+template <class S>
+struct AccOf {
+  typedef float type;
+};
+template <>
+struct AccOf<double> {
+  typedef double type;
+};
+template <class S>
+using Acc = typename AccOf<S>::type;
+
+__device__ __forceinline__ float to_acc(float x) { return x; }
+__device__ __forceinline__ double to_acc(double x) { return x; }
+__device__ __forceinline__ float to_acc(Bf16 x) { return to_float(x); }
+__device__ __forceinline__ float to_acc(F16 x) { return to_float(x); }
+
+__device__ __forceinline__ void from_acc(float x, float& to) { to = x; }
+__device__ __forceinline__ void from_acc(double x, double& to) { to = x; }
+__device__ __forceinline__ void from_acc(float x, Bf16& to) { from_float(x, to); }
+__device__ __forceinline__ void from_acc(float x, F16& to) { from_float(x, to); }
+
+// The value of an element that may be absent.
+template <class S>
+__device__ __forceinline__ Acc<S> value_or_zero(const S* from, int64_t at) {
+  return from ? to_acc(from[at]) : Acc<S>(0);
+}
+
+// The accurate functions, where a step's cells cost little beside its products.
+template <class T>
+struct Math;
+template <>
+struct Math<float> {
+  FASTLSTM_INLINE static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+  FASTLSTM_INLINE static float tanh(float x) { return tanhf(x); }
+  FASTLSTM_INLINE static float one() { return 1.0f; }
+};
+template <>
+struct Math<double> {
+  FASTLSTM_INLINE static double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+  FASTLSTM_INLINE static double tanh(double x) { return ::tanh(x); }
+  FASTLSTM_INLINE static double one() { return 1.0; }
+};
+
+// By the special function unit, for kernels in which every step waits for its cells. Errors are
+// about 1e-7, far below the rounding of half types and tf32. expf and tanhf cost six times as much.
+struct FastMath {
+  __device__ __forceinline__ static float sigmoid(float x) {
+    return reciprocal_fast(1.0f + exp2_fast(x * -kLog2E));
+  }
+  __device__ __forceinline__ static float tanh(float x) {
+    const float e = exp2_fast(fabsf(x) * (-2.0f * kLog2E));
+    return copysignf((1.0f - e) * reciprocal_fast(1.0f + e), x);
+  }
+  __device__ __forceinline__ static float one() { return 1.0f; }
+
+ private:
+  static constexpr float kLog2E = 1.4426950408889634f;
+};
+
+// Stores a unit's four gates, `stride` elements apart: i, f, g, o, as all matrices of gates have
+// them.
+template <class T, class S>
+__device__ __forceinline__ void store_gates(const CellForward<T>& cell, S* to, int stride) {
+  from_acc(cell.i, to[0]);
+  from_acc(cell.f, to[stride]);
+  from_acc(cell.g, to[2 * stride]);
+  from_acc(cell.o, to[3 * stride]);
+}
+// ... and the gradients of its pre-activations.
+template <class T, class S>
+__device__ __forceinline__ void store_gates(const CellBackward<T>& cell, S* to, int stride) {
+  from_acc(cell.a_i, to[0]);
+  from_acc(cell.a_f, to[stride]);
+  from_acc(cell.a_g, to[2 * stride]);
+  from_acc(cell.a_o, to[3 * stride]);
+}
+
+}  // namespace cuda
+}  // namespace fastlstm

@@ -1,0 +1,241 @@
+// The product of one step: a CTA's tile of A (rows x K) times B (columns x K) transposed.
+//
+// A CTA owns kRows rows by kColumns columns. K moves through shared memory in stages of kSlabs
+// slabs; a slab is 64 bytes of K of every row of A and B. cp.async keeps kStages - 1 stages in
+// flight, and one barrier a stage separates its arrival and its reuse. A warp owns 16 * kRowFrags
+// rows by 32 columns, four fragments of eight; with kSplit > 1, several warps share a tile, each
+// takes every kSplit-th slab, and their sums are added in a fixed order at the end.
+//
+// All types use the accumulator layout of mma.m16n8: in a fragment, a thread holds rows lane / 4
+// and lane / 4 + 8, columns 2 * (lane % 4) and the next one. Where columns are gates, the four
+// fragments are i, f, g, o of the same eight units, so that a thread has all gates of its cells.
+//
+// The order of a sum over K is free. mma.m16n8k16 wants the K elements {2c, 2c + 1} and {2c + 8,
+// 2c + 9} in a thread; here the thread takes 16 contiguous bytes of a slab instead, of A and B
+// alike, and feeds two products with them. One 16-byte load replaces four 4-byte loads.
+#pragma once
+
+#include "../shared/numeric.cuh"
+
+namespace fastlstm {
+namespace cuda {
+
+constexpr int kSlabBytes = 64, kChunkBytes = 16, kChunks = kSlabBytes / kChunkBytes;
+// Operands are padded with zeros to multiples of this many bytes of K, and of this many columns.
+constexpr int kPadBytes = 256, kPadColumns = 128;
+
+template <class S_, bool kTensor_, int kRowFrags_, int kRowWarps_, int kColumnWarps_, int kSplit_,
+          int kSlabs_, int kStages_>
+struct Tile {
+  typedef S_ S;
+  static constexpr bool kTensor = kTensor_;
+  static constexpr int kRowFrags = kRowFrags_, kRowWarps = kRowWarps_, kColumnWarps = kColumnWarps_,
+                       kSplit = kSplit_, kSlabs = kSlabs_, kStages = kStages_;
+  static constexpr int kRows = 16 * kRowFrags * kRowWarps, kColumns = 32 * kColumnWarps;
+  static constexpr int kTileWarps = kRowWarps * kColumnWarps;
+  static constexpr int kThreads = 32 * kTileWarps * kSplit;
+  static constexpr int kSlabSize = (kRows + kColumns) * kSlabBytes;
+  static constexpr int kStageSize = kSlabs * kSlabSize;
+  static constexpr int kLoads = kStageSize / kChunkBytes / kThreads;
+  static constexpr int kSums = 16 * kRowFrags;  // accumulators of a thread
+  static constexpr int kSharedBytes = kStages * kStageSize;
+  // CTAs on an SM that leave a thread at least 128 registers. Without this bound, ptxas may spill
+  // to fit one CTA more.
+  static constexpr int kCtas = kThreads >= 256 ? 1 : kRows > 16 ? 3 : 4;
+
+  static_assert(kStages >= 2, "the copy of a stage overlaps with the use of another");
+  static_assert(kLoads * kThreads * kChunkBytes == kStageSize, "threads copy equal parts");
+  static_assert(kSlabs % kSplit == 0, "the warps of a split take equal parts of a stage");
+  static_assert(kPadBytes % (kSlabs * kSlabBytes) == 0, "K is padded to whole stages");
+  static_assert(kPadColumns % kColumns == 0, "columns are padded to whole tiles");
+  static_assert((kSplit - 1) * kTileWarps * 32 * kSums * int(sizeof(Acc<S>)) <= kSharedBytes,
+                "the partial sums fit where the operands were");
+};
+
+// Chunks of a row are swizzled (XOR with the row), so that copies and reads have no bank conflicts:
+// 8 threads that read one chunk each of rows 2 apart touch all 32 banks once.
+__device__ __forceinline__ int chunk_at(int row, int chunk) {
+  return row * kSlabBytes + ((chunk ^ (row >> 1 & 3)) * kChunkBytes);
+}
+
+template <class S>
+struct alignas(kChunkBytes) Chunk {
+  S value[kChunkBytes / sizeof(S)];
+};
+
+// A: rows in device memory; those from `rows` on count as zero. B: padded.
+template <class S>
+struct Operands {
+  const S* a;
+  const S* b;
+  int64_t a_stride, b_stride;  // elements from row to row
+  int rows;
+  int depth_bytes;  // of K, a multiple of kPadBytes
+};
+
+template <class Tile>
+class TileProduct {
+ public:
+  typedef typename Tile::S S;
+  typedef Acc<S> T;
+  typedef T Sums[Tile::kRowFrags][4][4];
+
+  __device__ __forceinline__ TileProduct(unsigned char* shared, const Operands<S>& x, int row,
+                                         int column)
+      : shared_(shared), lane_(threadIdx.x % 32) {
+    const int warp = threadIdx.x / 32;
+    split_ = warp / Tile::kTileWarps;
+    row_ = warp % Tile::kTileWarps / Tile::kColumnWarps * 16 * Tile::kRowFrags;
+    column_warp = warp % Tile::kColumnWarps;
+    stages_ = row < x.rows ? x.depth_bytes / (Tile::kSlabs * kSlabBytes) : 0;
+#pragma unroll
+    for (int j = 0; j < Tile::kLoads; ++j) {
+      const int chunk = int(threadIdx.x) + j * Tile::kThreads;
+      const int slab = chunk / (Tile::kSlabSize / kChunkBytes);
+      const int line = chunk % (Tile::kSlabSize / kChunkBytes) / kChunks;
+      const int offset = slab * kSlabBytes + chunk % kChunks * kChunkBytes;
+      const bool left = line < Tile::kRows;
+      valid_[j] = !left || row + line < x.rows ? kChunkBytes : 0;
+      const S* from = left ? x.a + (valid_[j] ? row + line : 0) * x.a_stride
+                           : x.b + (column + line - Tile::kRows) * x.b_stride;
+      from_[j] = reinterpret_cast<const unsigned char*>(from) + offset;
+      to_[j] = slab * Tile::kSlabSize + chunk_at(line, chunk % kChunks);
+    }
+  }
+
+  // Starts the first copies, which overlap with what the caller does next.
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int k = 0; k < Tile::kStages - 1; ++k) copy(k);
+  }
+
+  // Adds the product to `sums`. With kSplit > 1, the whole sums are in warps with holds_sums().
+  __device__ __forceinline__ void finish(Sums& sums) {
+    for (int k = 0; k < stages_; ++k) {
+      wait_async<Tile::kStages - 2>();
+      __syncthreads();
+      copy(k + Tile::kStages - 1);
+      const unsigned char* stage = shared_ + k % Tile::kStages * Tile::kStageSize;
+#pragma unroll
+      for (int j = 0; j < Tile::kSlabs / Tile::kSplit; ++j)
+        multiply(sums, stage + (j * Tile::kSplit + split_) * Tile::kSlabSize);
+    }
+    wait_async<0>();
+    if (Tile::kSplit > 1) add_splits(sums);
+  }
+
+  __device__ __forceinline__ bool holds_sums() const { return split_ == 0; }
+  // The row of element e of a fragment, and its place among the fragment's eight columns.
+  __device__ __forceinline__ int row_of(int frag, int e) const {
+    return row_ + frag * 16 + lane_ / 4 + e / 2 * 8;
+  }
+  __device__ __forceinline__ int place_of(int e) const { return lane_ % 4 * 2 + e % 2; }
+
+  int column_warp;
+
+ private:
+  __device__ __forceinline__ void copy(int stage) {
+    if (stage < stages_) {
+      unsigned char* to = shared_ + stage % Tile::kStages * Tile::kStageSize;
+#pragma unroll
+      for (int j = 0; j < Tile::kLoads; ++j)
+        copy_async(to + to_[j], from_[j] + int64_t(stage) * Tile::kSlabs * kSlabBytes, valid_[j]);
+    }
+    commit_async();
+  }
+
+  __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* slab) {
+    const unsigned char* right = slab + Tile::kRows * kSlabBytes;
+    if constexpr (Tile::kTensor && FASTLSTM_SM80) {
+      multiply_tensor(sums, slab, right);
+    } else {
+#pragma unroll 2
+      for (int chunk = 0; chunk < kChunks; ++chunk) multiply_chunk(sums, slab, right, chunk);
+    }
+  }
+
+  __device__ __forceinline__ void multiply_tensor(Sums& sums, const unsigned char* left,
+                                                  const unsigned char* right) {
+    uint4 a[Tile::kRowFrags][2], b[4];
+#pragma unroll
+    for (int f = 0; f < Tile::kRowFrags; ++f)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        a[f][half] = load<uint4>(left, row_of(f, 2 * half), lane_ % 4);
+#pragma unroll
+    for (int q = 0; q < 4; ++q)
+      b[q] = load<uint4>(right, column_warp * 32 + q * 8 + lane_ / 4, lane_ % 4);
+#pragma unroll
+    for (int f = 0; f < Tile::kRowFrags; ++f)
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const uint32_t a_low[4] = {a[f][0].x, a[f][1].x, a[f][0].y, a[f][1].y};
+        const uint32_t b_low[2] = {b[q].x, b[q].y};
+        mma(sums[f][q], a_low, b_low, S());
+        const uint32_t a_high[4] = {a[f][0].z, a[f][1].z, a[f][0].w, a[f][1].w};
+        const uint32_t b_high[2] = {b[q].z, b[q].w};
+        mma(sums[f][q], a_high, b_high, S());
+      }
+  }
+
+  __device__ __forceinline__ void multiply_chunk(Sums& sums, const unsigned char* left,
+                                                 const unsigned char* right, int chunk) {
+    Chunk<S> a[Tile::kRowFrags][2];
+#pragma unroll
+    for (int f = 0; f < Tile::kRowFrags; ++f)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        a[f][half] = load<Chunk<S>>(left, row_of(f, 2 * half), chunk);
+#pragma unroll
+    for (int q = 0; q < 4; ++q)
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const Chunk<S> b = load<Chunk<S>>(right, column_warp * 32 + q * 8 + place_of(odd), chunk);
+#pragma unroll
+        for (int f = 0; f < Tile::kRowFrags; ++f)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int k = 0; k < int(kChunkBytes / sizeof(S)); ++k)
+              sums[f][q][2 * half + odd] += to_acc(a[f][half].value[k]) * to_acc(b.value[k]);
+      }
+  }
+
+  template <class V>
+  __device__ __forceinline__ V load(const unsigned char* slab, int row, int chunk) const {
+    return *reinterpret_cast<const V*>(slab + chunk_at(row, chunk));
+  }
+
+  __device__ __forceinline__ void add_splits(Sums& sums) {
+    T* partial = reinterpret_cast<T*>(shared_) +
+                 threadIdx.x / 32 % Tile::kTileWarps * 32 * Tile::kSums + lane_;
+    constexpr int kSplitSize = Tile::kTileWarps * 32 * Tile::kSums;
+    __syncthreads();
+    if (split_ > 0)
+      each(sums, [&](T& sum, int j) { partial[(split_ - 1) * kSplitSize + j * 32] = sum; });
+    __syncthreads();
+    if (split_ > 0) return;
+#pragma unroll
+    for (int s = 0; s < Tile::kSplit - 1; ++s)
+      each(sums, [&](T& sum, int j) { sum += partial[s * kSplitSize + j * 32]; });
+  }
+
+  template <class F>
+  __device__ __forceinline__ static void each(Sums& sums, F&& f) {
+#pragma unroll
+    for (int r = 0; r < Tile::kRowFrags; ++r)
+#pragma unroll
+      for (int q = 0; q < 4; ++q)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) f(sums[r][q][e], (r * 4 + q) * 4 + e);
+  }
+
+  unsigned char* shared_;
+  const int lane_;
+  int split_, row_, stages_;
+  const unsigned char* from_[Tile::kLoads];
+  int to_[Tile::kLoads], valid_[Tile::kLoads];
+};
+
+}  // namespace cuda
+}  // namespace fastlstm

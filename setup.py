@@ -35,8 +35,8 @@ BYTES_PER_JOB = 1 << 30
 
 CUDA_ARCHITECTURES = "7.5;8.0;9.0a;10.0a+PTX"
 
-# Flags of the files whose name holds the instruction set's name; other processors build only the
-# baseline, which the compiler vectorises for whatever they have.
+# Flags of the files in csrc/cpu/isa/<name>, on x86-64. Other processors build only the baseline,
+# which the compiler vectorises for what they have.
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 AVX512.append("-mprefer-vector-width=512")
 INSTRUCTION_SETS = {
@@ -46,6 +46,10 @@ INSTRUCTION_SETS = {
     "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 YOUNG = ["avx512dot", "amx"]  # left out where the compiler does not know them (GCC 9, GCC 10)
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def find_torch() -> Path | None:
@@ -208,7 +212,8 @@ def ninja_path(path: Path | str) -> str:
 def ninja_file(ext: Extension, torch: Path, target: Path) -> str:
     """The build of a module against a torch, for ninja in a folder that holds ``exports.map``."""
     compiler = find_compiler()
-    unknown = [isa for isa in YOUNG if not understands(compiler, INSTRUCTION_SETS[isa])]
+    young = YOUNG if is_x86() else []
+    unknown = [isa for isa in young if not understands(compiler, INSTRUCTION_SETS[isa])]
     flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += ["-ffp-contract=fast", f"-I{ROOT / 'csrc'}", f"-ffile-prefix-map={ROOT}/="]
     flags += [f"-DFASTLSTM_NO_{isa.upper()}" for isa in unknown]
@@ -235,15 +240,15 @@ def ninja_file(ext: Extension, torch: Path, target: Path) -> str:
         lines += cuda_lines(compiler)
     objects = []
     for source in ext.sources:
-        name = Path(source).stem
-        isa = next((isa for isa in INSTRUCTION_SETS if f"_{isa}_" in name), None)
+        path = Path(source)
+        isa = path.parent.name
         if isa in unknown:
             continue
         rule = "nvcc" if source.endswith(".cu") else "compile"
-        objects.append(ninja_path(f"{name}.o"))
+        objects.append(ninja_path(path.relative_to("csrc").with_suffix(".o")))
         lines.append(f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}")
-        kind = name.split("_")[0]
-        if words := INSTRUCTION_SETS[isa] if isa else more.get(kind, []):
+        kind = path.stem.split("_")[0]
+        if words := INSTRUCTION_SETS.get(isa) or more.get(kind, []):
             lines.append(f"  more = {quote(words)}")
     lines.append(f"build {ninja_path(target)}: link {' '.join(objects)} | exports.map")
     return "\n".join(lines) + "\n"
@@ -257,7 +262,8 @@ def cuda_lines(compiler: str) -> list[str]:
     flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
     flags += ["-ccbin", shlex.split(compiler)[0], *cuda_targets()]
     targets = f'-DFASTLSTM_CUDA_TARGETS="{cuda_architectures()}"'
-    folders = ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
+    target = {"aarch64": "sbsa"}.get(platform.machine(), platform.machine())  # CUDA's name
+    folders = ("lib64", "lib", f"targets/{target}-linux/lib")
     libraries = [f"-L{root / folder}" for folder in folders]
     libraries += ["-ltorch_cuda", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     include = quote(["-DUSE_CUDA", targets, "-isystem", str(root / "include")])
@@ -310,28 +316,29 @@ class NinjaBuild(build_ext):
 
 
 def cpu_sources() -> list[str]:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    kernels = sorted(path.name for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
-    chosen = [
-        name for name in kernels if x86 or not any(f"_{s}_" in name for s in INSTRUCTION_SETS)
-    ]
-    own = [
+    shared = [
         "module.cpp",
         "ops_cpu.cpp",
         "ops_generate.cpp",
+        "ops_packed.cpp",
+        "scratch.cpp",
         "cuda/planner.cpp",
         "cuda/generate_plan.cpp",
     ]
-    return [f"csrc/{name}" for name in own] + [f"csrc/cpu/{name}" for name in chosen]
+    kernels = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
+    return [f"csrc/{name}" for name in shared] + [
+        str(path.relative_to(ROOT))
+        for path in kernels
+        if is_x86() or path.parent.name not in INSTRUCTION_SETS
+    ]
 
 
 def cuda_sources() -> list[str]:
-    files = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.c*"))
-    files = [name for name in files if name.endswith((".cpp", ".cu"))]
+    files = [path for path in (ROOT / "csrc" / "cuda").rglob("*.c*") if path.suffix != ".cuh"]
     return [
         "csrc/ops_cuda.cpp",
         "csrc/ops_generate_cuda.cpp",
-        *(f"csrc/cuda/{name}" for name in files),
+        *sorted(path.relative_to(ROOT).as_posix() for path in files),
     ]
 
 

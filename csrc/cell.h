@@ -3,8 +3,8 @@
 // Used by the CPU kernels (V a SIMD vector), the CUDA kernels (V a scalar) and their host build.
 // Math supplies sigmoid and tanh for V. Gates are in PyTorch's order i, f, g, o.
 // Hochreiter and Schmidhuber (1997), forget gate of Gers, Schmidhuber and Cummins (2000);
-// fastlstm/reference.py derives the same equations in plain PyTorch. What a cell may do beyond
-// nn.LSTM's comes as their last argument: PlainCell, or CellRules.
+// fastlstm/reference.py has the same equations in plain PyTorch. The last argument of each function
+// holds what nn.LSTM's cell does not have: CellRules, or PlainCell where every option is off.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -70,13 +70,13 @@ FASTLSTM_INLINE CellForward<V> cell_state(V a_i, V a_f, V a_g, V a_o, V c_prev,
   return out;
 }
 
-// h from the output gate and the cell state, normalised where the cell does that.
+// h from the output gate and the cell state (with layer normalisation, the normalised one).
 template <class Math, class V>
 FASTLSTM_INLINE V cell_output(V o, V c) {
   return o * Math::tanh(c);
 }
 
-// Pre-activations a_* and the previous states to the new ones. A plain cell does not read h_prev.
+// Pre-activations a_* and the previous states to the new states. A plain cell does not read h_prev.
 template <class Math, class V, class Rules = PlainCell>
 FASTLSTM_INLINE CellForward<V> cell_forward(V a_i, V a_f, V a_g, V a_o, V c_prev, V h_prev = V{},
                                             const Rules& rules = Rules{}) {
@@ -93,10 +93,10 @@ template <class V>
 struct CellBackward {
   V a_i, a_f, a_g, a_o;  // gradients of the pre-activations
   V c_prev;              // gradient of the previous cell state
-  V h_prev;              // what zoneout hands to the previous h; unset for a plain cell
+  V h_prev;              // zoneout's gradient of the previous h; unset for a plain cell
 };
 
-// Of cell_output: the gradients of its c, which is returned, and of o's pre-activation.
+// Backward of cell_output: returns the gradient of its c, and sets that of o's pre-activation.
 template <class Math, class V>
 FASTLSTM_INLINE V cell_output_backward(V o, V c, V dh, V& a_o) {
   const V tanh_c = Math::tanh(c);
@@ -105,12 +105,12 @@ FASTLSTM_INLINE V cell_output_backward(V o, V c, V dh, V& a_o) {
   return dh * o * (one - tanh_c * tanh_c);
 }
 
-// Of cell_state, dc the gradient of the new cell state: all of d but a_o and h_prev.
+// Backward of cell_state, dc the gradient of the new cell state. Sets all of d but a_o and h_prev.
 template <class Math, class V, class Rules>
 FASTLSTM_INLINE void cell_state_backward(V i, V f, V g, V c_prev, V dc, const Rules& rules,
                                          CellBackward<V>& d) {
   const V one = Math::one();
-  if constexpr (!Rules::kPlain) {  // a bound that holds lets no gradient through
+  if constexpr (!Rules::kPlain) {  // where c is clipped, no gradient passes
     const V unbound = unbound_cell(i, f, g, c_prev, rules);
     dc = unbound > rules.clip ? V{} : dc;
     dc = unbound < -rules.clip ? V{} : dc;
@@ -125,32 +125,34 @@ FASTLSTM_INLINE void cell_state_backward(V i, V f, V g, V c_prev, V dc, const Ru
   }
 }
 
-// Activated gates i..o, both cell states, and the gradients dh, dc that arrive at h_t and c_t.
+// Backward of cell_forward, from the activated gates, the cell states before and after the step,
+// and the gradients dh and dc of the new states.
 template <class Math, class V, class Rules = PlainCell>
 FASTLSTM_INLINE CellBackward<V> cell_backward(V i, V f, V g, V o, V c_prev, V c, V dh, V dc,
                                               const Rules& rules = Rules{}) {
   CellBackward<V> d;
-  V stays{};  // the part of dc that zoneout hands to c_prev
+  V zoneout{};  // the part of dc that zoneout passes on to c_prev
   if constexpr (!Rules::kPlain) {
     d.h_prev = dh - rules.new_h * dh;
     dh = rules.new_h * dh;
-    stays = dc - rules.new_c * dc;
+    zoneout = dc - rules.new_c * dc;
     dc = rules.new_c * dc;
     c = clipped(unbound_cell(i, f, g, c_prev, rules), rules);
   }
   dc = dc + cell_output_backward<Math>(o, c, dh, d.a_o);
   cell_state_backward<Math>(i, f, g, c_prev, dc, rules, d);
-  if constexpr (!Rules::kPlain) d.c_prev = d.c_prev + stays;
+  if constexpr (!Rules::kPlain) d.c_prev = d.c_prev + zoneout;
   return d;
 }
 
-// cell_backward is linear in dh and dc: its factors, for those who learn dh last.
+// cell_backward is linear in dh and dc. A kernel that receives dh last computes these factors first
+// and then only multiplies.
 template <class V>
 struct CellFactors {
   V state_h, state_c;       // of dh and dc, in the gradient of the cell state
   V a_i, a_f, a_g, c_prev;  // of that gradient
   V a_o, h_prev;            // of dh
-  V c_kept;                 // of dc, in what c_prev gets besides
+  V c_kept;                 // of dc: zoneout's part of c_prev's gradient
 };
 
 template <class Math, class V, class Rules = PlainCell>
@@ -161,7 +163,14 @@ FASTLSTM_INLINE CellFactors<V> cell_factors(V i, V f, V g, V o, V c_prev, V c,
   CellBackward<V> d;
   const V state_h = cell_output_backward<Math>(o, c, one, d.a_o);
   cell_state_backward<Math>(i, f, g, c_prev, one, rules, d);
-  CellFactors<V> x{state_h, one, d.a_i, d.a_f, d.a_g, d.c_prev, d.a_o, V{}, V{}};
+  CellFactors<V> x{};
+  x.state_h = state_h;
+  x.state_c = one;
+  x.a_i = d.a_i;
+  x.a_f = d.a_f;
+  x.a_g = d.a_g;
+  x.c_prev = d.c_prev;
+  x.a_o = d.a_o;
   if constexpr (!Rules::kPlain) {
     x.state_h = state_h * rules.new_h;
     x.state_c = rules.new_c;

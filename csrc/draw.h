@@ -1,5 +1,5 @@
-// The number that decides a draw, on every device: a seed names a stream of uniform numbers, of
-// which draw `number` in row b takes one. fastlstm/drawing.py does the same.
+// The uniform number that decides a draw, the same on every device. A seed names a stream of them;
+// draw `number` in row b takes one. fastlstm/generation/draw.py does the same.
 #pragma once
 
 #include "dropout.h"

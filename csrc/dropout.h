@@ -17,16 +17,16 @@ FASTLSTM_INLINE uint32_t mix32(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-// What is dropped: each has a stream of its own.
+// What is dropped. Each has its own stream of random bits.
 enum class Drop : uint32_t { output, update, zone_c, zone_h };
 
 // One key per (seed, layer, direction) and stream, then one per row (t, b).
 FASTLSTM_INLINE uint32_t dropout_key(int64_t seed, int layer, int direction,
-                                     Drop what = Drop::output) {
+                                     Drop stream = Drop::output) {
   const uint64_t s = static_cast<uint64_t>(seed);
   const uint32_t key = mix32(static_cast<uint32_t>(s) ^ mix32(static_cast<uint32_t>(s >> 32)));
-  const uint32_t stream = static_cast<uint32_t>(what) << 24;
-  return mix32(key ^ (stream + static_cast<uint32_t>(2 * layer + direction)));
+  const uint32_t stream_bits = static_cast<uint32_t>(stream) << 24;
+  return mix32(key ^ (stream_bits + static_cast<uint32_t>(2 * layer + direction)));
 }
 
 FASTLSTM_INLINE uint32_t dropout_row(uint32_t key, int64_t t, int64_t b) {

@@ -1,4 +1,4 @@
-// The contract between the op layer and the kernels that draw text: plain structs of sizes and
+// The contract between the operators and the kernels that draw text: plain structs of sizes and
 // pointers, and the layout of packed weights (made by fastlstm/generation/packed_weights.py).
 #pragma once
 
@@ -9,15 +9,16 @@
 namespace fastlstm {
 
 // Rows of W (N x K) become columns: kGenerateColumns of them make a panel, [panel][k][column],
-// zero-padded. A panel of gates holds 16 units, as 16 columns each of i, f, g and o. The width does
-// not follow the instruction set, so packed weights serve every processor.
+// zero-padded. A panel of gates holds 16 units: 16 columns each of i, f, g and o. The width is the
+// same for every instruction set, so packed weights serve every processor.
 constexpr int64_t kGenerateColumns = 64;
 constexpr int64_t kGenerateUnits = kGenerateColumns / 4;
 
-// One column an element (f32, f64), or several in a 32-bit word, computed in float:
-// bf16: word j holds column j in its low half and column j + 32 in its high half.
-// int8: word j is q[j] + q[j + 16] * 2^8 + q[j + 32] * 2^16 + q[j + 48] * 2^24, with q signed.
-// On a GPU every storage type has one column an element, and f16 is one more.
+// An element of a panel is one column (f32, f64), or a 32-bit word that holds several columns,
+// which are computed in float:
+//   bf16  word j holds column j in its low half and column j + 32 in its high half;
+//   int8  word j is q[j] + q[j + 16] * 2^8 + q[j + 32] * 2^16 + q[j + 48] * 2^24, with q signed.
+// On a GPU every storage type has one column in each element, and there is f16 too.
 enum class Storage { f32, f64, bf16, int8, f16 };
 
 struct PackedMatrix {
@@ -33,7 +34,7 @@ struct GenerateLayer {
   const void* bias;  // b_ih + b_hh by columns; layer 0 has it in the table
 };
 
-// Elements that are not packed weights have the type of the computation: double for f64, or float.
+// Elements that are not packed weights are double with f64 weights, and float otherwise.
 struct Generate {
   Storage storage;
   int64_t batch, prime_steps, length, vocabulary;
@@ -43,12 +44,12 @@ struct Generate {
   const int64_t* prime;  // (prime_steps, batch)
   const void* h0;        // (layers, batch, P) or null for zeros
   const void* c0;        // (layers, batch, H) or null for zeros
-  const void* table;     // a row of gate columns for every token: W_ih's column and the bias
-  const GenerateLayer* weights;  // `layers` of them
+  const void* table;     // for every token its pre-activations in layer 0, by columns: W_ih + bias
+  const GenerateLayer* weights;  // one for each layer
   CellOptions cell;              // as in evaluation: zoneout is its expectation
   PackedMatrix decoder;          // (vocabulary, P)
   const void* decoder_bias;      // by columns
-  double temperature, top_p;     // temperature 0: the likeliest; top_p 1: all
+  double temperature, top_p;     // temperature 0: the likeliest token; top_p 1: all tokens
   int64_t top_k;                 // 0: all
   const int64_t* seed;           // one element, or null at temperature 0
   int64_t offset;                // number of the first draw in the stream that the seed names

@@ -1,4 +1,4 @@
-// The activations, and how a cell (cell.h) runs on vectors of them: one at a time, or two.
+// exp, sigmoid and tanh on vectors.
 #pragma once
 
 #include "vec.h"
@@ -6,14 +6,15 @@
 namespace fastlstm {
 namespace {
 
-// exp, sigmoid and tanh on vectors. Coefficients and range reduction are those of Cephes
-// (Moshier, 1989: expf, tanhf, exp, tanh). Error against exact values over the whole range, held
-// by tests/test_native.py: float 3e-7 relative for tanh, 2e-7 absolute for sigmoid; double
-// 1e-15. NaN gives NaN: the clamps below compare false on it and let it through.
+// Coefficients and range reduction are those of Cephes (Moshier, 1989: expf, tanhf, exp, tanh).
+// tests/ops/test_native.py checks the error against exact values over the whole range: float 3e-7
+// relative for tanh and 2e-7 absolute for sigmoid, double 1e-15. NaN gives NaN: it compares false
+// in the clamps below and passes them.
 template <class T>
 struct Math;
 
-// 1 / x. AVX-512 divides 16 floats in 16 cycles; its estimate and a step of Newton's take five.
+// 1 / x. With AVX-512 a division of 16 floats takes 16 cycles; an estimate and one Newton step take
+// five.
 FASTLSTM_INLINE VecF reciprocal(VecF x) {
 #ifdef __AVX512F__
   const VecF y = bit_cast<VecF>(estimate_reciprocal(bit_cast<__m512>(x)));
@@ -23,7 +24,7 @@ FASTLSTM_INLINE VecF reciprocal(VecF x) {
 #endif
 }
 
-// The larger and the smaller; x where it is NaN.
+// The larger and the smaller of a bound and x. NaN stays NaN.
 FASTLSTM_INLINE VecF larger(VecF bound, VecF x) {
 #ifdef __AVX512F__
   return bit_cast<VecF>(larger_or_second(bit_cast<__m512>(bound), bit_cast<__m512>(x)));
@@ -54,7 +55,8 @@ struct Math<float> {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    // The integer sits in the low bits. A product, unlike an addition to p's bits, keeps NaN.
+    // The integer n is in the low bits of `shifted`. Unlike an addition to p's bits, this product
+    // keeps NaN.
     return p * bit_cast<VecF>((bit_cast<VecFi>(shifted) << 23) + (127 << 23));
   }
 
@@ -109,73 +111,6 @@ struct Math<double> {
     return magnitude < 0.625 ? small : (x < 0.0 ? -large : large);
   }
 };
-
-// Two vectors side by side. A cell is one long chain of operations that wait for each other: the
-// processor has the next chain's at hand only where they stand next to these.
-template <class V>
-struct Twice {
-  V a, b;
-};
-template <class V>
-FASTLSTM_INLINE Twice<V> operator+(Twice<V> x, Twice<V> y) {
-  return {x.a + y.a, x.b + y.b};
-}
-template <class V>
-FASTLSTM_INLINE Twice<V> operator-(Twice<V> x, Twice<V> y) {
-  return {x.a - y.a, x.b - y.b};
-}
-template <class V>
-FASTLSTM_INLINE Twice<V> operator*(Twice<V> x, Twice<V> y) {
-  return {x.a * y.a, x.b * y.b};
-}
-
-// What cell.h calls for V, lanes of T: a vector or two.
-template <class T, class V>
-struct MathOf : Math<T> {};
-template <class T, class U>
-struct MathOf<T, Twice<U>> {
-  typedef Twice<U> V;
-  static FASTLSTM_INLINE V one() { return {Math<T>::one(), Math<T>::one()}; }
-  static FASTLSTM_INLINE V sigmoid(V x) { return {Math<T>::sigmoid(x.a), Math<T>::sigmoid(x.b)}; }
-  static FASTLSTM_INLINE V tanh(V x) { return {Math<T>::tanh(x.a), Math<T>::tanh(x.b)}; }
-};
-
-// The first n elements at p as V; lanes past n read as zero and are not written.
-template <class V>
-struct Elements {
-  template <class S>
-  static FASTLSTM_INLINE V read(const S* p, int n) {
-    return load_part(p, n);
-  }
-  template <class S>
-  static FASTLSTM_INLINE void write(S* p, V v, int n) {
-    store_part<S>(p, v, n);
-  }
-  template <class S>
-  static FASTLSTM_INLINE V rounded(V v) {
-    return round_to<S>(v);
-  }
-};
-template <class U>
-struct Elements<Twice<U>> {
-  static constexpr int kHalf = int(sizeof(U) / sizeof(U{}[0]));
-  template <class S>
-  static FASTLSTM_INLINE Twice<U> read(const S* p, int n) {
-    return {load_part(p, n), load_part(p + kHalf, n - kHalf)};
-  }
-  template <class S>
-  static FASTLSTM_INLINE void write(S* p, Twice<U> v, int n) {
-    store_part<S>(p, v.a, n);
-    store_part<S>(p + kHalf, v.b, n - kHalf);
-  }
-  template <class S>
-  static FASTLSTM_INLINE Twice<U> rounded(Twice<U> v) {
-    return {round_to<S>(v.a), round_to<S>(v.b)};
-  }
-};
-// How many lanes of T a V has.
-template <class T, class V>
-constexpr int kLanes = int(sizeof(V) / sizeof(T));
 
 }  // namespace
 }  // namespace fastlstm

@@ -1,6 +1,6 @@
-// AMX's tiles: eight registers of 16 rows of 64 bytes, and one instruction that multiplies two of
-// them as bfloat16. Elsewhere the same in plain code, for the tests: a processor with AVX2 checks
-// all of what runs on one with AMX but these few instructions.
+// AMX's tiles: eight registers of 16 rows of 64 bytes, and an instruction that multiplies two of
+// them as bfloat16. Builds without AMX emulate them: so the tests run on a processor with AVX2
+// everything that runs on one with AMX but these few instructions.
 #pragma once
 
 #include <stdint.h>
@@ -13,14 +13,14 @@
 namespace fastlstm {
 namespace {
 
-// What LDTILECFG reads.
+// The operand of LDTILECFG.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 };
 
-// For how many rows of A this thread's tiles are set; 0: not set.
+// The rows of A that this thread's tiles are configured for; 0: not configured.
 thread_local int tile_rows = 0;
 
 #ifdef __AMX_BF16__
@@ -77,9 +77,9 @@ inline void tile_dot(int c, int a, int b) {
 
 #endif
 
-// Sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7. Up to 16 rows: A in tile 4 alone, for four
-// sums side by side; more: the rows from 16 on in tile 5, and their sums in 2 and 3. Setting the
-// tiles takes as long as a product of 80 k, so callers keep to a number of rows while they can.
+// Tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B. Up to 16 rows of A are in tile 4, and its four sums
+// side by side; of more, the rows from 16 on are in tile 5, and their sums in 2 and 3. Configuring
+// the tiles takes as long as a product of 80 k, so callers change the number of rows rarely.
 inline void set_tile_rows(int rows) {
   if (tile_rows == rows) return;
   TileConfig config;
@@ -92,8 +92,8 @@ inline void set_tile_rows(int rows) {
   tile_rows = rows;
 }
 
-// At the end of a thread's work: other libraries set tiles of their own, and a processor with tiles
-// in use saves them at every change of thread.
+// Called at the end of a thread's work: other libraries configure the tiles for themselves, and
+// while tiles are in use the operating system saves them at every context switch.
 inline void release_tiles() {
   if (tile_rows == 0) return;
   release_config();

@@ -1,4 +1,4 @@
-// AVX-512's instructions that no vector extension has a name for.
+// Instructions of AVX-512 that GCC's vector extension does not express.
 #pragma once
 
 #include <immintrin.h>
@@ -7,14 +7,14 @@
 namespace fastlstm {
 namespace {
 
-// Masks of all lanes, for GCC 12 warns of its own forms without one.
+// These use masks of all lanes, because GCC 12 warns about its own forms without a mask.
 
 // 1 / x within 2^-14 of it.
 inline __attribute__((always_inline)) __m512 estimate_reciprocal(__m512 x) {
   return _mm512_maskz_rcp14_ps(__mmask16(-1), x);
 }
 
-// The second where either is NaN.
+// The second operand where one of them is NaN.
 inline __attribute__((always_inline)) __m512 larger_or_second(__m512 a, __m512 b) {
   return _mm512_maskz_max_ps(__mmask16(-1), a, b);
 }
@@ -23,7 +23,8 @@ inline __attribute__((always_inline)) __m512 smaller_or_second(__m512 a, __m512 
 }
 
 #ifdef __AVX512BF16__
-// In every lane: sum + a.even * b.even + a.odd * b.odd, of bfloat16 pairs; b in all lanes.
+// In every lane: sum + a.even * b.even + a.odd * b.odd, of bfloat16 pairs. b is the same in all
+// lanes.
 inline __attribute__((always_inline)) __m512 dot_pairs(__m512 sum, __m512i a, int32_t b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(b));
 }

@@ -1,4 +1,4 @@
-// Which instruction set's kernels run: the best that this processor has.
+// Chooses the instruction set whose kernels run: the best one that this processor has.
 #include <cstdlib>
 #include <cstring>
 #if defined(__x86_64__)
@@ -23,7 +23,7 @@ FASTLSTM_DECLARE(baseline)
 #if defined(__x86_64__)
 FASTLSTM_DECLARE(avx2)
 FASTLSTM_DECLARE(avx512)
-extern const Kernels k_avx512dot_bf16, k_amx_bf16;  // setup.py: not of every compiler
+extern const Kernels k_avx512dot_bf16, k_amx_bf16;  // setup.py leaves out what a compiler lacks
 #endif
 
 #if defined(__x86_64__)
@@ -36,8 +36,8 @@ static bool has_avx512() {
   return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
-// The processor's word for AMX-TILE and AMX-BF16, and the kernel's for the room to save its tiles,
-// which a process asks for once, for all its threads.
+// Whether the processor has AMX-TILE and AMX-BF16, and the operating system lets this process use
+// tiles. A process requests that once, for all its threads.
 [[maybe_unused]] static bool has_amx() {
 #if defined(__linux__)
   unsigned a, b, c, d;
@@ -53,7 +53,7 @@ static bool has_avx512() {
 
 const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-// As avx512, but bfloat16 is multiplied as it stands: by tiles, or two at a time.
+// Like avx512, but bfloat16 is multiplied without conversion: by tiles, or in pairs.
 #if !defined(FASTLSTM_NO_AMX)
     {"amx",
      {&k_avx512_f32, &k_avx512_f64, &k_amx_bf16, &k_avx512_f16},
@@ -76,8 +76,9 @@ const int kInstructionSetCount = int(sizeof(kInstructionSets) / sizeof(kInstruct
 
 namespace {
 
-// Pairs are multiplied at twice the rate of floats on AMD's processors, at half of it on Intel's.
-bool worth_it([[maybe_unused]] const InstructionSet& set) {
+// Pairs of bfloat16 are multiplied at twice the rate of floats on AMD's processors, and at half of
+// it on Intel's.
+bool is_fast([[maybe_unused]] const InstructionSet& set) {
 #if defined(__x86_64__)
   return std::strcmp(set.name, "avx512_bf16") != 0 || !__builtin_cpu_is("intel");
 #else
@@ -87,15 +88,15 @@ bool worth_it([[maybe_unused]] const InstructionSet& set) {
 
 const InstructionSet* find(const char* name) {
   for (const InstructionSet& set : kInstructionSets)
-    if (set.supported() && (name ? std::strcmp(set.name, name) == 0 : worth_it(set))) return &set;
+    if (set.supported() && (name ? std::strcmp(set.name, name) == 0 : is_fast(set))) return &set;
   return nullptr;
 }
 
-// A name that this processor lacks is reported by fastlstm.info; the best set runs.
+// fastlstm.info reports a name that this processor lacks; the best set runs instead.
 const InstructionSet*& current() {
   static const InstructionSet* set = [] {
-    const InstructionSet* asked = find(std::getenv("FASTLSTM_CPU_ISA"));
-    return asked ? asked : find(nullptr);
+    const InstructionSet* requested = find(std::getenv("FASTLSTM_CPU_ISA"));
+    return requested ? requested : find(nullptr);
   }();
   return set;
 }

@@ -8,8 +8,9 @@
 namespace fastlstm {
 namespace {
 
-// Puts tokens outside the k likeliest, and outside the nucleus p of those left, at -inf. Of equal
-// ones the lower index counts as likelier. The likeliest stands at 0.
+// Sets the logits of tokens to -inf that are outside the top_k likeliest, or outside the nucleus
+// top_p of these. Of two equal logits, the one with the lower index counts as likelier. The largest
+// logit is 0.
 void filter(const Generate& g, double* logits, int64_t* order) {
   const int64_t n = g.vocabulary;
   auto likelier = [logits](int64_t a, int64_t b) {
@@ -25,7 +26,7 @@ void filter(const Generate& g, double* logits, int64_t* order) {
     std::sort(order, order + kept, likelier);
     double total = 0, before = 0;
     for (int64_t j = 0; j < kept; ++j) total += std::exp(logits[order[j]]);
-    // A token stays while those before it hold less than top_p: the first always does.
+    // A token stays while the likelier ones have less than top_p: the first always stays.
     int64_t nucleus = 0;
     while (nucleus < kept && (nucleus == 0 || before < g.top_p * total))
       before += std::exp(logits[order[nucleus++]]);
@@ -41,7 +42,7 @@ int64_t draw(const Generate& g, double* logits, int64_t* order, int64_t step, in
   const int64_t best = std::max_element(logits, logits + n) - logits;
   if (g.temperature == 0) return best;
   const double largest = logits[best];
-  // Sorting takes a strict order, which NaN breaks.
+  // Sorting needs a strict order, which NaN breaks.
   bool ordered = true;
   for (int64_t j = 0; j < n; ++j) {
     logits[j] = (logits[j] - largest) / g.temperature;

@@ -1,25 +1,27 @@
-// Products with one register tile over packed weights (gemm.h has their layout).
+// Matrix products that compute a tile of C in vector registers, over packed weights (panels.h).
 //
-// A tile of up to kTileRows rows times one panel stays in registers for the whole K loop: per k it
-// loads kPanelVecs vectors of B and broadcasts one element of A a row.
+// A tile of C is up to kTileRows rows of one panel. It stays in registers for the whole loop over
+// K, which loads kPanelVecs vectors of B for each k and broadcasts one element of A for each row.
 #pragma once
+
+#include "panels.h"
 
 namespace fastlstm {
 namespace {
 
 #if FASTLSTM_VEC_BYTES == 64
-constexpr int kTileRows = 14;   // 28 accumulators of 32 registers
-constexpr int64_t kAhead = 24;  // how many k ahead panels are fetched to the first-level cache
+constexpr int kTileRows = 14;      // 28 accumulators of 32 registers
+constexpr int64_t kPrefetch = 24;  // B is prefetched into L1 so many k ahead
 #else
 constexpr int kTileRows = 6;  // 12 accumulators of 16 registers
-constexpr int64_t kAhead = 0;
+constexpr int64_t kPrefetch = 0;
 #endif
 
-// A chunk of K: a panel's part and the rows of a tile fit the first-level cache.
+// K is cut into chunks, so that a panel's chunk and the rows of a tile fit into L1.
 constexpr int64_t kChunkK = 512;
 
-// A task's part of a sum over rows, and how many rows it packs at a time: for second-level caches
-// of 2 MiB and, without AVX-512, of half of one.
+// Of a sum over rows: the part of C that is one task's, and how many rows it packs at a time. Both
+// fit into an L2 cache of 2 MiB or, without AVX-512, of half a MiB.
 #if FASTLSTM_VEC_BYTES == 64
 constexpr int64_t kTileM = 30 * kTileRows, kTileN = 512, kSliceRows = 192;
 #else
@@ -34,9 +36,9 @@ FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
 template <class T, int G, int M>
 using Tile = Vec<T>[G][M][kPanelVecs];
 
-// acc[g][m] += sum over k of a[m, k] * b_g[k], for G neighbouring panels of B. A element (m, k)
-// is at m * lda + k, or, in a sliver packed for the purpose, at packed_at(k, m) of kTileRows
-// columns.
+// acc[g][m] += sum over k of a[m, k] * b_g[k], for G neighbouring panels of B. Element (m, k) of A
+// is at m * lda + k. In a sliver (pack_sliver) it is where packed_at(k, m) would put it in a panel
+// of kTileRows columns.
 template <class E, int G, int M, bool kSliver>
 FASTLSTM_INLINE void tile_fma(const E* a, int64_t lda, const E* b, int64_t panel_stride,
                               int64_t depth, Tile<Acc<E>, G, M>& acc) {
@@ -45,9 +47,9 @@ FASTLSTM_INLINE void tile_fma(const E* a, int64_t lda, const E* b, int64_t panel
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
       Vec<Word<E>> cols[kPanelVecs];
-      if constexpr (kAhead > 0 && !kSliver)
+      if constexpr (kPrefetch > 0 && !kSliver)
         for (int v = 0; v < kPanelVecs; ++v)
-          __builtin_prefetch(b + g * panel_stride + (k + kAhead) * kPanel<T> +
+          __builtin_prefetch(b + g * panel_stride + (k + kPrefetch) * kPanel<T> +
                              v * kPair<E> * kWidth<T>);
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelVecs; ++v)
@@ -62,19 +64,19 @@ FASTLSTM_INLINE void tile_fma(const E* a, int64_t lda, const E* b, int64_t panel
   }
 }
 
-// out[g] = A (rows x depth, lda) * panel g, for four neighbouring panels, `apart` elements apart.
+// out[g] = A (rows x depth, lda) * panel g, for four panels, panel_stride elements apart.
 template <class E>
 FASTLSTM_INLINE void multiply_gates(Acc<E> (*out)[kTileRows][kPanel<Acc<E>>], const E* a,
-                                    int64_t lda, const E* panels, int64_t apart, int64_t depth,
-                                    int rows) {
+                                    int64_t lda, const E* panels, int64_t panel_stride,
+                                    int64_t depth, int rows) {
   typedef Acc<E> T;
   with_rows<kTileRows>(rows, [&](auto block) {
     constexpr int M = decltype(block)::value;
-    // Few rows: several gates at once, for enough independent sums to fill the FMA pipeline.
+    // With few rows, several gates at once give enough independent sums to fill the FMA pipeline.
     constexpr int G = M * 4 <= kTileRows ? 4 : M * 2 <= kTileRows ? 2 : 1;
     for (int g = 0; g < 4; g += G) {
       Tile<T, G, M> acc = {};
-      tile_fma<E, G, M, false>(a, lda, panels + g * apart, apart, depth, acc);
+      tile_fma<E, G, M, false>(a, lda, panels + g * panel_stride, panel_stride, depth, acc);
       for (int j = 0; j < G; ++j)
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < kPanelVecs; ++v) store(&out[g + j][m][v * kWidth<T>], acc[j][m][v]);
@@ -82,17 +84,17 @@ FASTLSTM_INLINE void multiply_gates(Acc<E> (*out)[kTileRows][kPanel<Acc<E>>], co
   });
 }
 
-// C (rows x n, ldc) = start + A (rows x depth, lda) * panels, for panels [0, ceil(n / kPanel)). C
-// is padded to whole panels: its row holds padded(n) elements, and so does one of `start`.
+// C (rows x n, ldc) = addend + A (rows x depth, lda) * panels, for panels [0, ceil(n / kPanel)).
+// The rows of C and of the addend are padded to whole panels: they hold padded(n) elements.
 template <class E>
 void gemm_rows(Acc<E>* c, int64_t ldc, const E* a, int64_t lda, const E* panels, int64_t rows,
-               int64_t depth, int64_t n, Start<Acc<E>> start) {
+               int64_t depth, int64_t n, Addend<Acc<E>> addend) {
   typedef Acc<E> T;
   const int64_t panel_depth = packed_depth<E>(depth);
-  // A's rows of one chunk of K stay in the second-level cache while the panels pass.
+  // The chunk of A's rows stays in L2 while it is multiplied by all panels.
   for (int64_t k0 = 0; k0 < depth; k0 += kChunkK) {
     const int64_t chunk = min_of(kChunkK, depth - k0);
-    const Start<T> from = k0 > 0 ? Start<T>{c, ldc} : start;
+    const Addend<T> sum = k0 > 0 ? Addend<T>{c, ldc} : addend;
     for (int64_t p = 0; p < panels_of<T>(n); ++p) {
       const E* panel = panels + (p * panel_depth + k0) * kPanel<T>;
       for_row_blocks(rows, [&](int count, int64_t row) {
@@ -103,8 +105,9 @@ void gemm_rows(Acc<E>* c, int64_t ldc, const E* a, int64_t lda, const E* panels,
           for (int m = 0; m < M; ++m)
             for (int v = 0; v < kPanelVecs; ++v) {
               const int64_t at = p * kPanel<T> + v * kWidth<T>;
-              const T* own = from.rows + (row + m) * from.stride + at;
-              store(c + (row + m) * ldc + at, from.rows ? load(own) + acc[0][m][v] : acc[0][m][v]);
+              const T* before = sum.rows + (row + m) * sum.stride + at;
+              store(c + (row + m) * ldc + at,
+                    sum.rows ? load(before) + acc[0][m][v] : acc[0][m][v]);
             }
         });
       });
@@ -112,7 +115,7 @@ void gemm_rows(Acc<E>* c, int64_t ldc, const E* a, int64_t lda, const E* panels,
   }
 }
 
-// Elements [0, n) of kDeep<E> rows of A, neighbours in K, to a sliver's place for them.
+// Packs elements [0, n) of kDeep<E> rows of A, neighbours in K, into their place in a sliver.
 template <class E>
 FASTLSTM_INLINE void pack_sliver(E* to, const E* const* rows, int64_t n) {
   if (n == kTileRows)
@@ -121,9 +124,9 @@ FASTLSTM_INLINE void pack_sliver(E* to, const E* const* rows, int64_t n) {
     interleave(to, rows, n);
 }
 
-// C (m x n, ldc, padded to whole tiles) += A^T B over `depth` rows: A packed in slivers
-// [sliver][k][kTileRows], B in panels [panel][k][kPanel]. The sum over this depth is made in
-// registers from zero, so a long sum is one of partial sums.
+// C (m x n, ldc, padded to whole tiles) += A^T B over `depth` rows. A is packed in slivers
+// [sliver][k][kTileRows], B in panels [panel][k][kPanel]. The sum over this depth begins at zero in
+// registers, so a long sum is a sum of partial sums.
 template <class E>
 void gemm_slivers(Acc<E>* c, int64_t ldc, const E* slivers, const E* panels, int64_t m, int64_t n,
                   int64_t depth) {

@@ -1,50 +1,54 @@
-// Products of bfloat16 with AMX's tiles over packed weights (gemm.h has their layout).
+// Matrix products of bfloat16 with AMX's tiles, over packed weights (panels.h).
 //
 // A step of 32 k multiplies 32 rows of A by a panel of 32 columns, or up to 16 rows by two panels:
-// four products of tiles on four sums, for four or five tiles loaded. Panels of pairs are what the
-// instruction reads. Loads from the second-level cache keep up, so K is not cut into chunks, and a
-// thin last block of rows takes no longer than an even split would.
+// it loads four or five tiles and adds four products to four tiles of sums. The instruction reads
+// pairs of bfloat16 in the order in which panels hold them. Loads from L2 keep up with it, so K is
+// not cut into chunks, and a small last block of rows takes no longer than an even split would.
 #pragma once
 
 #include "amx.h"
+#include "panels.h"
 
 namespace fastlstm {
 namespace {
 
 constexpr int kTileRows = 32;
 
-// A task's part of a sum over rows, and how many rows it packs at a time.
+// Of a sum over rows: the part of C that is one task's, and how many rows it packs at a time.
 constexpr int64_t kTileM = 256, kTileN = 512, kSliceRows = 256;
 
-static_assert(kDeep<BFloat16> == 32 && kPanel<float> == 32, "a step of tiles");
+static_assert(kDeep<BFloat16> == 32 && kPanel<float> == 32,
+              "a step multiplies tiles of 32 k and 32 columns");
 
 template <class F>
 FASTLSTM_INLINE void for_row_blocks(int64_t rows, F&& f) {
   for (int64_t row = 0; row < rows; row += kTileRows) f(int(min_of(kTileRows, rows - row)), row);
 }
 
-// Rows of A: `stride` elements from one to the next, `step` elements from 32 k to the next.
+// Rows of A: the next row is `stride` elements further on, the next 32 k are `step` elements on.
 struct TileRows {
   const BFloat16* first;
   int64_t stride, step;
 };
 
-// `to` = start + A * B, for `rows` of A. More than 16 rows: one panel b[0], and to[1] is where the
-// rows from 16 on go. Fewer: one panel or two, each with its `to`.
+// to = addend + A * B, for `rows` of A. With more than 16 rows B is one panel, b[0], and the rows
+// from 16 on are written to to[1]. With fewer, B is one panel or two (b[1] not null), and panel j's
+// product is written to to[j].
 FASTLSTM_INLINE void multiply_tiles(float* const (&to)[2], int64_t ldc, const TileRows& a,
                                     const BFloat16* const (&b)[2], int64_t depth, int rows,
-                                    Start<float> start) {
+                                    Addend<float> addend) {
   const bool tall = rows > 16, four = tall || b[1];
   const int64_t row_bytes = a.stride * 2, c_bytes = ldc * 4, panel_bytes = 128;
   const BFloat16* at = a.first;
   set_tile_rows(rows);
-  if (start.rows) {
-    const float* next = start.rows + (tall ? 16 * start.stride : 32);
-    FASTLSTM_TILE_LOAD(0, start.rows, start.stride * 4);
-    FASTLSTM_TILE_LOAD(1, start.rows + 16, start.stride * 4);
+  if (addend.rows) {
+    const int64_t addend_bytes = addend.stride * 4;
+    const float* next = addend.rows + (tall ? 16 * addend.stride : 32);
+    FASTLSTM_TILE_LOAD(0, addend.rows, addend_bytes);
+    FASTLSTM_TILE_LOAD(1, addend.rows + 16, addend_bytes);
     if (four) {
-      FASTLSTM_TILE_LOAD(2, next, start.stride * 4);
-      FASTLSTM_TILE_LOAD(3, next + 16, start.stride * 4);
+      FASTLSTM_TILE_LOAD(2, next, addend_bytes);
+      FASTLSTM_TILE_LOAD(3, next + 16, addend_bytes);
     }
   } else {
     FASTLSTM_TILE_ZERO(0);
@@ -76,42 +80,46 @@ FASTLSTM_INLINE void multiply_tiles(float* const (&to)[2], int64_t ldc, const Ti
   FASTLSTM_TILE_STORE(3, to[1] + 16, c_bytes);
 }
 
-// out[g] = A (rows x depth, lda) * panel g, for four neighbouring panels, `apart` elements apart.
+// out[g] = A (rows x depth, lda) * panel g, for four panels, panel_stride elements apart.
 inline void multiply_gates(float (*out)[kTileRows][kPanel<float>], const BFloat16* a, int64_t lda,
-                           const BFloat16* panels, int64_t apart, int64_t depth, int rows) {
-  const int each = rows > 16 ? 1 : 2;
-  for (int g = 0; g < 4; g += each)
-    multiply_tiles({out[g][0], each == 1 ? out[g][16] : out[g + 1][0]}, kPanel<float>, {a, lda, 32},
-                   {panels + g * apart, panels + (g + 1) * apart}, depth, rows, {});
+                           const BFloat16* panels, int64_t panel_stride, int64_t depth, int rows) {
+  const int gates = rows > 16 ? 1 : 2;  // of one call
+  for (int g = 0; g < 4; g += gates)
+    multiply_tiles({out[g][0], gates == 1 ? out[g][16] : out[g + 1][0]}, kPanel<float>,
+                   {a, lda, 32}, {panels + g * panel_stride, panels + (g + 1) * panel_stride},
+                   depth, rows, {});
 }
 
-// C (rows x n, ldc) = start + A (rows x depth, lda) * panels, for panels [0, ceil(n / kPanel)). C
-// is padded to whole panels: its row holds padded(n) elements, and so does one of `start`.
+// C (rows x n, ldc) = addend + A (rows x depth, lda) * panels, for panels [0, ceil(n / kPanel)).
+// The rows of C and of the addend are padded to whole panels: they hold padded(n) elements.
 inline void gemm_rows(float* c, int64_t ldc, const BFloat16* a, int64_t lda, const BFloat16* panels,
-                      int64_t rows, int64_t depth, int64_t n, Start<float> start) {
-  auto from = [&](int64_t row, int64_t p) {
-    return start.rows ? Start<float>{start.rows + row * start.stride + p * 32, start.stride}
-                      : start;
+                      int64_t rows, int64_t depth, int64_t n, Addend<float> addend) {
+  auto addend_at = [&](int64_t row, int64_t p) {
+    return addend.rows ? Addend<float>{addend.rows + row * addend.stride + p * 32, addend.stride}
+                       : addend;
   };
-  const int64_t apart = packed_depth<BFloat16>(depth) * 32, count = panels_of<float>(n);
-  // Whole blocks first: the rows of the tiles are set twice at the most.
+  const int64_t panel_stride = packed_depth<BFloat16>(depth) * 32, count = panels_of<float>(n);
+  // Whole blocks first, so that the tiles' number of rows is set at most twice.
   const int64_t whole = rows / kTileRows * kTileRows, rest = rows - whole;
   for (int64_t p = 0; p < count && whole > 0; ++p)
     for (int64_t row = 0; row < whole; row += kTileRows) {
       float* to = c + row * ldc + p * 32;
       multiply_tiles({to, to + 16 * ldc}, ldc, {a + row * lda, lda, 32},
-                     {panels + p * apart, nullptr}, depth, kTileRows, from(row, p));
+                     {panels + p * panel_stride, nullptr}, depth, kTileRows, addend_at(row, p));
     }
-  const int each = rest > 16 ? 1 : 2;
-  for (int64_t p = 0; p < count && rest > 0; p += each) {
+  const int panels_at_once = rest > 16 ? 1 : 2;
+  for (int64_t p = 0; p < count && rest > 0; p += panels_at_once) {
     float* to = c + whole * ldc + p * 32;
-    const BFloat16* next = each == 2 && p + 1 < count ? panels + (p + 1) * apart : nullptr;
-    multiply_tiles({to, each == 1 ? to + 16 * ldc : to + 32}, ldc, {a + whole * lda, lda, 32},
-                   {panels + p * apart, next}, depth, int(rest), from(whole, p));
+    const bool pair = panels_at_once == 2 && p + 1 < count;
+    const BFloat16* next = pair ? panels + (p + 1) * panel_stride : nullptr;
+    multiply_tiles({to, panels_at_once == 1 ? to + 16 * ldc : to + 32}, ldc,
+                   {a + whole * lda, lda, 32}, {panels + p * panel_stride, next}, depth, int(rest),
+                   addend_at(whole, p));
   }
 }
 
-// Elements [0, n) of 32 rows of A, neighbours in K, to a sliver's place for them: [row of C][k].
+// Packs elements [0, n) of 32 rows of A, neighbours in K, into their place in a sliver:
+// [row of C][k].
 inline void pack_sliver(BFloat16* to, const BFloat16* const* rows, int64_t n) {
   for (int64_t first = 0; first < n; first += 16) {
     const int count = int(min_of(16, n - first));
@@ -130,9 +138,8 @@ inline void pack_sliver(BFloat16* to, const BFloat16* const* rows, int64_t n) {
   }
 }
 
-// C (m x n, ldc, padded to whole tiles) += A^T B over `depth` rows: A packed in slivers
-// [sliver][k / 32][kTileRows][32], B in panels. The sum over this depth is added to C's, so a long
-// sum is one of partial sums.
+// C (m x n, ldc, padded to whole tiles) += A^T B over `depth` rows. A is packed in slivers
+// [sliver][k / 32][kTileRows][32], B in panels.
 inline void gemm_slivers(float* c, int64_t ldc, const BFloat16* slivers, const BFloat16* panels,
                          int64_t m, int64_t n, int64_t depth) {
   const int64_t deep = packed_depth<BFloat16>(depth);

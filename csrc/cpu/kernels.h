@@ -1,8 +1,9 @@
-// The table of one instruction set's kernels, filled by the tiny files kernels_*.cpp.
+// The tables of kernels. Each file isa/<instruction set>/<type>.cpp fills one.
 //
-// Each of those is compiled alone with its flags. Nothing in it may be visible to the linker but
-// its table: a shared inline function built for AVX-512 could be the copy that older processors
-// run. tests/test_native.py reads the symbol tables.
+// Each of these files is compiled with the flags of its instruction set. The linker may see nothing
+// of it but the table: of an inline function that several files share it keeps one copy, and a copy
+// built for AVX-512 would then run on older processors. tests/ops/test_native.py reads the symbol
+// tables.
 #pragma once
 
 #include "runtime.h"
@@ -12,10 +13,13 @@ namespace fastlstm {
 struct Kernels {
   ForwardKernel forward;
   BackwardKernel backward;
-  // Applies sigmoid and tanh to n elements, for the tests of their error bounds.
+  // Packs a problem's weights for Forward::packed of this table alone, and frees them.
+  const void* (*pack)(const Problem&, const Runtime&);
+  void (*free_packed)(const void* packed);
+  // sigmoid and tanh of n elements, for the tests of their error bounds.
   void (*activations)(const void* x, void* sigmoid, void* tanh, int64_t n);
-  // Independent multiplications and additions in registers: what the processor can do at most.
-  // Returns their number; the benchmarks measure its rate.
+  // Runs independent multiply-adds in registers, the peak rate of the processor. Returns how many
+  // operations these were; the benchmarks measure their rate.
   double (*multiply_adds)(int64_t rounds);
 };
 
@@ -24,7 +28,7 @@ struct GenerateKernels {
   GenerateKernel storage[4];
 };
 
-// One table for every storage type, in the order of DType; one for drawing text.
+// The tables of every storage type, in the order of DType, and the one of drawing text.
 struct InstructionSet {
   const char* name;
   const Kernels* kernels[4];

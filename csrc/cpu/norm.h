@@ -3,11 +3,14 @@
 //   a = gain_x * norm(W_ih x) + gain_h * norm(W_hh h) + b
 //   h = o * tanh(gain_c * norm(c) + bias_c),   norm(v) = (v - mean(v)) / sqrt(var(v) + epsilon)
 //
-// A product is normalised over all four gates. Rows stand in the weights' order (i, f, g, o, each
-// of H), not in the panels' of forward.h; a row is one thread's.
+// A product is normalised over all four gates together. Gates are in the weights' order,
+// [i, f, g, o][H], not in that of forward_weights.h's panels. One thread computes a whole row.
 #pragma once
 
-#include "layer.h"
+#include "blocks.h"
+#include "cell_vectors.h"
+#include "operands.h"
+#include "runtime.h"
 
 namespace fastlstm {
 namespace {
@@ -24,7 +27,7 @@ FASTLSTM_INLINE T sum_of(Vec<T> v) {
   return sum;
 }
 
-// Calls f(first, n) for vectors of n elements.
+// Calls f(first, n) for every vector of a row of `count` elements: n of them, from `first` on.
 template <class T, class F>
 FASTLSTM_INLINE void for_vectors(int64_t count, F&& f) {
   for (int64_t j = 0; j < count; j += kWidth<T>) f(j, int(min_of(kWidth<T>, count - j)));
@@ -50,22 +53,22 @@ FASTLSTM_INLINE Vec<T> normed(Vec<T> x, const Moments<T>& m) {
   return (x - m.mean) * m.scale;
 }
 
-// A cell's gains and bias in the accumulation type.
+// The gains, and the bias of c, in the accumulation type.
 template <class S>
 struct NormWeights {
   typedef Acc<S> T;
 
-  NormWeights(const Problem& p, const CellWeights& w) {
+  NormWeights(const Problem& p, const LayerWeights& weights) {
     if (!p.layer_norm) return;
     const int64_t units = p.hidden_size;
     auto read = [](Buffer<T>& to, const void* from, int64_t n) {
       to.reset(n);
       convert(to.get(), static_cast<const S*>(from), n);
     };
-    read(ih, w.norm_ih, 4 * units);
-    read(hh, w.norm_hh, 4 * units);
-    read(c, w.norm_c, units);
-    read(c_bias, w.norm_c_bias, units);
+    read(ih, weights.norm_ih, 4 * units);
+    read(hh, weights.norm_hh, 4 * units);
+    read(c, weights.norm_c, units);
+    read(c_bias, weights.norm_c_bias, units);
   }
 
   Buffer<T> ih, hh, c, c_bias;
@@ -82,49 +85,59 @@ void write_normed(T* to, const T* z, const T* gain, const T* bias, int64_t count
   });
 }
 
-// One sequence's step forward. pre: the input's part and the biases; z: W_hh h; c: the cell state,
-// before and after; o, h: scratch rows, h also the new hidden state before rounding.
-// saved: what backward reads, or null.
+// One sequence's step forward.
 template <class S>
-void norm_forward(const NormWeights<S>& w, const Acc<S>* pre, const Acc<S>* z, Acc<S>* c, Acc<S>* o,
-                  Acc<S>* h, const Operand<S>* h_prev, const DrawnRules<Acc<S>>& rules,
-                  const RuleRow& drawn, int64_t units, S* saved) {
+struct NormForwardRow {
   typedef Acc<S> T;
-  const Moments<T> of_z = moments(z, 4 * units);
+
+  const T* input_part;       // gain_x * norm(W_ih x) + b, (4H)
+  const T* z;                // W_hh h, (4H)
+  const Operand<S>* h_prev;  // (H)
+  T* c;                      // the cell state, before and after, (H)
+  T *o, *h;                  // scratch, (H) each; h also the new hidden state before rounding
+  S* saved;                  // receives the gates, or null
+  RuleRow keys;
+};
+
+template <class S>
+void norm_forward(const NormWeights<S>& weights, const DrawnRules<Acc<S>>& rules, int64_t units,
+                  const NormForwardRow<S>& args) {
+  typedef Acc<S> T;
+  const NormForwardRow<S> row = args;  // a copy that the compiler keeps in registers
+  const Moments<T> of_z = moments(row.z, 4 * units);
   for_vectors<T>(units, [&](int64_t unit, int n) {
-    auto gate = [&](int g) {
+    auto pre_activation = [&](int g) {
       const int64_t at = g * units + unit;
-      return load_part(pre + at, n) +
-             load_part(w.hh.get() + at, n) * normed<T>(load_part(z + at, n), of_z);
+      return load_part(row.input_part + at, n) +
+             load_part(weights.hh.get() + at, n) * normed<T>(load_part(row.z + at, n), of_z);
     };
     const CellForward<Vec<T>> out = cell_state<Math<T>>(
-        gate(0), gate(1), gate(2), gate(3), load_part(c + unit, n), rules_of(rules, drawn, unit));
-    store_part(h + unit, out.c, n);  // for now
-    store_part(o + unit, out.o, n);
-    if (saved) {
-      store_part<S>(saved + unit, out.i, n);
-      store_part<S>(saved + units + unit, out.f, n);
-      store_part<S>(saved + 2 * units + unit, out.g, n);
-      store_part<S>(saved + 3 * units + unit, out.o, n);
-    }
+        pre_activation(0), pre_activation(1), pre_activation(2), pre_activation(3),
+        load_part(row.c + unit, n), rules_of(rules, row.keys, unit));
+    store_part(row.h + unit, out.c, n);  // until c's moments are known
+    store_part(row.o + unit, out.o, n);
+    if (row.saved) store_gates<Vec<T>>(row.saved + unit, units, n, {out.i, out.f, out.g, out.o});
   });
-  const Moments<T> of_c = moments(h, units);
+  const Moments<T> of_c = moments(row.h, units);
   for_vectors<T>(units, [&](int64_t unit, int n) {
-    const CellRules<Vec<T>> rule = rules_of(rules, drawn, unit);
-    const Vec<T> fresh = load_part(h + unit, n);
-    const Vec<T> u = load_part(w.c.get() + unit, n) * normed<T>(fresh, of_c) +
-                     load_part(w.c_bias.get() + unit, n);
-    const Vec<T> new_h = cell_output<Math<T>>(load_part(o + unit, n), u);
-    store_part(h + unit, zoned(rule.new_h, new_h, load_part(h_prev + unit, n)), n);
-    store_part(c + unit, zoned(rule.new_c, fresh, load_part(c + unit, n)), n);
+    const CellRules<Vec<T>> rule = rules_of(rules, row.keys, unit);
+    const Vec<T> new_c = load_part(row.h + unit, n);
+    const Vec<T> scaled = load_part(weights.c.get() + unit, n) * normed<T>(new_c, of_c) +
+                          load_part(weights.c_bias.get() + unit, n);
+    const Vec<T> new_h = cell_output<Math<T>>(load_part(row.o + unit, n), scaled);
+    store_part(row.h + unit, zoned(rule.new_h, new_h, load_part(row.h_prev + unit, n)), n);
+    store_part(row.c + unit, zoned(rule.new_c, new_c, load_part(row.c + unit, n)), n);
   });
 }
 
-// What the gradients of gains and bias sum over rows, in this order: of gain_x and gain_h (4H
-// each), of gain_c and bias_c (H each).
-FASTLSTM_INLINE int64_t norm_terms(int64_t units) { return 10 * units; }
+// The gradients of gains and bias are sums over rows of terms. A row of terms has those of gain_x
+// (4H), gain_h (4H), gain_c (H) and bias_c (H).
+struct NormTerms {
+  static constexpr int kGainX = 0, kGainH = 4, kGainC = 8, kBiasC = 9, kCount = 10;  // of H each
+};
+FASTLSTM_INLINE int64_t norm_terms(int64_t units) { return NormTerms::kCount * units; }
 
-// dz from da, through gain * norm(z); terms: da * norm(z).
+// Backward of gain * norm(z): dz from da, and the terms da * norm(z).
 template <class S>
 void norm_product_backward(const Acc<S>* da, const S* z, const Acc<S>* gain, int64_t count,
                            Operand<S>* dz, Acc<S>* terms) {
@@ -146,61 +159,80 @@ void norm_product_backward(const Acc<S>* da, const S* z, const Acc<S>* gain, int
   });
 }
 
-// One sequence's step backward. saved: the gates and both products; dh: the gradient of h, and what
-// zoneout hands to the one before; dc alike; scratch of 6H; da, dz_x, dz_h: gradients of the
-// pre-activations and of the products; terms as above.
+// One sequence's step backward.
 template <class S>
-void norm_backward(const NormWeights<S>& w, const S* saved, const Acc<S>* c_prev, Acc<S>* dh,
-                   Acc<S>* dc, const Acc<S>* grad_c, const DrawnRules<Acc<S>>& rules,
-                   const RuleRow& drawn, int64_t units, Acc<S>* scratch, Operand<S>* da,
-                   Operand<S>* dz_x, Operand<S>* dz_h, Acc<S>* terms) {
+struct NormBackwardRow {
   typedef Acc<S> T;
-  T *fresh = scratch, *dnorm = scratch + units, *exact_da = scratch + 2 * units;
-  auto gate = [&](int g, int64_t unit, int n) { return load_part(saved + g * units + unit, n); };
+  typedef Operand<S> E;
+
+  const S* saved;       // a row of Saved.gates (lstm.h)
+  const T* c_prev;      // (H)
+  const T* grad_c;      // an addend of c's gradient, (H), or null
+  T *dh, *dc;           // gradients of the states: after the step, then before it; (H) each
+  T* scratch;           // (norm_scratch(H))
+  E *da, *dz_x, *dz_h;  // gradients of the pre-activations and of both products, (4H) each
+  T* terms;             // (norm_terms(H))
+  RuleRow keys;
+};
+FASTLSTM_INLINE int64_t norm_scratch(int64_t units) { return 6 * units; }
+
+// dh becomes what zoneout passes on to the h before; the product with W_hh is added to it later.
+template <class S>
+void norm_backward(const NormWeights<S>& weights, const DrawnRules<Acc<S>>& rules, int64_t units,
+                   const NormBackwardRow<S>& args) {
+  typedef Acc<S> T;
+  const NormBackwardRow<S> row = args;  // a copy that the compiler keeps in registers
+  // new_c: the cell state before zoneout. exact_da: da before it is converted.
+  T *new_c = row.scratch, *dnorm = new_c + units, *exact_da = new_c + 2 * units;
+  auto gate = [&](int g, int64_t unit, int n) {
+    return load_part(row.saved + g * units + unit, n);
+  };
   for_vectors<T>(units, [&](int64_t unit, int n) {
-    const CellRules<Vec<T>> rule = rules_of(rules, drawn, unit);
+    const CellRules<Vec<T>> rule = rules_of(rules, row.keys, unit);
     const Vec<T> c = unbound_cell(gate(0, unit, n), gate(1, unit, n), gate(2, unit, n),
-                                  load_part(c_prev + unit, n), rule);
-    store_part(fresh + unit, clipped(c, rule), n);
+                                  load_part(row.c_prev + unit, n), rule);
+    store_part(new_c + unit, clipped(c, rule), n);
   });
-  const Moments<T> m = moments(fresh, units);
+  const Moments<T> m = moments(new_c, units);
   Vec<T> sum{}, along{};
   for_vectors<T>(units, [&](int64_t unit, int n) {
-    const CellRules<Vec<T>> rule = rules_of(rules, drawn, unit);
-    const Vec<T> x = normed<T>(load_part(fresh + unit, n), m),
-                 gain = load_part(w.c.get() + unit, n);
-    const Vec<T> u = gain * x + load_part(w.c_bias.get() + unit, n);
-    const Vec<T> all = load_part(dh + unit, n), own = rule.new_h * all;
-    store_part(dh + unit, all - own, n);
+    const CellRules<Vec<T>> rule = rules_of(rules, row.keys, unit);
+    const Vec<T> x = normed<T>(load_part(new_c + unit, n), m),
+                 gain = load_part(weights.c.get() + unit, n);
+    const Vec<T> scaled = gain * x + load_part(weights.c_bias.get() + unit, n);
+    const Vec<T> dh = load_part(row.dh + unit, n), dh_new = rule.new_h * dh;
+    store_part(row.dh + unit, dh - dh_new, n);
     Vec<T> a_o;
-    const Vec<T> du = cell_output_backward<Math<T>>(gate(3, unit, n), u, own, a_o);
+    const Vec<T> dscaled = cell_output_backward<Math<T>>(gate(3, unit, n), scaled, dh_new, a_o);
     store_part(exact_da + 3 * units + unit, a_o, n);
-    store_part(terms + 8 * units + unit, du * x, n);
-    store_part(terms + 9 * units + unit, du, n);
-    const Vec<T> dx = du * gain;
+    store_part(row.terms + NormTerms::kGainC * units + unit, dscaled * x, n);
+    store_part(row.terms + NormTerms::kBiasC * units + unit, dscaled, n);
+    const Vec<T> dx = dscaled * gain;
     store_part(dnorm + unit, dx, n);
     sum += dx;
     along += dx * x;
   });
   const T mean = sum_of<T>(sum) / T(units), slope = sum_of<T>(along) / T(units);
   for_vectors<T>(units, [&](int64_t unit, int n) {
-    const CellRules<Vec<T>> rule = rules_of(rules, drawn, unit);
-    Vec<T> arriving = load_part(dc + unit, n);
-    if (grad_c) arriving += load_part(grad_c + unit, n);
-    const Vec<T> x = normed<T>(load_part(fresh + unit, n), m), kept = rule.new_c * arriving;
-    const Vec<T> through = m.scale * (load_part(dnorm + unit, n) - mean - x * slope);
+    const CellRules<Vec<T>> rule = rules_of(rules, row.keys, unit);
+    Vec<T> dc = load_part(row.dc + unit, n);
+    if (row.grad_c) dc += load_part(row.grad_c + unit, n);
+    const Vec<T> x = normed<T>(load_part(new_c + unit, n), m), dc_new = rule.new_c * dc;
+    const Vec<T> through_norm = m.scale * (load_part(dnorm + unit, n) - mean - x * slope);
     CellBackward<Vec<T>> d;
     cell_state_backward<Math<T>>(gate(0, unit, n), gate(1, unit, n), gate(2, unit, n),
-                                 load_part(c_prev + unit, n), kept + through, rule, d);
+                                 load_part(row.c_prev + unit, n), dc_new + through_norm, rule, d);
     store_part(exact_da + unit, d.a_i, n);
     store_part(exact_da + units + unit, d.a_f, n);
     store_part(exact_da + 2 * units + unit, d.a_g, n);
-    store_part(dc + unit, d.c_prev + (arriving - kept), n);
+    store_part(row.dc + unit, d.c_prev + (dc - dc_new), n);
   });
   const int64_t all = 4 * units;
-  convert(da, exact_da, all);
-  norm_product_backward<S>(exact_da, saved + all, w.ih.get(), all, dz_x, terms);
-  norm_product_backward<S>(exact_da, saved + 2 * all, w.hh.get(), all, dz_h, terms + all);
+  convert(row.da, exact_da, all);
+  norm_product_backward<S>(exact_da, row.saved + all, weights.ih.get(), all, row.dz_x,
+                           row.terms + NormTerms::kGainX * units);
+  norm_product_backward<S>(exact_da, row.saved + 2 * all, weights.hh.get(), all, row.dz_h,
+                           row.terms + NormTerms::kGainH * units);
 }
 
 }  // namespace

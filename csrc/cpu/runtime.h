@@ -1,12 +1,12 @@
-// What a kernel unit needs from outside: threads. And its scratch memory.
+// What the kernels use of their surroundings: threads and scratch memory.
 #pragma once
 
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "../generate.h"
 #include "../lstm.h"
+#include "../scratch.h"
 #if FASTLSTM_AMX
 #include "amx.h"
 #endif
@@ -25,7 +25,7 @@ typedef void (*GenerateKernel)(const Generate&, const Runtime&);
 
 namespace {
 
-// A thread at work.
+// A thread that computes. It leaves no tiles behind.
 struct Worker {
   ~Worker() {
 #if FASTLSTM_AMX
@@ -34,12 +34,12 @@ struct Worker {
   }
 };
 
-// Multiplications for which another thread is worth its start and its meetings. A copy of an
-// element costs about four.
-constexpr int64_t kWorthAThread = 100000;
+// Multiply-adds that pay for the start of another thread and for its barriers. Copying an element
+// costs about four.
+constexpr int64_t kWorkPerThread = 100000;
 
-// body(j) for every j in [0, n). Threads take the next j as they come free, so uneven tasks and
-// busy cores even out; nothing depends on how many threads there really are.
+// Calls body(j) for every j in [0, n). A thread that is free takes the next j, which balances
+// uneven tasks and busy cores. Results do not depend on the number of threads.
 template <class F>
 void parallel(const Runtime& runtime, int64_t n, F&& body) {
   struct Work {
@@ -58,10 +58,16 @@ void parallel(const Runtime& runtime, int64_t n, F&& body) {
     runtime.parallel(workers, &work, take);
 }
 
-// The same where all bodies together are `work` multiplications: alone where they are few.
+// As many of the threads as so many multiply-adds pay for.
+inline int64_t worthwhile_threads(int64_t threads, int64_t work) {
+  const int64_t worth = work / kWorkPerThread;
+  return worth < 1 ? 1 : worth < threads ? worth : threads;
+}
+
+// The same on as many threads as all calls together pay for.
 template <class F>
 void parallel_if_worth(const Runtime& runtime, int64_t work, int64_t n, F&& body) {
-  parallel(work < 2 * kWorthAThread ? Runtime{1, nullptr} : runtime, n, body);
+  parallel(Runtime{int(worthwhile_threads(runtime.threads, work)), runtime.parallel}, n, body);
 }
 
 }  // namespace
@@ -71,7 +77,7 @@ void parallel_if_worth(const Runtime& runtime, int64_t work, int64_t n, F&& body
 
 namespace {
 
-// Uninitialised scratch of n elements, on a cache line.
+// Uninitialised scratch of n elements, aligned to a cache line.
 template <class T>
 class Buffer {
  public:
@@ -79,12 +85,12 @@ class Buffer {
   explicit Buffer(int64_t n) { reset(n); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { free(data_); }
+  ~Buffer() { give_scratch(data_); }
 
   void reset(int64_t n) {
-    free(data_);
-    const int64_t bytes = (n * int64_t(sizeof(T)) + 63) / 64 * 64;
-    data_ = static_cast<T*>(aligned_alloc(64, bytes > 0 ? size_t(bytes) : 64));
+    give_scratch(data_);
+    const int64_t bytes = n * int64_t(sizeof(T));
+    data_ = static_cast<T*>(take_scratch(bytes));
     if (data_ == nullptr) throw_out_of_memory(bytes);
   }
   static void swap(Buffer& a, Buffer& b) {
@@ -103,12 +109,12 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// Objects that are made one after the other and stay where they are. (Templates of the standard
-// library would leave code of this instruction set for the linker to choose.)
+// Objects that are constructed one after another and never move. Templates of the standard library
+// would leave code of this instruction set for the linker to choose.
 template <class T>
 class List {
  public:
-  explicit List(int64_t most) : items_(most) {}
+  explicit List(int64_t capacity) : items_(capacity) {}
   List(const List&) = delete;
   List& operator=(const List&) = delete;
   ~List() {

@@ -1,10 +1,11 @@
-// Threads that work through a sequence of steps together: as many as come, when they come.
+// Threads that run a sequence of steps together.
 //
-// A parallel region may run fewer workers than asked, or one after the other in a single thread,
-// so nobody here waits for a thread that has not arrived. The first one to join begins alone;
-// whoever joins later is counted in from the next step on; who comes after the end goes home.
-// Within a step each member starts on a part of its own, the same ones every time, so that they
-// stay in its core's cache, and then helps those that are slower.
+// A parallel region may start fewer threads than requested, or run their work one after the other
+// in a single thread. So a team never waits for a thread that has not arrived: the first thread
+// begins alone, a later one becomes a member at the next step, and one that arrives after the last
+// step returns at once. Within a step each member begins with its own part of the work, the same
+// one in every step, whose data stays in its core's cache; then it takes work from slower members,
+// of its nearest neighbours alone: it would read a cache line of every member otherwise.
 #pragma once
 
 #include <sched.h>
@@ -15,11 +16,11 @@ namespace {
 
 class Team {
  public:
-  static constexpr int kMost = 64;  // members
+  static constexpr int kMaxMembers = 64;
 
   explicit Team(int64_t steps) { begin(steps); }
 
-  // A new sequence of steps, once everybody has gone home from the last.
+  // Starts a new sequence of steps. No thread may be in run().
   void begin(int64_t steps) {
     steps_ = steps;
     step_ = 0;
@@ -27,50 +28,50 @@ class Team {
     arrived_ = 0;
   }
 
-  // Calls body(step, member) in every member for every step that the member takes part in. Each
-  // must come to the same calls of share() and meet(), with one meet() between two share(). Once
-  // all have come to the step's end, one calls between(step) while the others wait.
+  // Calls body(step, member) in every member for every step that the member takes part in. All must
+  // make the same calls of share() and barrier(), with a barrier() between two share(). At the end
+  // of a step is a barrier, in which one member calls between(step) while the others wait.
   template <class F, class Between>
-  void work(F&& body, Between&& between) {
+  void run(F&& body, Between&& between) {
     const int member = __atomic_fetch_add(&arrived_, 1, __ATOMIC_ACQ_REL);
     wait([&] { return member < __atomic_load_n(&admitted_, __ATOMIC_ACQUIRE); });
     while (step_ < steps_) {
       body(step_, member);
-      meet([&] {
+      barrier([&] {
         between(step_);
         ++step_;
-        size_ = step_ < steps_ ? __atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) : kOver;
+        size_ = step_ < steps_ ? __atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) : kFinished;
       });
-      // Only now: a newcomer let in during the meeting could take its end for that of the next.
+      // Not inside the barrier: a new member could take its end for the end of the next one.
       if (member == 0) __atomic_store_n(&admitted_, size_, __ATOMIC_RELEASE);
     }
   }
 
-  // Waits until all members have come here.
-  void meet() {
-    meet([] {});
+  // Waits until all members have arrived.
+  void barrier() {
+    barrier([] {});
   }
 
-  // f(j) for every j in [0, n), divided among the members.
+  // Calls f(j) for every j in [0, n), divided among the members.
   template <class F>
   void share(int member, int64_t n, F&& f) {
     if (size_ == 1) {
       for (int64_t j = 0; j < n; ++j) f(j);
       return;
     }
-    for (int other = 0; other < size_; ++other) {
-      const int owner = (member + other) % size_;
+    for (int j = 0; j < size_ && j < kHelped; ++j) {
+      const int owner = (member + j) % size_;
       const int64_t begin = n * owner / size_, count = n * (owner + 1) / size_ - begin;
       int64_t* taken = &parts_[owner].taken;
       while (__atomic_load_n(taken, __ATOMIC_RELAXED) < count) {
-        const int64_t j = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
-        if (j < count) f(begin + j);
+        const int64_t next = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+        if (next < count) f(begin + next);
       }
     }
   }
 
-  // f(begin, end) for ranges that make up [0, n): the whole for one member alone, a few for each
-  // of several.
+  // Calls f(begin, end) for ranges that together are [0, n): one range for a single member, a few
+  // ranges for each of several.
   template <class F>
   void share_ranges(int member, int64_t n, F&& f) {
     const int64_t ranges = size_ == 1 || n == 0 ? 1 : n < 4 * size_ ? n : 4 * size_;
@@ -78,23 +79,24 @@ class Team {
   }
 
  private:
-  static constexpr int kOver = INT32_MAX;
+  static constexpr int kFinished = INT32_MAX;  // admits every thread that still arrives
   static constexpr int kSpins = 2000;
+  static constexpr int kHelped = 8;  // members whose work one takes, itself included
 
-  // The last to come calls `between` while the others wait. It resets the counters before it
-  // lets anyone go on, so a member who is already at the next meeting cannot be miscounted.
+  // The last member to arrive calls `between`. It resets the counters before it releases the
+  // others, so a member that is already at the next barrier is counted there.
   template <class F>
-  void meet(F&& between) {
+  void barrier(F&& between) {
     if (size_ == 1) return between();
-    const uint32_t round = __atomic_load_n(&round_, __ATOMIC_ACQUIRE);
+    const uint32_t generation = __atomic_load_n(&generation_, __ATOMIC_ACQUIRE);
     const int size = size_;
     if (__atomic_add_fetch(&waiting_, 1, __ATOMIC_ACQ_REL) == size) {
       __atomic_store_n(&waiting_, 0, __ATOMIC_RELAXED);
       for (int j = 0; j < size; ++j) __atomic_store_n(&parts_[j].taken, 0, __ATOMIC_RELAXED);
       between();
-      __atomic_store_n(&round_, round + 1, __ATOMIC_RELEASE);
+      __atomic_store_n(&generation_, generation + 1, __ATOMIC_RELEASE);
     } else {
-      wait([&] { return __atomic_load_n(&round_, __ATOMIC_ACQUIRE) != round; });
+      wait([&] { return __atomic_load_n(&generation_, __ATOMIC_ACQUIRE) != generation; });
     }
   }
 
@@ -112,16 +114,16 @@ class Team {
   }
 
   struct alignas(64) Part {
-    int64_t taken;
+    int64_t taken;  // how many j of a member's part of share() have been taken
   };
 
   int64_t steps_ = 0, step_ = 0;
-  int size_ = 1;
-  alignas(64) int arrived_ = 0;
-  alignas(64) int admitted_ = 1;
-  alignas(64) int waiting_ = 0;
-  alignas(64) uint32_t round_ = 0;
-  Part parts_[kMost] = {};
+  int size_ = 1;                         // members of this step
+  alignas(64) int arrived_ = 0;          // threads that called run()
+  alignas(64) int admitted_ = 1;         // threads that may be members, in the order of arrival
+  alignas(64) int waiting_ = 0;          // members in the barrier
+  alignas(64) uint32_t generation_ = 0;  // how many barriers have ended
+  Part parts_[kMaxMembers] = {};
 };
 
 }  // namespace

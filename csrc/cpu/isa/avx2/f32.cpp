@@ -1,4 +1,4 @@
 #define FASTLSTM_VEC_BYTES 32
 #define STORAGE float
 #define TABLE k_avx2_f32
-#include "kernels.inc"
+#include "cpu/kernels.inc"

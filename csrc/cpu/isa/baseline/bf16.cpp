@@ -1,4 +1,4 @@
 #define FASTLSTM_VEC_BYTES 16
 #define STORAGE BFloat16
 #define TABLE k_baseline_bf16
-#include "kernels.inc"
+#include "cpu/kernels.inc"

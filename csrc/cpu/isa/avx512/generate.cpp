@@ -1,3 +1,3 @@
 #define FASTLSTM_VEC_BYTES 64
 #define TABLE k_avx512_generate
-#include "generate.inc"
+#include "cpu/generate.inc"

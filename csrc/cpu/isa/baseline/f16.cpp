@@ -1,4 +1,4 @@
 #define FASTLSTM_VEC_BYTES 16
 #define STORAGE Half
 #define TABLE k_baseline_f16
-#include "kernels.inc"
+#include "cpu/kernels.inc"

@@ -1,4 +1,4 @@
 #define FASTLSTM_VEC_BYTES 16
 #define STORAGE double
 #define TABLE k_baseline_f64
-#include "kernels.inc"
+#include "cpu/kernels.inc"

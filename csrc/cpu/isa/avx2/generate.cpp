@@ -1,3 +1,3 @@
 #define FASTLSTM_VEC_BYTES 32
 #define TABLE k_avx2_generate
-#include "generate.inc"
+#include "cpu/generate.inc"

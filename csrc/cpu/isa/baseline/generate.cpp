@@ -1,3 +1,3 @@
 #define FASTLSTM_VEC_BYTES 16
 #define TABLE k_baseline_generate
-#include "generate.inc"
+#include "cpu/generate.inc"

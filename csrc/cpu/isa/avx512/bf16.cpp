@@ -1,4 +1,4 @@
 #define FASTLSTM_VEC_BYTES 64
 #define STORAGE BFloat16
 #define TABLE k_avx512_bf16
-#include "kernels.inc"
+#include "cpu/kernels.inc"

@@ -1,0 +1,130 @@
+// How many threads share the work of a step, and how: the division that a cost model finds
+// cheapest. Results do not depend on it. benchmarks/report/cores.py prints the choices.
+//
+// A cost is a time, in multiply-adds that one thread does in it from registers: 119e9 a second in
+// float32 with AVX-512, 1850e9 in bfloat16 with AMX (a Xeon with AMX), 40e9 in float32 with AVX2
+// (an EPYC Zen 3).
+//
+// The batch is split into `parts`. A task is one part in one direction, and a team of `members`
+// threads works on it. In a step,
+//
+//   tasks    = parts * directions
+//   turns    = ceil(tasks / threads)          tasks that a thread runs one after another
+//   weights  = ceil(blocks / members) * 64 P  of W_hh, that a member reads; a block is 16 units
+//                                             with their four gates
+//   rows     = ceil(B / parts)                sequences that share each read
+//   step     = turns * weights * max(read, rows) + barrier(members)
+//
+//   read     = read_cached                        of weights that fit in cached_bytes, their part
+//                                                 of a core's own L2 cache
+//            = read_far * max(1, readers / 16)    of others: the shared cache delivers to 16
+//                                                 readers at full rate, and more divide that
+//   readers  = min(threads, tasks * members)
+//   barrier  = members * barrier                  of more than one member: all add to one counter
+//                                                 and wait for one word, and these cache lines go
+//                                                 from core to core, to one member after another
+//
+// Two threads were measured: the rates, reading (190 and 26 GB/s a core on the Xeon; no difference
+// on Zen 3), and when a team pays, from which its barrier follows (0.2 us a member in float32 with
+// AVX-512, 0.26 in AMX, 0.6 with AVX2). Beyond two threads the barrier and the 16 readers are
+// assumptions. NUMA, backward's second barrier and the products around the steps are ignored. A
+// cell is half of a dependency chain of 220 cycles for a vector of units.
+#pragma once
+
+#include "../lstm.h"
+#include "blocks.h"
+#include "runtime.h"
+#include "team.h"
+
+namespace fastlstm {
+namespace {
+
+struct Costs {
+  int64_t read_cached, read_far, cached_bytes, barrier;
+  int64_t cell;  // of one unit and row: estimates of whole times count it, choices do not
+};
+constexpr Costs kTileCosts = {16, 100, 5 << 18, 480000, 3400};  // bfloat16 with AMX; an L2 of 2 MiB
+constexpr Costs kAvx512Costs = {2, 16, 5 << 18, 24000, 220};
+constexpr Costs kNarrowCosts = {2, 2, 5 << 16, 24000, 220};  // an L2 of 512 KiB
+constexpr int64_t kSharedReaders = 16;  // whose reads the shared cache serves at full rate
+// Those of the kernels that include this.
+#if FASTLSTM_AMX
+constexpr const Costs& kCosts = kTileCosts;
+#elif FASTLSTM_VEC_BYTES == 64
+constexpr const Costs& kCosts = kAvx512Costs;
+#else
+constexpr const Costs& kCosts = kNarrowCosts;
+#endif
+
+// At most so many rows read the weights as they are; packing costs about as much as three rows.
+constexpr int64_t kDirectRows = 8;
+inline bool runs_direct(const Problem& p) {
+  return !p.projected && !p.layer_norm && p.rows <= kDirectRows;
+}
+
+// How one member multiplies `weights` weights with `rows` rows.
+inline int64_t product_cost(const Costs& costs, int64_t weights, int64_t rows, int64_t weight_bytes,
+                            int64_t readers) {
+  const int64_t far = costs.read_far * max_of(readers, kSharedReaders) / kSharedReaders;
+  return weights *
+         max_of(weights * weight_bytes > costs.cached_bytes ? far : costs.read_cached, rows);
+}
+
+inline int64_t barrier_cost(const Costs& costs, int64_t members) {
+  return members > 1 ? members * costs.barrier : 0;
+}
+
+// The number of parts, and of threads in a team.
+struct Division {
+  // work: the multiply-adds of all steps.
+  Division(const Problem& p, const Costs& costs, int64_t most_threads, int64_t work,
+           int64_t weight_bytes) {
+    const int64_t available = worthwhile_threads(most_threads, work);
+    const int64_t blocks = ceil_div(p.hidden_size, 16),
+                  batch = ceil_div(p.rows, max_of(1, p.steps));
+    for (int64_t n = min_of(batch, available); n > 0; --n) {
+      const int64_t tasks = n * p.directions, turns = ceil_div(tasks, available);
+      const int64_t most = max_of(1, min_of(min_of(available / tasks, Team::kMaxMembers), blocks));
+      // What is worth two threads is not left to one, as on the two threads that were measured.
+      const int64_t least = tasks == 1 ? min_of(2, most) : 1;
+      for (int64_t size = most; size >= least; --size) {
+        const int64_t readers = min_of(available, tasks * size), rows = ceil_div(batch, n);
+        const int64_t gates = ceil_div(blocks, size) * 64;
+        const int64_t cost =
+            turns * product_cost(costs, gates * p.out_size, rows, weight_bytes, readers) +
+            barrier_cost(costs, size);
+        if (step > 0 && cost >= step) continue;
+        step = cost;
+        thread_gates = turns * gates * rows;
+        parts = n;
+        members = size;
+        threads = readers;
+      }
+    }
+  }
+
+  int64_t parts = 1, members = 1, threads = 1;
+  int64_t step = 0;          // its cost
+  int64_t thread_gates = 0;  // how many a thread computes in a step
+};
+
+// One team that divides all weights of a step evenly. most_threads: those that its work is worth.
+struct EvenTeam {
+  EvenTeam(const Costs& costs, int64_t most_threads, int64_t weights, int64_t rows,
+           int64_t weight_bytes, int64_t barriers) {
+    const int64_t most = min_of(most_threads, Team::kMaxMembers);
+    for (int64_t size = most; size >= min_of(2, most); --size) {
+      const int64_t cost = product_cost(costs, ceil_div(weights, size), rows, weight_bytes, size) +
+                           barriers * barrier_cost(costs, size);
+      if (step > 0 && cost >= step) continue;
+      step = cost;
+      members = size;
+    }
+  }
+
+  int64_t members = 1;
+  int64_t step = 0;  // its cost
+};
+
+}  // namespace
+}  // namespace fastlstm

@@ -1,15 +1,18 @@
-// Python bindings for what is no tensor operator: how this was built, what the processor has, and
-// the CUDA planner, which needs no GPU to be asked about one.
-// Importing the module also registers the operators (ops_cpu.cpp). No torch header here.
+// Python bindings of what is not a tensor operator: how this module was built, the processor's
+// instruction sets, and the CUDA planner, which plans for any GPU without having one.
+// Importing the module also registers the operators (ops_cpu.cpp). No torch header is included
+// here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
+#include "cpu/cost_model.h"
 #include "cpu/kernels.h"
 #include "cuda/generate_plan.h"
 #include "cuda/planner.h"
+#include "ops_packed.h"
 
 namespace py = pybind11;
 
@@ -22,7 +25,7 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
               int64_t proj_size, int layers, int directions, bool backward, int capability, int sms,
               int64_t shared_per_block, int algorithm, bool allow_tf32, bool plain_cells,
               bool layer_norm) {
-  static const int64_t lengths = 0;  // only whether there are any matters here
+  static const int64_t lengths = 0;  // the planner asks only whether there are any
   Problem p{};
   p.dtype = DType(dtype);
   p.steps = steps;
@@ -35,37 +38,85 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
   p.layers = layers;
   p.directions = directions;
   p.layer_norm = layer_norm;
-  p.cell.clip = plain_cells ? 0 : 1;  // as any of its options would
-  const cuda::Plan found =
+  p.cell.clip = plain_cells ? 0 : 1;  // stands for any option of the cell
+  const cuda::Plan chosen =
       cuda::plan(p, backward ? cuda::Pass::backward : cuda::Pass::forward,
                  {capability, sms, shared_per_block}, {cuda::Algorithm(algorithm), allow_tf32});
   py::dict result;
-  result["algorithm"] = cuda::name(found.algorithm);
-  result["reason"] = found.reason;
-  result["tensor_cores"] = found.tensor_cores;
-  result["microseconds"] = found.microseconds;
-  if (found.ctas > 0) {
-    result["ctas"] = found.ctas;
-    result["units"] = found.units;
-    result["sequences"] = found.sequences;
+  result["algorithm"] = cuda::name(chosen.algorithm);
+  result["reason"] = chosen.reason;
+  result["tensor_cores"] = chosen.tensor_cores;
+  result["microseconds"] = chosen.microseconds;
+  if (chosen.ctas > 0) {
+    result["ctas"] = chosen.ctas;
+    result["units"] = chosen.units;
+    result["sequences"] = chosen.sequences;
   }
   return result;
 }
 
-// Of the kernel that draws text; "reason" says why it does not run, or is None.
+// The plan of the kernel that draws text. "reason" says why it does not run, or is None.
 py::dict generate_plan(int element_bytes, int64_t hidden_size, int64_t layers, int64_t vocabulary,
                        int64_t batch, int capability, int sms, int64_t shared_per_block) {
-  const cuda::GeneratePlan found = cuda::generate_plan(
+  const cuda::GeneratePlan chosen = cuda::generate_plan(
       {element_bytes, hidden_size, layers, vocabulary, batch}, {capability, sms, shared_per_block});
   py::dict result;
-  result["reason"] = found.reason ? py::object(py::str(found.reason)) : py::none();
-  result["units"] = found.layout.units;
-  result["columns"] = found.layout.columns();
-  result["ctas"] = found.layout.ctas;
-  result["groups"] = found.groups;
-  result["active"] = found.active;
-  result["shared"] = found.layout.bytes;
-  result["microseconds"] = found.microseconds;
+  result["reason"] = chosen.reason ? py::object(py::str(chosen.reason)) : py::none();
+  result["units"] = chosen.layout.units;
+  result["columns"] = chosen.layout.columns();
+  result["ctas"] = chosen.layout.ctas;
+  result["groups"] = chosen.groups;
+  result["active"] = chosen.active;
+  result["shared"] = chosen.layout.bytes;
+  result["microseconds"] = chosen.microseconds;
+  return result;
+}
+
+// How the CPU kernels divide one layer of a stack. "costs" names those of the kernels'
+// instructions.
+py::dict cpu_division(const std::string& costs, int64_t weight_bytes, int64_t input_size,
+                      int64_t hidden_size, int64_t steps, int64_t batch, int directions,
+                      int64_t threads) {
+  Problem p{};
+  p.steps = steps;
+  p.batch = batch;
+  p.rows = steps * batch;
+  p.hidden_size = p.out_size = hidden_size;
+  p.directions = directions;
+  const Costs* known = costs == "tiles"    ? &kTileCosts
+                       : costs == "avx512" ? &kAvx512Costs
+                       : costs == "narrow" ? &kNarrowCosts
+                                           : nullptr;
+  if (known == nullptr)
+    throw py::value_error("costs: expected tiles, avx512 or narrow, got " + costs);
+  const int64_t work = directions * p.rows * 4 * hidden_size * (hidden_size + input_size);
+  const int64_t gates = 4 * hidden_size;
+  py::dict result;
+  if (runs_direct(p)) {  // ForwardTask::run_direct
+    const int64_t weights = gates * (hidden_size + input_size);
+    const EvenTeam team(*known, worthwhile_threads(threads, weights * batch), weights, batch,
+                        weight_bytes, 1);
+    result["parts"] = 1;
+    result["members"] = team.members;
+    result["threads"] = team.members;
+    const int64_t cells = ceil_div(p.rows * hidden_size, team.members);
+    result["multiply_adds"] = directions * (steps * team.step + cells * known->cell);
+  } else {
+    const Division division(p, *known, threads, work, weight_bytes);
+    result["parts"] = division.parts;
+    result["members"] = division.members;
+    result["threads"] = division.threads;
+    result["multiply_adds"] =
+        steps * (division.step + division.thread_gates * (input_size + known->cell / 4));
+  }
+  // A library that runs one direction after the other, and divides every product evenly.
+  const int64_t weights = gates * hidden_size;
+  const EvenTeam even(*known, worthwhile_threads(threads, weights * batch), weights, batch,
+                      weight_bytes, 1);
+  const int64_t input_part =
+      product_cost(*known, ceil_div(gates * input_size, threads), p.rows, weight_bytes, threads);
+  const int64_t cells = ceil_div(p.rows * hidden_size, threads) * known->cell;
+  result["even_multiply_adds"] = directions * (steps * even.step + input_part + cells);
   return result;
 }
 
@@ -101,6 +152,9 @@ PYBIND11_MODULE(_C, m) {
           throw py::value_error("no such instruction set on this processor: " + name);
       },
       py::arg("name"), "Use this instruction set from now on, in all threads.");
+  m.def("free_packed", &fastlstm::free_packed, py::arg("handle"));
+  m.def("kept_scratch", &fastlstm::kept_scratch,
+        "The bytes that the kernels keep on this thread for its next call.");
   auto multiply_adds = [&m](const char* name, DType dtype, const char* doc) {
     m.def(
         name,
@@ -123,4 +177,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("hidden_size"), py::arg("layers"), py::arg("vocabulary"), py::arg("batch"),
         py::arg("capability"), py::arg("sms"), py::arg("shared_per_block"),
         "How one launch draws a model's text on a device that need not be there.");
+  m.def("cpu_division", &cpu_division, py::kw_only(), py::arg("costs"), py::arg("weight_bytes"),
+        py::arg("input_size"), py::arg("hidden_size"), py::arg("steps"), py::arg("batch"),
+        py::arg("directions"), py::arg("threads"),
+        "How the CPU kernels divide a layer's forward pass among threads that need not be there.");
 }

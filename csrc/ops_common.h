@@ -3,6 +3,8 @@
 // only keeps a direct call of the operator from reading foreign memory.
 #pragma once
 
+#include <initializer_list>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -15,8 +17,8 @@ namespace ops {
 inline const void* data(const MaybeTensor& x) { return x ? x->const_data_ptr() : nullptr; }
 inline void* mutable_data(const Tensor& x) { return x.numel() ? x.mutable_data_ptr() : nullptr; }
 
-inline DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
+inline DType dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::Double: return DType::f64;
     case ScalarType::BFloat16: return DType::bf16;
@@ -42,8 +44,8 @@ struct Options {
   bool allow_tf32;    // float32 on a GPU's tensor cores
   int64_t algorithm;  // cuda::Algorithm; the CPU has one alone
 
-  int64_t cells() const { return num_layers * (bidirectional ? 2 : 1); }
-  int64_t per_cell() const {
+  int64_t pseudo_layers() const { return num_layers * (bidirectional ? 2 : 1); }
+  int64_t weights_per_layer() const {
     return 2 + (has_bias ? 2 : 0) + (proj_size > 0 ? 1 : 0) + (layer_norm ? 4 : 0);
   }
 };
@@ -58,41 +60,50 @@ inline Options options_of(int64_t hidden_size, int64_t num_layers, bool has_bias
           dropout,     cell,       layer_norm, allow_tf32, algorithm};
 }
 
+inline std::string text_of(const std::vector<int64_t>& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "(" : ", ") + std::to_string(size);
+  return text.empty() ? "()" : text + ")";
+}
+
+// The dimensions before a dense input's features: (T, B), (B, T) or (T). States lack B with it.
+enum class Layout { time_first, batch_first, unbatched };
+
 // The problem, and the contiguous tensors that its pointers point into.
 struct Inputs {
+  // Without weights, of which only the dtype and the width of the input are known.
   Inputs(const Tensor& input_, const MaybeTensor& h0_, const MaybeTensor& c0_,
-         const std::vector<Tensor>& weights_, const MaybeTensor& batch_sizes_,
-         const MaybeTensor& seed_, const Options& options)
+         const MaybeTensor& batch_sizes_, const MaybeTensor& seed_, const Options& options,
+         Layout layout_, ScalarType type_, int64_t input_size)
       : input(input_),
         h0(maybe_contiguous(h0_)),
         c0(maybe_contiguous(c0_)),
         batch_sizes(maybe_contiguous(batch_sizes_)),
-        seed(seed_) {
-    STD_TORCH_CHECK(int64_t(weights_.size()) == options.cells() * options.per_cell(),
-                    "fastlstm: expected ", options.cells() * options.per_cell(), " weights, got ",
-                    weights_.size());
-    for (const Tensor& w : weights_) weights.push_back(as_contiguous(w));
+        seed(seed_),
+        layout(layout_),
+        type(type_) {
     Problem& p = problem;
-    p.dtype = dtype_of(weights[0]);
-    const ScalarType type = input.scalar_type();
-    p.input_kind = type == ScalarType::Long  ? InputKind::index64
-                   : type == ScalarType::Int ? InputKind::index32
+    p.dtype = dtype_of(type);
+    const ScalarType kind = input.scalar_type();
+    p.input_kind = kind == ScalarType::Long  ? InputKind::index64
+                   : kind == ScalarType::Int ? InputKind::index32
                                              : InputKind::dense;
     const bool dense = p.input_kind == InputKind::dense;
     if (dense && input.numel() > 0 && input.stride(input.dim() - 1) != 1)
       input = as_contiguous(input);
-    const bool packed = batch_sizes.has_value();
-    STD_TORCH_CHECK(input.dim() == (dense ? 1 : 0) + (packed ? 1 : 2),
+    const bool packed = batch_sizes.has_value(), rows_only = packed || !batched();
+    STD_TORCH_CHECK(input.dim() == (dense ? 1 : 0) + (rows_only ? 1 : 2),
                     "fastlstm: input has the wrong number of dimensions");
-    p.input_size = weights[0].size(1);
+    p.input_size = input_size;
     STD_TORCH_CHECK(!dense || input.size(input.dim() - 1) == p.input_size,
                     "fastlstm: input's last dimension is not weight_ih's");
     p.batch_sizes = packed ? static_cast<const int64_t*>(batch_sizes->const_data_ptr()) : nullptr;
-    p.steps = packed ? batch_sizes->numel() : input.size(0);
-    p.batch = packed ? (p.steps ? p.batch_sizes[0] : 0) : input.size(1);
+    const int time = layout == Layout::batch_first ? 1 : 0, batch = 1 - time;
+    p.steps = packed ? batch_sizes->numel() : input.size(time);
+    p.batch = packed ? (p.steps ? p.batch_sizes[0] : 0) : batched() ? input.size(batch) : 1;
     p.rows = packed ? input.size(0) : p.steps * p.batch;
-    p.stride_t = packed ? 0 : input.stride(0);
-    p.stride_b = input.stride(packed ? 0 : 1);
+    p.stride_t = packed ? 0 : input.stride(time);
+    p.stride_b = packed ? input.stride(0) : batched() ? input.stride(batch) : 0;
     p.input = input.const_data_ptr();
     if (p.batch_sizes) check_batch_sizes();
     p.hidden_size = options.hidden_size;
@@ -112,51 +123,88 @@ struct Inputs {
     STD_TORCH_CHECK(
         !p.projected || (p.cell.zoneout_h <= 0 && p.cell.zoneout_c <= 0 && !p.layer_norm),
         "fastlstm: there is no zoneout and no layer norm with a projection");
-    for (int64_t cell = 0; cell < options.cells(); ++cell) {
-      const Tensor* w = &weights[cell * options.per_cell()];
-      CellWeights c{};
+  }
+
+  Inputs(const Tensor& input_, const MaybeTensor& h0_, const MaybeTensor& c0_,
+         const std::vector<Tensor>& weights_, const MaybeTensor& batch_sizes_,
+         const MaybeTensor& seed_, const Options& options, Layout layout_ = Layout::time_first)
+      : Inputs(input_, h0_, c0_, batch_sizes_, seed_, options, layout_,
+               weights_.at(0).scalar_type(), weights_.at(0).size(1)) {
+    STD_TORCH_CHECK(
+        int64_t(weights_.size()) == options.pseudo_layers() * options.weights_per_layer(),
+        "fastlstm: expected ", options.pseudo_layers() * options.weights_per_layer(),
+        " weights, got ", weights_.size());
+    weights.reserve(weights_.size());
+    for (const Tensor& w : weights_) weights.push_back(as_contiguous(w));
+    check_weights(options);
+    layer_weights.reserve(size_t(options.pseudo_layers()));
+    for (int64_t layer = 0; layer < options.pseudo_layers(); ++layer) {
+      const Tensor* w = &weights[layer * options.weights_per_layer()];
+      LayerWeights c{};
       c.w_ih = w[0].const_data_ptr();
       c.w_hh = w[1].const_data_ptr();
       if (options.has_bias) {
         c.b_ih = w[2].const_data_ptr();
         c.b_hh = w[3].const_data_ptr();
       }
-      if (p.projected) c.w_hr = w[options.per_cell() - 1].const_data_ptr();
-      if (p.layer_norm) {
-        const Tensor* norm = w + options.per_cell() - 4;
+      if (problem.projected) c.w_hr = w[options.weights_per_layer() - 1].const_data_ptr();
+      if (problem.layer_norm) {
+        const Tensor* norm = w + options.weights_per_layer() - 4;
         c.norm_ih = norm[0].const_data_ptr();
         c.norm_hh = norm[1].const_data_ptr();
         c.norm_c = norm[2].const_data_ptr();
         c.norm_c_bias = norm[3].const_data_ptr();
       }
-      cells.push_back(c);
+      layer_weights.push_back(c);
     }
-    p.weights = cells.data();
+    problem.weights = layer_weights.data();
   }
 
+  bool batched() const { return layout != Layout::unbatched; }
+
   void check_tensor(const char* name, const Tensor& x, int64_t elements) const {
-    STD_TORCH_CHECK(x.scalar_type() == weights[0].scalar_type() && x.numel() == elements,
-                    "fastlstm: ", name, " must have the weights' dtype and ", elements,
-                    " elements, got ", x.numel());
+    STD_TORCH_CHECK(x.scalar_type() == type && x.numel() == elements, "fastlstm: ", name,
+                    " must have the weights' dtype and ", elements, " elements, got ", x.numel());
+  }
+
+  void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes) const {
+    int64_t d = 0;
+    bool fits = x.scalar_type() == type && x.dim() == int64_t(sizes.size());
+    for (const int64_t size : sizes) fits = fits && x.size(d++) == size;
+    STD_TORCH_CHECK(fits, "fastlstm: ", name, " must have the weights' dtype and shape ",
+                    text_of(sizes), ", got ", text_of(sizes_of(x)));
+  }
+
+  void check_state(const char* name, const MaybeTensor& x, int64_t layers, int64_t width) const {
+    if (x && batched())
+      check_shape(name, *x, {layers, problem.batch, width});
+    else if (x)
+      check_shape(name, *x, {layers, width});
   }
 
   void check_sizes(const Options& options) const {
     const Problem& p = problem;
-    const int64_t gates = 4 * p.hidden_size, cells = options.cells();
+    const int64_t layers = options.pseudo_layers();
     STD_TORCH_CHECK(p.hidden_size > 0 && p.layers > 0, "fastlstm: there must be units and layers");
     if (p.input_kind == InputKind::dense) check_tensor("input", input, p.rows * p.input_size);
-    if (h0) check_tensor("h0", *h0, cells * p.batch * p.out_size);
-    if (c0) check_tensor("c0", *c0, cells * p.batch * p.hidden_size);
-    for (int64_t cell = 0; cell < cells; ++cell) {
-      const Tensor* w = &weights[cell * options.per_cell()];
-      const int64_t width = cell < p.directions ? p.input_size : p.directions * p.out_size;
-      check_tensor("weight_ih", w[0], gates * width);
-      check_tensor("weight_hh", w[1], gates * p.out_size);
-      for (int j = 2; options.has_bias && j < 4; ++j) check_tensor("bias", w[j], gates);
+    check_state("h0", h0, layers, p.out_size);
+    check_state("c0", c0, layers, p.hidden_size);
+  }
+
+  void check_weights(const Options& options) const {
+    const Problem& p = problem;
+    const int64_t gates = 4 * p.hidden_size, layers = options.pseudo_layers();
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      const Tensor* w = &weights[layer * options.weights_per_layer()];
+      const int64_t width = layer < p.directions ? p.input_size : p.directions * p.out_size;
+      check_shape("weight_ih", w[0], {gates, width});
+      check_shape("weight_hh", w[1], {gates, p.out_size});
+      for (int j = 2; options.has_bias && j < 4; ++j) check_shape("bias", w[j], {gates});
       if (p.projected)
-        check_tensor("weight_hr", w[options.per_cell() - 1], p.out_size * p.hidden_size);
+        check_shape("weight_hr", w[options.weights_per_layer() - 1], {p.out_size, p.hidden_size});
       for (int j = 0; options.layer_norm && j < 4; ++j)
-        check_tensor("norm", w[options.per_cell() - 4 + j], j < 2 ? gates : p.hidden_size);
+        check_shape("norm", w[options.weights_per_layer() - 4 + j],
+                    {j < 2 ? gates : p.hidden_size});
     }
   }
 
@@ -174,8 +222,10 @@ struct Inputs {
 
   Tensor input;
   MaybeTensor h0, c0, batch_sizes, seed;
+  Layout layout;
+  ScalarType type;  // the weights'
   std::vector<Tensor> weights;
-  std::vector<CellWeights> cells;
+  std::vector<LayerWeights> layer_weights;
   Problem problem{};
 };
 
@@ -187,60 +237,63 @@ template <class Run>
 ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&& run) {
   const Problem& p = in.problem;
   const Tensor& like = in.weights[0];
-  const int64_t wide = p.directions * p.out_size, cells = options.cells();
-  Tensor output =
-      p.batch_sizes ? empty({p.rows, wide}, like) : empty({p.steps, p.batch, wide}, like);
-  Tensor h_n = empty({cells, p.batch, p.out_size}, like);
-  Tensor c_n = empty({cells, p.batch, p.hidden_size}, like);
-  Tensor hidden = empty({p.layers - 1, p.rows, wide}, like);
+  const int64_t output_width = p.directions * p.out_size, layers = options.pseudo_layers();
+  Tensor output = p.batch_sizes ? empty({p.rows, output_width}, like)
+                                : empty({p.steps, p.batch, output_width}, like);
+  Tensor h_n = empty({layers, p.batch, p.out_size}, like);
+  Tensor c_n = empty({layers, p.batch, p.hidden_size}, like);
+  Tensor hidden = empty({p.layers - 1, p.rows, output_width}, like);
   Tensor gates =
-      empty({save ? cells : 0, p.rows, saved_per_unit(p.layer_norm) * p.hidden_size}, like);
-  Tensor states = empty({save ? cells : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
+      empty({save ? layers : 0, p.rows, saved_per_unit(p.layer_norm) * p.hidden_size}, like);
+  Tensor states = empty({save ? layers : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
   if (p.rows > 0) {
     const Saved saved{mutable_data(output), mutable_data(hidden), mutable_data(gates),
                       mutable_data(states)};
-    run(Forward{p, saved, mutable_data(h_n), mutable_data(c_n)});
+    run(Forward{p, saved, mutable_data(h_n), mutable_data(c_n), nullptr});
   }
-  if (!save && p.layers > 1) hidden = empty({0, p.rows, wide}, like);
+  if (!save && p.layers > 1) hidden = empty({0, p.rows, output_width}, like);
   return {output, h_n, c_n, hidden, gates, states};
 }
 
 // What backward is given besides the problem.
 struct Reserve {
   MaybeTensor grad_output, grad_h_n, grad_c_n, grad_cells;
-  Tensor output, hidden, gates, cells;
+  Tensor output, hidden, gates, cell_states;
 };
 
 template <class Run>
-BackwardResult backward(const Inputs& in, const Options& options, const Reserve& given,
+BackwardResult backward(const Inputs& in, const Options& options, const Reserve& reserve,
                         const std::vector<bool>& needs, Run&& run) {
   const Problem& p = in.problem;
   const Tensor& like = in.weights[0];
   STD_TORCH_CHECK(needs.size() == 3 + in.weights.size(), "fastlstm: needs has the wrong length");
-  STD_TORCH_CHECK(given.gates.size(0) == options.cells(),
+  STD_TORCH_CHECK(reserve.gates.size(0) == options.pseudo_layers(),
                   "fastlstm: forward was not asked to save");
-  const int64_t cell_rows = options.cells() * p.rows, wide = p.directions * p.out_size;
-  in.check_tensor("output", given.output, p.rows * wide);
-  in.check_tensor("hidden", given.hidden, (p.layers - 1) * p.rows * wide);
-  in.check_tensor("gates", given.gates, cell_rows * saved_per_unit(p.layer_norm) * p.hidden_size);
-  STD_TORCH_CHECK(given.cells.scalar_type() == accumulation_type(like) &&
-                      given.cells.numel() == cell_rows * p.hidden_size,
+  const int64_t layer_rows = options.pseudo_layers() * p.rows,
+                output_width = p.directions * p.out_size;
+  in.check_tensor("output", reserve.output, p.rows * output_width);
+  in.check_tensor("hidden", reserve.hidden, (p.layers - 1) * p.rows * output_width);
+  in.check_tensor("gates", reserve.gates,
+                  layer_rows * saved_per_unit(p.layer_norm) * p.hidden_size);
+  STD_TORCH_CHECK(reserve.cell_states.scalar_type() == accumulation_type(like) &&
+                      reserve.cell_states.numel() == layer_rows * p.hidden_size,
                   "fastlstm: cells are not those of this problem's forward");
   auto check_gradient = [&](const char* name, const MaybeTensor& x, int64_t elements) {
     if (x) in.check_tensor(name, *x, elements);
   };
-  check_gradient("grad_output", given.grad_output, p.rows * wide);
-  check_gradient("grad_h_n", given.grad_h_n, options.cells() * p.batch * p.out_size);
-  check_gradient("grad_c_n", given.grad_c_n, options.cells() * p.batch * p.hidden_size);
-  STD_TORCH_CHECK(
-      !given.grad_cells || (given.grad_cells->numel() == given.cells.numel() &&
-                            given.grad_cells->scalar_type() == given.cells.scalar_type()),
-      "fastlstm: grad_cells must be like cells");
-  const MaybeTensor dy = maybe_contiguous(given.grad_output), dh = maybe_contiguous(given.grad_h_n),
-                    dc = maybe_contiguous(given.grad_c_n),
-                    dcells = maybe_contiguous(given.grad_cells);
-  const Tensor y = as_contiguous(given.output), inner = as_contiguous(given.hidden),
-               act = as_contiguous(given.gates), states = as_contiguous(given.cells);
+  check_gradient("grad_output", reserve.grad_output, p.rows * output_width);
+  check_gradient("grad_h_n", reserve.grad_h_n, options.pseudo_layers() * p.batch * p.out_size);
+  check_gradient("grad_c_n", reserve.grad_c_n, options.pseudo_layers() * p.batch * p.hidden_size);
+  STD_TORCH_CHECK(!reserve.grad_cells ||
+                      (reserve.grad_cells->numel() == reserve.cell_states.numel() &&
+                       reserve.grad_cells->scalar_type() == reserve.cell_states.scalar_type()),
+                  "fastlstm: grad_cells must be like cells");
+  const MaybeTensor dy = maybe_contiguous(reserve.grad_output),
+                    dh = maybe_contiguous(reserve.grad_h_n),
+                    dc = maybe_contiguous(reserve.grad_c_n),
+                    dcells = maybe_contiguous(reserve.grad_cells);
+  const Tensor y = as_contiguous(reserve.output), inner = as_contiguous(reserve.hidden),
+               act = as_contiguous(reserve.gates), states = as_contiguous(reserve.cell_states);
 
   const bool dense = p.input_kind == InputKind::dense;
   auto gradient = [&](bool needed, const std::vector<int64_t>& sizes) {
@@ -249,27 +302,27 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
   Tensor grad_input = gradient(
       needs[0] && dense, p.batch_sizes ? std::vector<int64_t>{p.rows, p.input_size}
                                        : std::vector<int64_t>{p.steps, p.batch, p.input_size});
-  Tensor grad_h0 = gradient(needs[1], {options.cells(), p.batch, p.out_size});
-  Tensor grad_c0 = gradient(needs[2], {options.cells(), p.batch, p.hidden_size});
+  Tensor grad_h0 = gradient(needs[1], {options.pseudo_layers(), p.batch, p.out_size});
+  Tensor grad_c0 = gradient(needs[2], {options.pseudo_layers(), p.batch, p.hidden_size});
   std::vector<Tensor> grads;
   for (size_t j = 0; j < in.weights.size(); ++j) {
     grads.push_back(gradient(needs[3 + j], sizes_of(in.weights[j])));
     if (p.rows == 0) torch::stable::zero_(grads.back());
   }
   if (p.rows > 0) {
-    std::vector<CellGrads> pointers;
-    for (int64_t cell = 0; cell < options.cells(); ++cell) {
-      const Tensor* g = &grads[cell * options.per_cell()];
-      CellGrads c{};
+    std::vector<LayerGrads> pointers;
+    for (int64_t layer = 0; layer < options.pseudo_layers(); ++layer) {
+      const Tensor* g = &grads[layer * options.weights_per_layer()];
+      LayerGrads c{};
       c.w_ih = mutable_data(g[0]);
       c.w_hh = mutable_data(g[1]);
       if (options.has_bias) {
         c.b_ih = mutable_data(g[2]);
         c.b_hh = mutable_data(g[3]);
       }
-      if (p.projected) c.w_hr = mutable_data(g[options.per_cell() - 1]);
+      if (p.projected) c.w_hr = mutable_data(g[options.weights_per_layer() - 1]);
       if (p.layer_norm) {
-        const Tensor* norm = g + options.per_cell() - 4;
+        const Tensor* norm = g + options.weights_per_layer() - 4;
         c.norm_ih = mutable_data(norm[0]);
         c.norm_hh = mutable_data(norm[1]);
         c.norm_c = mutable_data(norm[2]);

@@ -63,25 +63,33 @@ inline int64_t element_size(ScalarType type) {
   }
 }
 
-// Contiguous and uninitialised, on the device of `like`.
-inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like,
-                    std::optional<ScalarType> dtype = std::nullopt) {
+// Uninitialised, on the device of `like`; the strides leave no gaps.
+inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                            const Tensor& like, std::optional<ScalarType> dtype = std::nullopt) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   const ScalarType type = dtype ? *dtype : like.scalar_type();
-  std::vector<int64_t> strides(sizes.size());
-  int64_t elements = 1;
-  for (size_t d = sizes.size(); d-- > 0; elements *= sizes[d])
-    strides[d] = elements > 0 ? elements : 1;
   int32_t device_type = 0;
   check_call(aoti_torch_get_device_type(like.get(), &device_type), "the device's type");
   const int32_t index = like.is_cpu() ? -1 : int32_t(like.get_device_index());
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
                                to<int32_t>(from(type)), device_type, index,
-                               &handle) != TORCH_SUCCESS)
-    throw_not_allocated(elements * element_size(type), index, reason());
+                               &handle) != TORCH_SUCCESS) {
+    int64_t bytes = element_size(type);
+    for (const int64_t size : sizes) bytes *= size;
+    throw_not_allocated(bytes, index, reason());
+  }
   return Tensor(handle);
+}
+
+inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t elements = 1;
+  for (size_t d = sizes.size(); d-- > 0; elements *= sizes[d])
+    strides[d] = elements > 0 ? elements : 1;
+  return empty_strided(sizes, strides, like, dtype);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {

@@ -5,11 +5,12 @@ from importlib import metadata
 from . import startup
 
 try:
-    from . import functional, packing, reference  # noqa: F401  they are public
+    from . import functional, packing, reference, text  # noqa: F401  they are public
     from .algorithms import algorithm, explain
     from .convert import from_torch, to_torch
-    from .generation.generate import generate, prepack
+    from .generation.generate import generate
     from .modules import LSTM, LSTMCell
+    from .packing import prepack
 except (ImportError, ValueError) as error:
     startup.refuse_command(error)
     raise
@@ -35,4 +36,4 @@ except metadata.PackageNotFoundError:  # imported from a source folder that was 
 
 def __dir__() -> list[str]:
     """The public names; what else is here are the modules that the package consists of."""
-    return sorted([*__all__, "algorithms", "packing", "reference"])
+    return sorted([*__all__, "algorithms", "packing", "reference", "text"])

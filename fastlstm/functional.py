@@ -6,7 +6,7 @@ What a user can get wrong is checked here, by checks.py; the operators below che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -140,6 +140,26 @@ def run(
         call: what the user gave: its dropout counts in training alone, its seed may be None.
     """
     input, hx, weights = _autocast(input, hx, weights)
+    return run_cast(input, hx, weights, stack, call, training, batch_first, lengths)
+
+
+def run_cast(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    stack: Stack,
+    call: Call,
+    training: bool,
+    batch_first: bool,
+    lengths: Tensor | Sequence[int] | None,
+    run_stack: Callable[..., tuple[Tensor, ...]] = dispatch.run_stack,
+) -> Any:
+    """:func:`run` after autocast.
+
+    Args:
+        run_stack: what runs the stack, called as ``dispatch.run_stack``. Lengths that cannot be
+            read need that one.
+    """
     lengths, lengths_are_read = check_call(input, hx, weights, stack, call, batch_first, lengths)
 
     if call.dropout > 0 and not (training and stack.num_layers > 1):
@@ -162,7 +182,12 @@ def run(
         input = input.transpose(0, 1)
     state = None if hx is None else form.state_in(hx[0], hx[1])
     if lengths is None or lengths_are_read:
-        results = dispatch.run_stack(input, state, weights, stack, call, draws)
+        results = run_stack(input, state, weights, stack, call, draws)
+    elif run_stack is not dispatch.run_stack:
+        raise NotImplementedError(
+            "packed weights take lengths that can be read when the call is made: none in a "
+            "compiled graph or under a torch.func transform"
+        )
     else:
         results = device_lengths.run_padded(input, state, weights, stack, call, draws, lengths)
     output, h_n, c_n, *cells = results
@@ -291,7 +316,13 @@ def _autocast(
     kind = input.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast has no device "meta"
         return input, hx, weights
-    dtype = torch.get_autocast_dtype(kind)
+    return cast_all(input, hx, weights, torch.get_autocast_dtype(kind))
+
+
+def cast_all(
+    input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor]]:
+    """The arguments in this dtype, as far as autocast would cast them."""
 
     def lower(x: Tensor) -> Tensor:
         return x.to(dtype) if x.dtype in _AUTOCAST_TYPES else x

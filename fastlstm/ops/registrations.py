@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..stack import INDEX_TYPES
 from .autograd import LSTMBackward, LSTMFunction, requires_grad
-from .native import from_scalars
+from .native import DTYPES, from_scalars
 from .vmap import Rule, forward_rule, one_by_one
 
 __all__: list[str] = []
@@ -142,13 +142,10 @@ def _forward_fake(
     if batch_sizes is None:
         leading: tuple = tuple(input.shape[:2])
         rows = input.shape[0] * input.shape[1]
-        batch: int | torch.SymInt = input.shape[1]
     else:
         leading = (input.shape[0],)
         rows = input.shape[0]
-        # The number of sequences is known from a state; else only the data of batch_sizes has it.
-        state = h0 if h0 is not None else c0
-        batch = state.shape[1] if state is not None else torch.library.get_ctx().new_dynamic_size()
+    batch = _sequences(input, h0, c0, batch_sizes)
     saved_layers = stack.pseudo_layers if save else 0
     saved_per_unit = 12 if stack.layer_norm else 4  # csrc/lstm.h
     accumulated = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -182,3 +179,35 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor
 @torch.library.register_fake("fastlstm::_activations")
 def _activations_fake(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.register_fake("fastlstm::_forward_packed")
+def _forward_packed_fake(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    batch_sizes: Tensor | None,
+    packed: int,
+    sizes: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    pseudo_layers, directions, out_size, hidden_size, dtype = sizes
+    leading = input.shape[:2] if batch_sizes is None else input.shape[:1]
+    batch = _sequences(input, h0, c0, batch_sizes)
+    return tuple(  # type: ignore[return-value]
+        input.new_empty(shape, dtype=DTYPES[dtype])
+        for shape in (
+            (*leading, directions * out_size),
+            (pseudo_layers, batch, out_size),
+            (pseudo_layers, batch, hidden_size),
+        )
+    )
+
+
+def _sequences(
+    input: Tensor, h0: Tensor | None, c0: Tensor | None, batch_sizes: Tensor | None
+) -> int | torch.SymInt:
+    """How many sequences there are: of packed ones a state knows it, else only the data."""
+    if batch_sizes is None:
+        return input.shape[1]
+    state = h0 if h0 is not None else c0
+    return state.shape[1] if state is not None else torch.library.get_ctx().new_dynamic_size()

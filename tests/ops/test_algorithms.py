@@ -1,0 +1,128 @@
+"""explain and algorithm: what the planner says of GPUs that need not be there."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastlstm
+from fastlstm import algorithms
+from fastlstm.ops import native
+from fastlstm.ops.algorithm import settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_cpu_has_one_algorithm():
+    found = fastlstm.explain(fastlstm.LSTM(5, 7), 3, 4)
+    assert (found.device, found.algorithm, found.backward_algorithm) == ("cpu", "fused", "fused")
+    assert "fused" in str(found)
+    assert "us a step" not in str(found)
+
+
+def test_torchs_lstm_is_named_where_there_are_no_kernels(monkeypatch):
+    found = fastlstm.explain(fastlstm.LSTM(2, 3, dtype=torch.complex64), 1, 1)
+    assert (found.algorithm, found.backward_algorithm) == ("torch", "torch")
+    assert found.reason == "there are no kernels for torch.complex64"
+    monkeypatch.setattr(native, "_C_cuda", None)
+    native._missing_on_gpu.cache_clear()
+    weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
+    found = fastlstm.explain(SimpleNamespace(get_parameter=lambda name: weight), 1, 1)
+    native._missing_on_gpu.cache_clear()
+    assert (found.device, found.algorithm) == ("cuda:0", "torch")
+    assert found.backward_reason == "the CUDA kernels were not built"
+
+
+@pytest.mark.parametrize("gpu", algorithms.GPUS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_every_gpu_runs_every_problem(gpu, dtype):
+    lstm = fastlstm.LSTM(5, 7, 2, proj_size=3, bidirectional=True, dtype=dtype)
+    found = fastlstm.explain(lstm, 3, 4, packed=True, gpu=gpu)
+    assert found.device == gpu
+    assert found.algorithm == found.backward_algorithm == "stepwise"
+    assert found.reason
+    assert found.step_microseconds > 0
+
+
+@pytest.mark.parametrize(
+    ("gpu", "algorithm", "batch"),
+    [("A100", "grid", 8), ("H100", "cluster", 100), ("H200", "cluster", 100)],
+)
+def test_weights_that_fit_stay_on_chip(gpu, algorithm, batch):
+    lstm = fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16)
+    found = fastlstm.explain(lstm, batch, 100, gpu=gpu)
+    assert found.algorithm == found.backward_algorithm == algorithm
+    assert f"{found.ctas} SMs for {found.sequences} sequences" in str(found)
+    with fastlstm.algorithm("stepwise"):
+        slower = fastlstm.explain(lstm, batch, 100, gpu=gpu)
+    assert found.step_microseconds < slower.step_microseconds
+    assert "us a step" in str(found)
+    assert slower.ctas == slower.backward_ctas == 0
+    assert "SMs for" not in str(slower)
+
+
+def test_forced_algorithm_is_explained_or_refused():
+    lstm = fastlstm.LSTM(5, 7)
+    with fastlstm.algorithm("stepwise"):
+        assert "asked for" in fastlstm.explain(lstm, 3, 4, gpu="H200").reason
+    assert "asked for" not in fastlstm.explain(lstm, 3, 4, gpu="H200").reason
+    refusal = '"cluster" cannot run: clusters need a GPU of compute capability 9.0'
+    with fastlstm.algorithm("cluster"), pytest.raises(ValueError, match=refusal):
+        fastlstm.explain(lstm, 3, 4, gpu="A100")
+    y = torch.randn(4, 3, 5)
+    with fastlstm.algorithm("cluster"):  # the CPU ignores it
+        lstm(y)
+
+
+def test_mistakes():
+    lstm = fastlstm.LSTM(5, 7)
+    with pytest.raises(ValueError, match="expected one of auto, stepwise"), fastlstm.algorithm("x"):
+        pass
+    with pytest.raises(ValueError, match="gpu: expected one of T4"):
+        fastlstm.explain(lstm, 3, 4, gpu="RTX")
+    with pytest.raises(ValueError, match="batch_size: expected a positive"):
+        fastlstm.explain(lstm, 0, 4)
+    with pytest.raises(ValueError, match="seq_length: expected a positive"):
+        fastlstm.explain(lstm, 1, 0)
+    for sizes in ({}, {"batch_size": 1}, {"seq_length": 1}):
+        with pytest.raises(TypeError, match="expected the input's batch_size and seq_length"):
+            fastlstm.explain(lstm, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("stepwise", "asked for"), ("fast", "FASTLSTM_ALGO: expected one of auto")]
+)
+def test_environment_forces_an_algorithm(value, said):
+    code = "import fastlstm; print(fastlstm.explain(fastlstm.LSTM(2, 3), 1, 1, gpu='A100'))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={"FASTLSTM_ALGO": value, "PATH": ""}, cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert said in found.stdout + found.stderr
+
+
+def test_tf32_follows_the_flag_of_cudnns_rnns(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert settings() == (False, 0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert settings() == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"FASTLSTM_CUDA": "maybe"}, "FASTLSTM_CUDA: expected auto, 0 or 1, got 'maybe'"),
+        ({"FASTLSTM_CUDA": "0"}, "CUDA kernels are not built: FASTLSTM_CUDA=0"),
+    ],
+)
+def test_setup_says_why_cuda_is_not_built(environment, said):
+    import os
+
+    found = subprocess.run(
+        [sys.executable, "setup.py", "--version"], env={**os.environ, **environment}, cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert said in found.stdout + found.stderr

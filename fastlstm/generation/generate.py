@@ -16,6 +16,7 @@ from ..modules import stack_of
 from ..ops import native
 from ..stack import INDEX_TYPES, Stack, State
 from .draw import Draw, loop
+from .graphs import as_graph
 from .packed_weights import PackedLSTM, pack
 
 __all__ = ["generate", "prepack"]
@@ -43,8 +44,8 @@ def generate(  # what is read, and one argument for each option of drawing
 
     Args:
         lstm: a unidirectional ``fastlstm.LSTM`` (or ``nn.LSTM``) with ``input_size`` V, or what
-            :func:`prepack` made of one and its decoder. A module's weights are packed anew in
-            every call, which takes as long as a hundred tokens or two: prepack for short calls.
+            :func:`fastlstm.prepack` made of one and its decoder. A module's weights are packed anew
+            in every call, which takes as long as a hundred tokens or two: prepack for short calls.
         decoder: ``nn.Linear(P, V)`` in the module's dtype; None for packed weights.
         prime: int64 or int32 ``(T, B)``, at least one step of one row, whatever ``batch_first``.
         length: number of tokens to draw, at least 1.
@@ -85,23 +86,7 @@ def generate(  # what is read, and one argument for each option of drawing
 
 
 def prepack(lstm: RNNBase, decoder: nn.Linear, weights: str = "fp32") -> PackedLSTM:
-    """Copy and pack the weights for :func:`generate`, to be used as often as one likes.
-
-    Args:
-        lstm, decoder: as for :func:`generate`, on a CPU or a GPU.
-        weights: how they are stored: "fp32"; "bf16", half as large and faster; "int8", a quarter,
-            with a factor for every row, faster still. All compute in float32, and the first
-            layer's input weights, one column a step, and the biases stay float32. On a GPU also
-            "fp16", and all but "fp32" round h; "int8" is held there, exactly, as bf16.
-
-    Returns:
-        The packed weights. They do not follow later changes of the parameters.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as :func:`generate`; ValueError for another name in
-            ``weights``, where "int8" meets a weight that is no finite number, and on a GPU for a
-            module that it runs step by step.
-    """
+    """:func:`fastlstm.prepack` of a module and its decoder."""
     parameters, stack, head = _module(lstm, decoder)
     names = _STORAGE.get(parameters[0].device.type, _STORAGE["cpu"])
     if weights not in names:
@@ -296,7 +281,7 @@ def _loop(
     draw: Draw,
     offset: int,
 ) -> tuple[Tensor, State]:
-    """Step by step through torch, for devices without a kernel."""
+    """Step by step, for models and devices that no kernel draws for; on a GPU as a CUDA graph."""
 
     def step(tokens: Tensor, hx: State | None) -> tuple[Tensor, State]:
         output, hx = functional.run(tokens, hx, weights, stack)
@@ -308,7 +293,8 @@ def _loop(
     if hx is not None:
         h0, c0 = _check_state(hx, stack, prime, (computed, dtype))
         hx = (h0.to(dtype), c0.to(dtype))
-    tokens, (h_n, c_n) = loop(step, prime, length, hx, draw, offset)
+    capture = as_graph if prime.device.type == "cuda" else None
+    tokens, (h_n, c_n) = loop(step, prime, length, hx, draw, offset, capture)
     return tokens, (h_n.to(computed), c_n.to(computed))
 
 

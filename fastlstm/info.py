@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Sequence
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 
 from . import __version__
+from .machine import processor
 from .ops import native
+from .text import cli
 
 
 def info() -> dict[str, Any]:
@@ -25,7 +26,7 @@ def info() -> dict[str, Any]:
         "built_with_torch": built["torch_built_with"],
         "compiler": built["compiler"],
         "cpu": {
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "instruction_sets_built": built["cpu_instruction_sets"],
             "instruction_sets_usable": native._C.cpu_supported(),
@@ -39,17 +40,6 @@ def info() -> dict[str, Any]:
             "kernels_missing": [native.missing_on_gpu(j) for j in gpus],
         },
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -74,13 +64,26 @@ def _text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m fastlstm.info", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
+def parser() -> cli.Parser:
+    """The command's flags."""
+    p = cli.Parser(
+        "info", description="Print what was built, what this machine has, and what will run."
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
+    return p
+
+
+def print_info(argv: Sequence[str] | None) -> int:
+    """Run the command and return its exit status."""
+    arguments = parser().parse_args(argv)
     facts = info()
     print(json.dumps(facts, indent=2) if arguments.json else _text(facts))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. Raises SystemExit with its status where that is not 0."""
+    cli.run("fastlstm.info", lambda: print_info(argv))
 
 
 if __name__ == "__main__":

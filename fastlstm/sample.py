@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from .text import UserError, cli
 from .text.data.stdin import standard_input
 
 if TYPE_CHECKING:
-    from .generation.draw import Draw
     from .text.alphabet import Alphabet
     from .text.model import CharModel
-
-TOGETHER = 256  # samples that are drawn at a time
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    p = cli.Parser(prog="python -m fastlstm.sample", description="Sample text from a trained run.")
+    p = cli.Parser("sample", description="Sample text from a trained run.")
     p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made, or one of "
                    "its checkpoints' folders")  # fmt: skip
     p.add_argument("-n", "--length", type=int, default=500, metavar="N",
-                   help="characters to draw; bytes, but for --unit char (500)")  # fmt: skip
+                   help="characters to draw; bytes or tokens, as of its --unit (500)")  # fmt: skip
     p.add_argument("-t", "--temperature", type=float, default=0.8,
                    help="below 1 safer, above 1 wilder, 0 always the likeliest (0.8)")  # fmt: skip
     p.add_argument("-p", "--primer", default="", help="text to go on from; - reads it (none)")
@@ -75,78 +72,81 @@ def read_text(flag: str, name: str) -> bytes:
 
 def sample(argv: Sequence[str] | None) -> int:
     """Run the command and return its exit status."""
-    from tqdm import tqdm
-
-    from .generation.draw import Draw
-    from .text.alphabet import Alphabet, Decoder
+    from .text.alphabet import Alphabet
+    from .text.devices import pick_device
     from .text.opening import open_model
-    from .text.sampling import rounded_model, score, stream
-    from .text.training.job import pick_device
 
     a = parser().parse_args(argv)
     check(a)
-    device = pick_device(a.device, "fp32")
-    _, model, vocabulary, meta = open_model(a.run, a.checkpoint)
-    model = model.to(device)
-    alphabet = Alphabet(meta["unit"], vocabulary)
-    if a.score is not None:
-        text, unknown = alphabet.encode(read_text("--score", a.score))
-        if len(text) < 2:
-            known = " that the model knows" if unknown else ""
-            raise UserError(f"--score: {a.score} holds less than two characters{known}")
-        cli.note_unknown("fastlstm.sample", "--score", unknown, alphabet.unit)
-        nats = score(rounded_model(model, a.weights), text.to(device))
-        perplexity = math.exp(min(nats, 700))
-        print(
-            f"{nats:.4f} nats a character, {nats / math.log(2):.4f} bits, "
-            f"perplexity {perplexity:{'.3f' if perplexity < 1e6 else '.4g'}}"
+    device = pick_device(a.device)
+    _, model, _, meta = open_model(a.run, a.checkpoint)
+    command = print_score if a.score is not None else print_samples
+    command(model.to(device), Alphabet.of(meta), device, a)
+    return 0
+
+
+def print_score(
+    model: CharModel, alphabet: Alphabet, device: torch.device, a: argparse.Namespace
+) -> None:
+    """Print the loss on a text."""
+    from .text.alphabet import UNITS
+    from .text.sampling import rounded_model, score
+
+    text, unknown = alphabet.encode(read_text("--score", a.score))
+    if len(text) < 2:
+        known = " that the model knows" if unknown else ""
+        raise UserError(
+            f"--score: {a.score} holds less than two {UNITS[alphabet.unit].each}s{known}"
         )
-        return 0
+    cli.note_unknown("fastlstm.sample", "--score", unknown, alphabet.unit)
+    nats = score(rounded_model(model, a.weights), text.to(device))
+    perplexity = math.exp(min(nats, 700))
+    unit, bits = UNITS[alphabet.unit], f"{nats / math.log(2):.4f} bits"
+    if unit.in_bytes:
+        bits = f"{alphabet.bits_a_byte(nats, text[1:]):.4f} bits a byte"
+    print(
+        f"{nats:.4f} nats a {unit.each}, {bits}, "
+        f"perplexity {perplexity:{'.3f' if perplexity < 1e6 else '.4g'}}{unit.per}"
+    )
+
+
+def print_samples(
+    model: CharModel, alphabet: Alphabet, device: torch.device, a: argparse.Namespace
+) -> None:
+    """Print the primer and what the model writes after it, piece by piece."""
+    from .generation.draw import Draw
+    from .text.sampling import draw_texts, stream_text
+
     # Bytes that the shell passed on undecoded go back to what they were.
     primer = a.primer.encode("utf-8", errors="surrogateescape")
     if a.primer == "-":
         primer = read_text("-p", "-")
-    prime, unknown = alphabet.encode(primer)
+    prime, unknown = alphabet.prime(primer)
     cli.note_unknown("fastlstm.sample", "-p", unknown, alphabet.unit)
-    prime = (prime if len(prime) else alphabet.start()).to(device)
+    shown = primer.decode(errors="replace")
     draw = Draw(a.temperature, a.top_k, a.top_p, torch.tensor([a.seed]))
+    how = {"weights": a.weights, "stop": a.stop}
+    drawing = (model, alphabet, prime.to(device), a.length, draw)
     if a.batch > 1:
-        for number, drawn in enumerate(samples(model, alphabet, prime, draw, a), 1):
-            tqdm.write(f"--- {number} ---\n{primer.decode(errors='replace')}{drawn}")
-        return 0
-    chunks = stream(model, prime, a.length, draw, weights=a.weights)
-    print(primer.decode(errors="replace"), end="", flush=True)
-    decoder = Decoder(a.stop)
-    for tokens in chunks:
-        drawn = decoder.feed(alphabet.decode(tokens[:, 0].tolist()))
-        print(drawn, end="", flush=True)
-        if decoder.ended:
-            break
-    print(decoder.feed(b"", final=True))
-    return 0
+        texts = partial(draw_texts, *drawing, a.batch, **how)
+        print_texts(texts, shown, a, "token" if alphabet.unit == "bpe" else "char")
+        return
+    print(shown, end="", flush=True)
+    for piece in stream_text(*drawing, **how):
+        print(piece, end="", flush=True)
+    print()
 
 
-def samples(
-    model: CharModel, alphabet: Alphabet, prime: Tensor, draw: Draw, a: argparse.Namespace
-) -> Iterator[str]:
-    """Draw ``a.batch`` texts, some at a time, so that the first come soon and memory holds them."""
+def print_texts(
+    texts: Callable[..., Iterator[str]], primer: str, a: argparse.Namespace, unit: str
+) -> None:
+    """Print ``a.batch`` texts as they come, under a bar of the characters that were drawn."""
     from tqdm import tqdm
 
-    from .text.alphabet import Decoder
-    from .text.sampling import stream
-
-    with tqdm(total=a.batch * a.length, desc="drawing", unit="char", unit_scale=True,
+    with tqdm(total=a.batch * a.length, desc="drawing", unit=unit, unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for first in range(0, a.batch, TOGETHER):
-            count = min(TOGETHER, a.batch - first)
-            seed = torch.tensor([(a.seed + (first // TOGETHER << 32)) % 2**63])
-            tokens = []
-            for chunk in stream(model, prime.expand(-1, count), a.length,
-                                draw._replace(seed=seed), weights=a.weights):  # fmt: skip
-                tokens.append(chunk)
-                bar.update(chunk.numel())
-            for column in torch.cat(tokens).t().tolist():
-                yield Decoder(a.stop).feed(alphabet.decode(column), final=True)
+        for number, text in enumerate(texts(drawn=bar.update), 1):
+            tqdm.write(f"--- {number} ---\n{primer}{text}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,10 @@
-"""What ``python -m fastlstm.<command>`` says where the package itself cannot be imported."""
+"""What the package's commands say where the package itself cannot be imported."""
 
 from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 
 def refuse_command(error: Exception) -> None:
@@ -15,10 +16,15 @@ def refuse_command(error: Exception) -> None:
     Raises:
         SystemExit: the package is being imported for one of its commands.
     """
-    if sys.argv[:1] != ["-m"]:  # which stands there until Python has imported the package
+    program = sys.argv[0] if sys.argv else ""
+    if Path(program).name == "fastlstm":  # the console script
+        name = "fastlstm"
+    elif program == "-m":  # which stands there until Python has imported the package
+        module = re.search(r"-\w*m\0?(fastlstm(\.\w+)?)(\0|$)", "\0".join(sys.orig_argv))
+        name = module[1] if module else ""
+    else:
         return
-    command = re.search(r"-\w*m\0?(fastlstm\.\w+)", "\0".join(sys.orig_argv))
-    if command:
+    if name:
         from .text import cli
 
-        raise SystemExit(cli.refuse(command[1], str(error)))
+        raise SystemExit(cli.refuse(name, str(error)))

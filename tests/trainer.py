@@ -9,10 +9,21 @@ from fastlstm.train import main
 
 # That a tiny model learns in seconds.
 TEXT = "".join(f"{j} and {j * 7919 % 97}, the quick brown fox\n" for j in range(60))
+TINY = [
+    *("--hidden-size", "16", "--num-layers", "2", "--dropout", "0.2", "--device", "cpu"),
+    *("--batch-size", "4", "--seq-length", "8", "--eval-every", "5", "--sample-every", "0"),
+    *("--precision", "fp32"),  # whatever this processor is fast at
+]
 
 
 def train(*arguments):
     main([str(a) for a in arguments])
+
+
+def train_tiny(run, text, *arguments):
+    """Train a tiny model; the lines of its log."""
+    train(*TINY, "--data", text, "--out", run, *arguments)
+    return metrics(run)
 
 
 def metrics(run):

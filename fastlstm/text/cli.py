@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import UserError
@@ -16,13 +18,51 @@ _OPTIONAL = ("numpy", "safetensors", "tqdm", "matplotlib", "pooch", "filelock")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage above it."""
+    """An argument parser whose errors are one line, with what may have been meant.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    Args:
+        command: its name behind ``fastlstm``.
+        options: those of ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, command: str, **options: Any) -> None:
+        super().__init__(prog=_as_typed(command), allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The values of all flags; UserError for one that there is not."""
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = next((word for word in unknown if word.startswith("-")), "")
+            hint = suggestion(name.split("=")[0], self._option_string_actions)
+            raise UserError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return values
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += suggestion(str(value), action.choices or ())
+            raise
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """What to add to an error about a misspelt name: the closest of those that there are."""
+    letters = {other.lstrip("-"): other for other in names}  # dashes are alike in all flags
+    close = difflib.get_close_matches(name.lstrip("-"), list(letters), n=1)
+    return f"; did you mean {letters[close[0]]}?" if close else ""
+
+
+def _as_typed(command: str) -> str:
+    """How the user started a command."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    if program.name == "fastlstm":
+        return f"fastlstm {command}"
+    if program.name == "__main__.py" and program.parent.name == "fastlstm":
+        return f"python -m fastlstm {command}"
+    return f"python -m fastlstm.{command}"
 
 
 def run(name: str, command: Callable[[], int]) -> None:
@@ -72,9 +112,9 @@ def say(line: str, file: Any = None) -> None:
 def note_unknown(command: str, flag: str, unknown: int, unit: str) -> None:
     """Say how many characters of a text were left out, for the model does not know them."""
     if unknown:
-        noun = ("byte" if unit == "byte" else "character") + "s" * (unknown > 1)
-        line = f"{command}: {flag}: the model has never seen {unknown:,} {noun}: skipped"
-        print(line, file=sys.stderr)
+        from .alphabet import note_of_unknown
+
+        print(f"{command}: {flag}: {note_of_unknown(unknown, unit)}", file=sys.stderr)
 
 
 def refuse(name: str, message: str) -> int:

@@ -73,7 +73,7 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
             and 0 <= architecture["dropout"] < 1
         )
         or not 1 <= architecture["num_layers"] <= len(tensors)  # before a loop over as many
-        or not Alphabet.valid(meta["unit"], vocabulary)
+        or not Alphabet.valid(meta)
         or not set(seen_of(meta)) <= set(vocabulary)
     ):
         raise UserError(f"the checkpoint {name} describes no model of ours")
@@ -137,8 +137,10 @@ def adopt(
         seen: those of ``other_vocabulary`` that the other model was trained on.
     """
     shared = sorted(set(vocabulary) & set(seen))
-    mine = torch.tensor([vocabulary.index(v) for v in shared], dtype=torch.int64)
-    theirs = torch.tensor([other_vocabulary.index(v) for v in shared], dtype=torch.int64)
+    mine, theirs = (
+        torch.tensor([place[v] for v in shared], dtype=torch.int64)
+        for place in ({v: j for j, v in enumerate(each)} for each in (vocabulary, other_vocabulary))
+    )
     source = other.state_dict()
     with torch.no_grad():
         for name, target in model.state_dict().items():  # the tensors are the model's own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from .model import CharModel, as_state, states
 
 WINDOW = 1000  # characters read at a time
 LOW, HIGH = 0.1, 0.9  # a gate beyond these is saturated, as in the paper
+LIKELIEST = 5  # characters that could come next
+CHANCE = 0.02  # of all rolls, the part that may do as well as a cell that is named
 UNTRAINED = 3  # models that a trained one is compared with; each reads the text once more
 
 # Properties, each with cells and their r by descending abs(r).
@@ -33,36 +35,58 @@ class Reading:
         closed, open: by the name of a gate float64 ``(L, H)``, the part of the time that it was
             below 0.1 and above 0.9.
         loss: mean loss in nats a character, the first not counted.
+        bits: float64 ``(T,)``, the surprise at every character; 0 at the first.
+        gates: by name float32 ``(K, L, H)``, of the first K characters.
+        likeliest, probabilities: ``(K, 5)``, the vocabulary indices that the model thinks likeliest
+            to come next, after each of the first K characters, and how likely.
     """
 
     cells: Tensor
     closed: dict[str, Tensor]
     open: dict[str, Tensor]
     loss: float
+    bits: np.ndarray
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    likeliest: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 @torch.inference_mode()
-def read(model: CharModel, indices: Tensor) -> Reading:
-    """Have a model in eval mode on the CPU read int64 ``(T, 1)``, T at least 2."""
-    all_cells, loss, hx = [], 0.0, None
+def read(model: CharModel, indices: Tensor, keep: int = 0) -> Reading:
+    """Have a model in eval mode on the CPU read int64 ``(T, 1)``, T at least 2.
+
+    Args:
+        keep: characters K whose gates and likeliest successors to keep.
+    """
+    hx, all_cells = None, []
     closed: dict[str, Any] = {}
     opened: dict[str, Any] = {}
+    kept: dict[str, list[Tensor]] = {}
+    best: list[tuple[Tensor, Tensor]] = []
+    nats = [torch.zeros(1)]
     for begin in range(0, len(indices), WINDOW):
         window = indices[begin : begin + WINDOW]
         output, cells, gates, hx = _layers(model, window, hx)
         all_cells.append(cells)
+        few = max(0, keep - begin)
         for name, gate in gates.items():  # (T, L, H)
             closed[name] = closed.get(name, 0) + (gate < LOW).double().sum(0)
             opened[name] = opened.get(name, 0) + (gate > HIGH).double().sum(0)
-        after = indices[begin + 1 : begin + 1 + len(window)]
-        logits = model.decoder(output[: len(after)])
-        loss += F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="sum").item()
-    steps = len(indices)
+            kept.setdefault(name, []).append(gate[:few].clone())
+        logits = model.decoder(output)[:, 0]
+        best.append(logits[:few].softmax(-1).topk(min(LIKELIEST, model.vocabulary)))
+        after = indices[begin + 1 : begin + 1 + len(window), 0]
+        nats.append(F.cross_entropy(logits[: len(after)], after, reduction="none"))
+    steps, surprise = len(indices), torch.cat(nats).double()
     return Reading(
         torch.cat(all_cells),
         {name: count / steps for name, count in closed.items()},
         {name: count / steps for name, count in opened.items()},
-        loss / (steps - 1),
+        surprise.sum().item() / (steps - 1),
+        (surprise / math.log(2)).numpy(),
+        {name: torch.cat(parts) for name, parts in kept.items()},
+        torch.cat([place for _, place in best]),
+        torch.cat([value for value, _ in best]),
     )
 
 
@@ -109,8 +133,12 @@ def _layers_of_torch(
     return x, torch.stack(hidden, dim=1), gates, last
 
 
-def properties(text: str) -> dict[str, np.ndarray]:
-    """What a cell might keep track of: float64 ``(len(text),)`` each, after every character."""
+def properties(text: str, ends: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """What a cell might keep track of: float64 ``(len(text),)`` each, after every character.
+
+    Args:
+        ends: places in the text, where only the values after these are asked for.
+    """
     names = ("position in the line", "indentation of the line", "position in the word",
              "inside quotes", "bracket depth", "inside a # comment")  # fmt: skip
     rows = np.zeros((len(text), len(names)))
@@ -142,7 +170,7 @@ def properties(text: str) -> dict[str, np.ndarray]:
                 depth = max(0, depth - 1)
         rows[j] = column, indent, word, bool(quote), depth, comment
         before = c
-    return dict(zip(names, rows.T, strict=True))
+    return dict(zip(names, (rows if ends is None else rows[ends]).T, strict=True))
 
 
 def correlations(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -153,24 +181,62 @@ def correlations(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.divide(values @ cells, scale, out=np.zeros(cells.shape[1]), where=scale > 1e-9)
 
 
-def ranking(cells: np.ndarray, text: str, best: int = 5) -> Ranking:
+def ranking(cells: np.ndarray, text: str, best: int = 5, ends: np.ndarray | None = None) -> Ranking:
     """For every property that varies in the text, the cells that follow it most closely.
 
     Args:
-        cells: ``(len(text), C)``.
+        cells: ``(len(text), C)``, or ``(len(ends), C)``.
         best: cells of a property.
+        ends: places of the text after which the cells are known, by default all.
 
     Returns:
         Properties, the best kept one first, each with ``(cell, r)`` by descending ``abs(r)``.
     """
     by_property = []
-    for name, values in properties(text).items():
+    for name, values in properties(text, ends).items():
         if values.min() == values.max():
             continue
         r = correlations(cells, values)
         order = np.argsort(-abs(r), kind="stable")[:best]
         by_property.append((name, [(int(j), float(r[j])) for j in order]))
     return sorted(by_property, key=lambda each: -abs(each[1][0][1]))
+
+
+def rolled(cells: np.ndarray, text: str, ends: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """What chance does: how closely the best cell follows each property of the rolled text.
+
+    A text that is rolled against the cells by any number of characters keeps its lines, words and
+    quotes, and the cells keep how slowly they change; only what one has to do with the other is
+    lost. So the best of all cells there says how good the best one is by chance.
+
+    Args:
+        cells: ``(T, C)``, of a text of T characters.
+        ends: as of :func:`ranking`; T is then their number.
+
+    Returns:
+        By property the largest ``abs(r)`` of any cell for each of the T rolls, descending.
+    """
+    steps = len(cells)
+
+    def standard(x: np.ndarray) -> np.ndarray:
+        x = x - x.mean(axis=0, dtype=np.float64)
+        size = np.sqrt((x**2).sum(axis=0))
+        return np.divide(x, size, out=np.zeros_like(x), where=size > 1e-9)
+
+    kept = {name: np.fft.rfft(standard(values)).conj()
+            for name, values in properties(text, ends).items()}  # fmt: skip
+    best = {name: np.zeros(steps) for name in kept}
+    for begin in range(0, cells.shape[1], 64):
+        waves = np.fft.rfft(standard(cells[:, begin : begin + 64]).T, axis=1)
+        for name, wave in kept.items():
+            r = abs(np.fft.irfft(waves * wave, steps, axis=1)).max(axis=0)
+            best[name] = np.maximum(best[name], r)
+    return {name: -np.sort(-values) for name, values in best.items()}
+
+
+def by_chance(rolls: np.ndarray, r: float) -> float:
+    """The part of the rolls in which some cell follows the property as closely as r."""
+    return float((rolls >= abs(r) - 1e-9).mean())
 
 
 def untrained(model: CharModel, architecture: dict[str, Any]) -> Iterator[CharModel]:
@@ -181,8 +247,20 @@ def untrained(model: CharModel, architecture: dict[str, Any]) -> Iterator[CharMo
             yield CharModel(model.vocabulary, **architecture).eval()
 
 
+def best_of(rankings: Sequence[Ranking]) -> dict[str, float]:
+    """By property the largest ``abs(r)`` in several models' rankings."""
+    found: dict[str, float] = {}
+    for ranking in rankings:
+        for name, best in ranking:
+            found[name] = max(found.get(name, 0.0), abs(best[0][1]))
+    return found
+
+
 def standing_out(
-    ranking: Ranking, of_untrained: Sequence[Ranking], length: int
+    ranking: Ranking,
+    of_untrained: Sequence[Ranking],
+    length: int,
+    rolls: dict[str, np.ndarray],
 ) -> tuple[Ranking, list[str]]:
     """The part of a ranking that training made, and the properties that have no cell in it.
 
@@ -190,22 +268,25 @@ def standing_out(
     of many cells one follows it best. So a cell has to be closer than the best one of any of such
     models, in Fisher's z (the inverse tanh of r) by two standard errors and by 0.2 at least: among
     pages on models that were not trained either, fewer than one in a hundred then names a cell.
+    And no more than one roll in fifty may have a cell as close.
 
     Args:
         ranking: of the model, as of :func:`ranking`.
         of_untrained: those of :func:`untrained`'s models on the same text.
         length: characters of the text, of which every tenth counts as an independent one.
+        rolls: of the model, as of :func:`rolled`.
     """
     margin = max(0.2, 2 / math.sqrt(length / 10))
-    by_chance = [dict(each) for each in of_untrained]
+    fresh = best_of(of_untrained)
 
     def z(r: float) -> float:
         return math.atanh(min(abs(r), 1 - 1e-9))
 
     kept, others = [], []
     for name, best in ranking:
-        bound = margin + max(z(each[name][0][1]) for each in by_chance)
-        if closer := [(cell, r) for cell, r in best if z(r) > bound]:
+        bound = margin + z(fresh[name])
+        if closer := [(cell, r) for cell, r in best
+                      if z(r) > bound and by_chance(rolls[name], r) <= CHANCE]:  # fmt: skip
             kept.append((name, closer))
         else:
             others.append(name)

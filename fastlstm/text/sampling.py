@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from ..generation.draw import Draw, loop
 from ..generation.generate import packs, prepack, run
 from ..generation.packed_weights import rounded
 from ..modules import LSTM
-from .alphabet import Alphabet
+from .alphabet import Alphabet, Decoder
 from .model import CharModel, loss_nats
+
+TOGETHER = 256  # texts that are drawn at a time
 
 
 def stream(
@@ -57,6 +59,56 @@ def stream(
                 tokens, hx = loop(step, prime, n, hx, draw, drawn)
         yield tokens
         prime = tokens[-1:]
+
+
+def stream_text(
+    model: CharModel,
+    alphabet: Alphabet,
+    prime: Tensor,
+    length: int,
+    draw: Draw,
+    *,
+    weights: str = "fp32",
+    stop: str | None = None,
+) -> Iterator[str]:
+    """Yield one text in pieces as they are drawn; it ends before ``stop``."""
+    decoder = Decoder(stop)
+    for tokens in stream(model, prime, length, draw, weights=weights):
+        yield decoder.feed(alphabet.decode(tokens[:, 0].tolist()))
+        if decoder.ended:
+            return
+    yield decoder.feed(b"", final=True)
+
+
+def draw_texts(
+    model: CharModel,
+    alphabet: Alphabet,
+    prime: Tensor,
+    length: int,
+    draw: Draw,
+    count: int,
+    *,
+    weights: str = "fp32",
+    stop: str | None = None,
+    drawn: Callable[[int], object] = lambda characters: None,
+) -> Iterator[str]:
+    """Yield ``count`` texts, drawn a part at a time: the first come soon, and memory holds them.
+
+    Args:
+        draw: its ``seed`` is that of the first part.
+        drawn: called with the number of characters whenever some were drawn.
+    """
+    assert draw.seed is not None
+    for first in range(0, count, TOGETHER):
+        columns = min(TOGETHER, count - first)
+        seed = torch.tensor([(int(draw.seed) + (first // TOGETHER << 32)) % 2**63])
+        chunks = []
+        for chunk in stream(model, prime.expand(-1, columns), length, draw._replace(seed=seed),
+                            weights=weights):  # fmt: skip
+            chunks.append(chunk)
+            drawn(chunk.numel())
+        for column in torch.cat(chunks).t().tolist():
+            yield Decoder(stop).feed(alphabet.decode(column), final=True)
 
 
 def rounded_model(model: CharModel, weights: str) -> CharModel:

@@ -6,6 +6,7 @@ However large, a text is mapped from the disk and not held in memory.
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import itertools
 import re
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import UserError
+from ..alphabet import Alphabet, Tokens
 from .sources import sources
 from .stdin import standard_input
 
@@ -33,21 +35,42 @@ class Corpus:
     """The characters of a text, the values that occur in it, and its checksum.
 
     Attributes:
-        data: ``(N,)``, mapped from disk: bytes as uint8, or code points as uint32.
+        data: ``(N,)``, mapped from disk: bytes as uint8, code points as uint32, or tokens as
+            uint16.
         occurring: the values that occur, ascending.
         sha256: of the text's bytes.
         vocabulary: all values that a model of it knows, ascending; a character's index is its
             place here. Every byte, so that a model of bytes reads any text, or ``occurring``.
         summary: what was read and what was left out, in one sentence.
+        tokens: what ``data`` counts in, where it holds tokens and neither bytes nor code points.
+        held_out: of such a text the tokens to validate on and to test on.
     """
 
     data: np.ndarray
     occurring: list[int]
     sha256: str
     summary: str = ""
+    tokens: Tokens | None = None
+    held_out: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        self.read_as(list(range(256)) if self.data.dtype == np.uint8 else self.occurring)
+        if self.tokens is not None:
+            self.read_as(self.tokens.vocabulary)
+        else:
+            self.read_as(list(range(256)) if self.data.dtype == np.uint8 else self.occurring)
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """What turns text into indices of the vocabulary, and back."""
+        unit = "byte" if self.data.dtype == np.uint8 else "char"
+        return self.tokens or Alphabet(unit, self.vocabulary)
+
+    def tails(self, val_fraction: float, test_fraction: float) -> tuple[int, int]:
+        """How many at the end of the data are to validate on and to test on."""
+        size = len(self.data)
+        return self.held_out if self.tokens else (
+            int(size * val_fraction), int(size * test_fraction)
+        )  # fmt: skip
 
     def read_as(self, vocabulary: list[int]) -> None:
         """Use another vocabulary, ascending, that holds all values that occur."""
@@ -106,7 +129,7 @@ def load(specs: Sequence[str], unit: str = "byte", stdin: Path | None = None) ->
             pass
         data = _map(files[0])
     else:
-        data = _spooled(characters())
+        data = spooled(characters())
     if data.size < 2:
         why = f"is one {unit} long: there is nothing to predict" if data.size else "is empty"
         raise UserError(f"--data: the text of {' '.join(specs)} {why}")
@@ -132,7 +155,7 @@ def _map(path: Path) -> np.ndarray:
     return np.memmap(path, dtype=np.uint8, mode="r")
 
 
-def _spooled(parts: Iterator[np.ndarray]) -> np.ndarray:
+def spooled(parts: Iterator[np.ndarray]) -> np.ndarray:
     """The parts one after another in a temporary file that has no name and goes with the run."""
     with tempfile.TemporaryFile() as file:
         dtype: Any = np.uint8
@@ -175,11 +198,29 @@ class Streams:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.corpus, self.end, self.batch, self.steps = corpus, end, batch, steps
+        self.corpus, self.batch, self.steps = corpus, batch, steps
+        self._begin, self.end = begin, end
         self.length = max(0, end - begin - 1) // batch  # of a stream, its last target not counted
         self.windows = -(-self.length // steps) if partial else self.length // steps
         self.rows = slice(rank * batch // world, (rank + 1) * batch // world)
         self._starts = begin + self.length * np.arange(batch)[self.rows]
+
+    @functools.cached_property
+    def bytes_each(self) -> float:
+        """How many bytes a target of all processes has, on average; of many, the first ones."""
+        if self.corpus.data.dtype == np.uint8:
+            return 1.0
+        sizes, total, count = self.corpus.alphabet.sizes, 0, 0
+        last = min(self.windows * self.steps, self.length)  # target of a stream
+        for row in range(self.batch):
+            for begin in range(row * self.length, row * self.length + last, PIECE):
+                end = min(begin + PIECE, row * self.length + last)
+                places = np.arange(begin, end) + self._begin + 1
+                total += int(sizes[self.corpus.indices(places)].sum())
+                count += len(places)
+            if count >= COUNTED:
+                break
+        return total / max(count, 1)
 
     def window(self, j: int) -> tuple[Tensor, Tensor]:
         """Input and target of window j, int64 ``(T, rows)`` each, views of one tensor."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import UserError
+from ..cli import suggestion
 from .downloads import download
 
 SHAKESPEARE_URL = (
@@ -95,7 +96,7 @@ def _files(spec: str, result: Sources) -> Sequence[Path | None]:
     if not matches:
         raise UserError(
             f"--data: {spec!r} is no file, folder, glob that matches, URL or name of a corpus "
-            f"({', '.join(NAMED)})"
+            f"({', '.join(NAMED)}){suggestion(spec, NAMED)}"
         )
     return matches
 

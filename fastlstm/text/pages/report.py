@@ -6,16 +6,21 @@ the whole page every few seconds and the page loads itself again.
 
 from __future__ import annotations
 
+import bisect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import markup
-from .curves import LN2, curves
+import numpy as np
+
+from .charts import Line, chart
+from .markup import render
+from .scale import LN2, NATS, Scale
 
 EVERY = 5  # seconds between two loads of the page
 SAMPLES = 60  # of a run; between the first and the last, evenly spread
+EVALUATIONS = 200  # the last ones, in the table
 
 
 @dataclass
@@ -28,7 +33,9 @@ class Snapshot:
         step, total, epoch, seconds, rate: where it stands.
         best: lowest validation loss in nats, or None.
         settings: names and values.
+        about: the run's commands, machine and text, as of its about.json; empty in older runs.
         commands: what to type next, as pairs of a purpose and a command.
+        scale: what losses are shown in.
     """
 
     name: str
@@ -40,7 +47,9 @@ class Snapshot:
     rate: float
     best: float | None
     settings: dict[str, Any]
+    about: dict[str, Any]
     commands: list[tuple[str, str]]
+    scale: Scale = NATS
 
 
 def report(snapshot: Snapshot, metrics: Any, samples: Sequence[dict[str, Any]]) -> str:
@@ -51,29 +60,53 @@ def report(snapshot: Snapshot, metrics: Any, samples: Sequence[dict[str, Any]]) 
         samples: in order, objects with ``step`` and ``text``.
     """
     live = snapshot.status == "training"
-    now = time.time()
-    left = (
-        snapshot.seconds / snapshot.step * (snapshot.total - snapshot.step)
-        if snapshot.step
-        else 0.0
+    remaining = ""
+    if live and snapshot.step:
+        left = snapshot.seconds / snapshot.step * (snapshot.total - snapshot.step)
+        remaining = f", about {duration(left)} to go"
+    if len(samples) > SAMPLES:
+        samples = [samples[j * (len(samples) - 1) // (SAMPLES - 1)] for j in range(SAMPLES)]
+    return render(
+        "report.html",
+        ("report.css",),
+        ("charts.js", "copy.js", "report.js"),
+        run=snapshot,
+        live=live,
+        every=EVERY,
+        written=round(time.time()),
+        remaining=remaining,
+        cards=_cards(snapshot, metrics),
+        loss=_loss(metrics, snapshot.scale),
+        more=_more(metrics, snapshot.settings.get("clip_norm", 0), snapshot.scale),
+        evaluations=_evaluations(metrics, snapshot.scale),
+        samples=samples,
+        settings=[[name, shown(value)] for name, value in snapshot.settings.items()],
+        machine=facts(snapshot.about, "machine"),
+        text=facts(snapshot.about, "text"),
     )
-    remaining = f", about {_duration(left)} to go" if live and snapshot.step else ""
-    body = (
-        f'<header><h1>{markup.text(snapshot.name)}</h1>\n<p id="status" role="status" '
-        f'data-live="{int(live)}" data-written="{now:.0f}" data-every="{EVERY}">'
-        f"{markup.text(snapshot.status)}{remaining}</p>\n"
-        f'<progress max="{snapshot.total}" value="{snapshot.step}" '
-        'aria-label="steps done"></progress>'
-        f"</header>\n<main>\n{_figures(snapshot, metrics)}"
-        f"{curves(metrics)}{_samples(samples)}"
-        f"<h2>Go on</h2>\n{_commands(snapshot.commands)}"
-        f"<h2>Settings</h2>\n{markup.table([], _settings(snapshot.settings), numbers=False)}"
-        "</main>"
-    )
-    return markup.page(f"{snapshot.name}: {snapshot.status}", body, SCRIPT, STYLE, EVERY * live)
 
 
-def _duration(seconds: float) -> str:
+def _evaluations(metrics: Any, scale: Scale) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: in bits a byte the validation loss is in nats a token as well."""
+    last = list(evaluations(metrics, scale))[-EVALUATIONS:]
+    if scale.in_bytes:
+        unit, second, factor = scale.label, f"nats a {scale.each}", 1 / scale.val
+    else:
+        unit, second, factor = "nats", "bits", 1 / LN2
+    return (
+        ["step", f"validation, {unit}", second, f"training, {unit}", f"gap, {unit}"],
+        [[f"{s:,}", f"{v:.4f}", f"{v * factor:.4f}", f"{t:.4f}", f"{v - t:+.4f}"]
+         for s, v, t in last],
+    )  # fmt: skip
+
+
+def facts(about: dict[str, Any], part: str) -> list[list[str]]:
+    """Rows of a table."""
+    return [[name, counted(value)] for name, value in about.get(part, {}).items()]
+
+
+def duration(seconds: float) -> str:
+    """In words that a glance takes in."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else (
@@ -81,133 +114,89 @@ def _duration(seconds: float) -> str:
     )  # fmt: skip
 
 
-def _bits(nats: float) -> str:
-    return f"{nats:.3f} nats, {nats / LN2:.3f} bits"
+def shown(value: Any) -> str:
+    """A setting's value as its flag takes it."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
-def _figures(snapshot: Snapshot, metrics: Any) -> str:
-    recent = metrics.train[-100:]
-    values = [
-        ("step", f"{snapshot.step:,} of {snapshot.total:,}"),
-        ("epochs", f"{snapshot.epoch:.2f}"),
-        ("time", _duration(snapshot.seconds)),
-        ("characters a second", f"{snapshot.rate:,.0f}"),
+def counted(value: Any) -> str:
+    """A fact's value."""
+    return f"{value:,}" if type(value) is int else shown(value)
+
+
+def _cards(snapshot: Snapshot, metrics: Any) -> list[tuple[str, str, str]]:
+    """Name, value and a second line of the figures at the top."""
+    recent, scale = metrics.train[-100:], snapshot.scale
+    cards = [
+        ("step", f"{snapshot.step:,} of {snapshot.total:,}", ""),
+        ("epochs", f"{snapshot.epoch:.2f}", ""),
+        ("time", duration(snapshot.seconds), ""),
     ]
+    if snapshot.rate:  # none yet where a run goes on
+        cards.append((f"{scale.each}s a second", f"{snapshot.rate:,.0f}", ""))
+    losses = {}
     if recent:
-        values.append((f"training loss, last {len(recent)}", _bits(sum(recent) / len(recent))))
+        losses[f"training loss, last {len(recent)}"] = sum(recent) / len(recent), scale.train
     if snapshot.best is not None:
-        values.append(("best validation loss", _bits(snapshot.best)))
-    cards = "".join(f"<div><dt>{a}</dt><dd>{b}</dd></div>\n" for a, b in values)
-    return f'<dl class="cards">\n{cards}</dl>\n'
+        losses["best validation loss"] = snapshot.best, scale.val
+    for name, (nats, factor) in losses.items():
+        if scale.in_bytes:
+            small = f"a byte; {nats:.3f} nats a {scale.each}"
+            cards.append((name, f"{nats * factor:.3f} bits", small))
+        else:
+            cards.append((name, f"{nats:.3f} nats", f"{nats / LN2:.3f} bits"))
+    gaps = [val - train for _, val, train in evaluations(metrics, scale)]
+    if gaps:
+        unit = scale.label if scale.in_bytes else "nats"
+        small = f"{unit}, validation minus training"
+        cards.append(("generalisation gap", f"{gaps[-1]:+.3f}", small))
+    return cards
 
 
-def _settings(settings: dict[str, Any]) -> list[list[Any]]:
-    rows = []
-    for name, value in settings.items():
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        rows.append([name, "none" if shown is None else shown])
-    return rows
+def evaluations(metrics: Any, scale: Scale) -> Iterator[tuple[int, float, float]]:
+    """Step, validation loss, and the mean training loss since the evaluation before."""
+    begin = 0
+    for step, val in zip(metrics.val_steps, metrics.val, strict=True):
+        end = bisect.bisect_right(metrics.steps, step)
+        train = sum(metrics.train[begin:end]) / max(1, end - begin)
+        yield step, val * scale.val, train * scale.train
+        begin = end
 
 
-def _commands(commands: list[tuple[str, str]]) -> str:
-    return "".join(f"<p>{markup.text(a)}</p><pre>{markup.text(b)}</pre>\n" for a, b in commands)
+def _loss(metrics: Any, scale: Scale) -> list[dict[str, Any]]:
+    """The losses over the steps and over their logarithm."""
+    if not metrics.steps:
+        return []
+    train, val = np.array(metrics.train) * scale.train, np.array(metrics.val) * scale.val
+    lines = [Line("training", metrics.steps, train, 0, spread=True)]
+    if metrics.val_steps:
+        lines.append(Line("validation", metrics.val_steps, val, 1, marked=True))
+    return [chart(name, lines, "step", scale.label, logarithmic=name == "log",
+                  bits=not scale.in_bytes)
+            for name in ("linear", "log")]  # fmt: skip
 
 
-def _samples(samples: Sequence[dict[str, Any]]) -> str:
-    if not samples:
-        return ""
-    if len(samples) > SAMPLES:
-        samples = [samples[j * (len(samples) - 1) // (SAMPLES - 1)] for j in range(SAMPLES)]
-    items = "".join(
-        f"<li><p>step {sample['step']:,}</p><pre>{markup.text(sample['text'])}</pre></li>\n"
-        for sample in reversed(samples)
-    )
-    return (
-        "<h2>Samples over time</h2>\n"
-        '<p id="pick" hidden><label>step <input type="range" id="which" min="0" value="0" '
-        f'max="{len(samples) - 1}"></label> <output id="when"></output></p>\n'
-        f'<ol id="samples">\n{items}</ol>\n'
-    )
+def _more(metrics: Any, clip: float, scale: Scale) -> list[dict[str, Any]]:
+    """Small charts: the generalisation gap, the learning rate and the gradient's norm."""
+    steps, charts = np.array(metrics.steps), []
 
+    def add(name: str, title: str, y_label: str, *lines: Line) -> None:
+        charts.append(chart(name, lines, "step", y_label, title=title, size=(340, 220)))
 
-STYLE = """
-progress { width: 100%; accent-color: var(--one); }
-#curves:has(#to-linear:checked) #log, #curves:has(#to-log:checked) #linear { display: none; }
-#curves figure { overflow-x: auto; } #curves svg { min-width: 34rem; }
-#pick:not([hidden]) + #samples li p { display: none; }
-#samples { list-style: none; padding: 0; } #samples li p { color: var(--muted); }
-#pick label { display: inline-flex; gap: .6rem; width: 70%; } #which { flex: 1; }
-"""
-
-SCRIPT = """
-"use strict";
-const get = id => document.getElementById(id);
-const memory = {  // what the reader chose outlives a reload, where the browser lets it
-  read(name) { try { return sessionStorage.getItem(name + location.pathname); }
-               catch { return null; } },
-  write(name, value) { try { sessionStorage.setItem(name + location.pathname, value); }
-                       catch { /* then it does not */ } },
-};
-
-const status = get("status"), text = status.textContent;
-let busy = 0;  // when the reader last did something that a reload would break
-function pass() {
-  const age = Date.now() / 1000 - status.dataset.written;
-  const lost = age > Math.max(120, 12 * status.dataset.every);
-  status.textContent = text + (lost
-    ? `: no news for ${Math.round(age / 60)} min, so it was stopped or is busy elsewhere`
-    : `, seen ${Math.max(0, Math.round(age))} s ago`);
-  const reading = Date.now() - busy < 4000 || String(getSelection()) !== "";
-  const due = performance.now() / 1000 > status.dataset.every * (lost ? 6 : 1);
-  if (due && !document.hidden && !reading) location.reload();
-}
-if (status.dataset.live === "1") {
-  pass();
-  setInterval(pass, Math.min(2000, 400 * status.dataset.every));
-}
-
-const items = [...document.querySelectorAll("#samples li")].reverse(), which = get("which");
-if (which) {
-  get("pick").hidden = false;
-  const show = () => {
-    items.forEach((item, j) => { item.hidden = j !== Number(which.value); });
-    get("when").textContent = items[which.value].querySelector("p").textContent;
-    which.setAttribute("aria-valuetext", get("when").textContent);
-  };
-  const kept = memory.read("step");
-  const place = kept === null ? -1
-    : items.findIndex(item => item.querySelector("p").textContent === kept);
-  which.value = place < 0 ? items.length - 1 : place;
-  which.addEventListener("input", () => {
-    busy = Date.now();
-    show();
-    const newest = Number(which.value) === items.length - 1;  // follows what comes
-    memory.write("step", newest ? "" : get("when").textContent);
-  });
-  show();
-}
-
-const points = get("points") ? JSON.parse(get("points").textContent) : [];
-["linear", "log"].forEach((name, axis) => {
-  const figure = get(name), choice = get("to-" + name);
-  if (!figure) return;
-  if (memory.read("axis") === name) choice.checked = true;
-  choice.addEventListener("change", () => memory.write("axis", name));
-  const svg = figure.querySelector("svg"), cross = get("cross-" + axis);
-  svg.addEventListener("pointermove", event => {
-    busy = Date.now();
-    const x = (event.clientX - svg.getBoundingClientRect().left)
-      / svg.getBoundingClientRect().width * svg.viewBox.baseVal.width;
-    const near = points[axis].reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
-    cross.setAttribute("x1", near[0]);
-    cross.setAttribute("x2", near[0]);
-    cross.setAttribute("visibility", "visible");
-    get("here").textContent = `step ${near[1].toLocaleString("en")}: training ${near[2]} nats`
-      + (near[3] === null ? "" : `, validation ${near[3]}`);
-  });
-  svg.addEventListener("pointerleave", () => {
-    cross.setAttribute("visibility", "hidden");
-    get("here").textContent = "";
-  });
-});
-"""
+    if metrics.val_steps:
+        gaps = [val - train for _, val, train in evaluations(metrics, scale)]
+        line = Line("validation minus training", metrics.val_steps, gaps, 2, marked=True)
+        add("gap", "Generalisation gap", scale.label, line)
+    rates, norms = np.array(metrics.rates), np.array(metrics.norms)
+    if (known := np.isfinite(rates)).any():
+        line = Line("learning rate", steps[known], rates[known], 3)
+        add("rate", "Learning rate", "", line)
+    if (known := np.isfinite(norms)).any():
+        lines = [Line("norm", steps[known], norms[known], 0, spread=True)]
+        if clip:
+            ends = steps[known][[0, -1]]
+            lines.append(Line("limit", ends, [clip, clip], 1))
+        add("norm", "Length of the gradient", "", *lines)
+    return charts

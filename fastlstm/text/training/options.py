@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import UserError
-from ..cli import Parser
+from ..alphabet import UNITS
+from ..cli import Parser, suggestion
 from ..model import CELLS
 from .config_files import read_config_files
+
+VOCABULARY = 512  # tokens
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Config:
 
     data: list[str] = field(default_factory=lambda: ["stdlib"])
     unit: str = "byte"
+    vocabulary: int | None = None
     val_fraction: float = 0.05
     test_fraction: float = 0.0
     cell: str = "lstm"
@@ -43,8 +47,15 @@ class Config:
     precision: str = "auto"
     compile: bool = False
     tensorboard: bool = False
+    wandb: bool = False
+    trackio: bool = False
     device: str = "auto"
     seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """The options by their names; ``vocabulary`` only where the text's unit has one."""
+        return {name: value for name, value in asdict(self).items()
+                if name != "vocabulary" or self.unit == "bpe"}  # fmt: skip
 
 
 @dataclass
@@ -71,7 +82,14 @@ OPTIONS = {
         "text", "SPEC", "files, folders, globs, URLs, - for standard input, or a name: stdlib "
         "(Python's own standard library), shakespeare",
     ),
-    "unit": Option("text", None, "what a character is", ("byte", "char"), fixed=True),
+    "unit": Option(
+        "text", None, "what a character is; bpe: tokens of several bytes, learned from the text "
+        "(byte-pair encoding)", tuple(UNITS), fixed=True,
+    ),
+    "vocabulary": Option(
+        "text", "N", f"tokens that --unit bpe learns, at most (default: {VOCABULARY})",
+        least=257, below=65537, fixed=True,
+    ),
     "val_fraction": Option(
         "text", "X", "held-out tail of the text, to validate on", least=0, below=1, fixed=True
     ),
@@ -123,6 +141,8 @@ OPTIONS = {
     ),
     "compile": Option("machine", None, "let torch.compile build the model; needs a C++ compiler"),
     "tensorboard": Option("run", None, "write events to RUN/tensorboard as well"),
+    "wandb": Option("run", None, "log to Weights & Biases as well"),
+    "trackio": Option("run", None, "log to Trackio as well"),
     "device": Option("machine", "D", "auto, cpu, cuda, cuda:1, ..."),
     "seed": Option("machine", "N", "of weights, dropout and samples", least=0, fixed=True),
 }  # fmt: skip
@@ -184,6 +204,14 @@ def parse(argv: Sequence[str] | None, on_gpu: bool) -> Request:
     config = Config(**{**base, **explicit})
     if config.val_fraction + config.test_fraction >= 1:
         raise UserError("--val-fraction and --test-fraction leave nothing to train on")
+    elsewhere = resume or paths["init_from"] is not None  # a run that knows its unit
+    if config.unit == "bpe":
+        config.vocabulary = config.vocabulary or VOCABULARY
+    elif config.vocabulary is not None and not elsewhere:
+        raise UserError(
+            f"--vocabulary {config.vocabulary}: only --unit bpe learns one, the unit is "
+            f"{config.unit}"
+        )
     if resume and paths["out"] is None:
         raise UserError("--resume needs --out RUN, the run to go on with")
     if resume and paths["init_from"] is not None:
@@ -229,7 +257,7 @@ def checked(values: dict[str, Any], source: str = "") -> dict[str, Any]:
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in OPTIONS:
-            raise UserError(f"{source}unknown option {key!r}")
+            raise UserError(f"{source}unknown option {key!r}{suggestion(name, OPTIONS)}")
         if name == "data" and isinstance(value, str):
             value = [value]
         try:
@@ -282,7 +310,7 @@ def _flag(name: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     p = Parser(
-        prog="python -m fastlstm.train",
+        "train",
         description="Train a character-level language model on any text. Without arguments: one "
         "to three minutes on two cores, on the source text of Python's standard library.",
         argument_default=argparse.SUPPRESS,

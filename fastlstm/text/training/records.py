@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import naming, write_text
+from ..pages.scale import NATS, Scale
 
 
 class Records:
@@ -41,6 +42,15 @@ class Records:
                     break
                 kept.append(json.dumps(entry) + "\n")
         write_text(self.path, "".join(kept))
+
+    def look(self) -> None:
+        """Take what the file says, and leave it as it is."""
+        with open(self.path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    self.remember(json.loads(line))
+                except (ValueError, KeyError, TypeError):  # under way, or of a killed run
+                    break
 
     def remember(self, values: dict[str, Any]) -> None:
         """Take what a line says; KeyError, TypeError or ValueError where it is none of ours."""
@@ -76,21 +86,36 @@ class Metrics(Records):
         super().__init__(path, writes)
         self.steps, self.train = array("q"), array("d")
         self.val_steps, self.val = array("q"), array("d")
+        # Not a number where a line has none.
+        self.seconds, self.rates, self.norms = array("d"), array("d"), array("d")
 
     def log(
-        self, step: int, epoch: float, train: float, val: float | None, speed: float, seconds: float
-    ) -> None:
-        """Append a line; ``bpc`` is the training loss in bits."""
+        self, step: int, epoch: float, train: float, val: float | None, speed: float,
+        seconds: float, rate: float, norm: float, scale: Scale = NATS,
+    ) -> None:  # fmt: skip
+        """Append a line; ``bpc`` is the training loss in bits, the norm that of the gradient.
+
+        Where losses are those of tokens, it has them in bits a byte as well.
+        """
+        bits: dict[str, Any] = {"bpc": train / math.log(2)}
+        if scale.in_bytes:
+            bits = {"bits_per_byte": train * scale.train,
+                    "val_bits_per_byte": None if val is None else val * scale.val}  # fmt: skip
+        speed_name = "tokens_per_second" if scale.in_bytes else "chars_per_second"
         self.append({
             "step": step, "epoch": round(epoch, 6), "train_loss": train, "val_loss": val,
-            "bpc": train / math.log(2), "chars_per_second": round(speed, 1),
-            "seconds": round(seconds, 3),
+            **bits, speed_name: round(speed, 1), "seconds": round(seconds, 3), "lr": rate,
+            "grad_norm": norm if math.isfinite(norm) else None,
         })  # fmt: skip
 
     def remember(self, values: dict[str, Any]) -> None:
         step, train, val = int(values["step"]), float(values["train_loss"]), values["val_loss"]
+        rest = [math.nan if values.get(name) is None else float(values[name])
+                for name in ("seconds", "lr", "grad_norm")]  # fmt: skip
         self.steps.append(step)
         self.train.append(train)
+        for column, value in zip((self.seconds, self.rates, self.norms), rest, strict=True):
+            column.append(value)
         if val is not None:
             self.val.append(float(val))
             self.val_steps.append(step)

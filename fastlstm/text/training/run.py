@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from ..data.stdin import KeptInput
 from ..files import replacing, write_text
 from ..model import CharModel, load, seen_of
 from ..pages.report import Snapshot, report
+from ..pages.scale import NATS
 from .lock import Claim, InUseError
 from .options import Config
 from .records import Metrics, Samples
@@ -112,9 +114,10 @@ class Run:
 
     Attributes:
         title: of loss.png: what is trained on what.
+        scale: what losses are shown in.
     """
 
-    title = ""
+    title, scale = "", NATS
 
     def __init__(self, folder: Path, claim: Claim | None) -> None:
         self.folder, self.writes, self._claim = folder, claim is not None, claim
@@ -158,7 +161,7 @@ class Run:
         self.samples.close()
 
     def write_config(self, config: Config, sha256: str) -> None:
-        text = json.dumps({**asdict(config), "data_sha256": sha256}, indent=2)
+        text = json.dumps({**config.settings(), "data_sha256": sha256}, indent=2)
         write_text(self.folder / "config.json", text + "\n")
 
     def read_config(self) -> tuple[dict[str, Any], str]:
@@ -249,12 +252,14 @@ class Run:
         figure = Figure(figsize=(8, 5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        axes.plot(m.steps, m.train, lw=0.7, label="training")
+        scale = self.scale
+        axes.plot(m.steps, np.array(m.train) * scale.train, lw=0.7, label="training")
         if m.val_steps:
-            axes.plot(m.val_steps, m.val, "o-", ms=3, label="validation")
-        axes.set(xlabel="step", ylabel="nats a character", title=self.title)
-        bits = (lambda x: x / math.log(2), lambda x: x * math.log(2))
-        axes.secondary_yaxis("right", functions=bits).set_ylabel("bits a character")
+            axes.plot(m.val_steps, np.array(m.val) * scale.val, "o-", ms=3, label="validation")
+        axes.set(xlabel="step", ylabel=scale.label, title=self.title)
+        if not scale.in_bytes:
+            bits = (lambda x: x / math.log(2), lambda x: x * math.log(2))
+            axes.secondary_yaxis("right", functions=bits).set_ylabel("bits a character")
         axes.legend()
         axes.grid(alpha=0.3)
         with replacing(self.folder / "loss.png") as temporary:

@@ -5,11 +5,11 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
-CPP := $(shell find csrc tests/simt tests/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
+CPP := $(shell find csrc tests/arm tests/cuda/simt tests/ops/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 BENCH = $(BIN)/python -m pytest --benchmark-json=benchmarks/results/cpu.json \
 	--benchmark-columns=min,median,iqr,rounds
 
-.PHONY: help develop wheel wheel-check docs train test test-floor test-newest shim compile-gate bench bench-cpu report gpu-check lint format build clean
+.PHONY: help develop wheel wheel-check docs train test test-floor test-newest arm shim compile-gate bench bench-cpu report gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -19,23 +19,24 @@ train: $(VENV)/.text  ## install everything, train on the default corpus, print 
 	@echo "training: one to three minutes on two cores"
 	@$(BIN)/python -m fastlstm.train
 
-# The emulator's tests have a process of their own: each part takes up to ten gigabytes.
 test: $(VENV)/.test lint  ## install everything, then lint, type check and the whole test suite
-	$(BIN)/python -m pytest --ignore-glob='*/test_simt*.py'
-	$(BIN)/python -m pytest tests/test_simt*.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+arm: $(VENV)/.test  ## the CPU kernels for 64-bit ARM, in an emulator (qemu-user, g++-aarch64-linux-gnu)
+	$(BIN)/python -m pytest -m arm -n 2 -rs tests/arm
 
 shim: $(VENV)/.test  ## the CUDA kernels on the CPU, under the race checker and the address sanitizer
-	$(BIN)/python -m pytest $(wildcard tests/test_simt*.py)
+	$(BIN)/python -m pytest $(wildcard tests/cuda/test_emulated_*.py)
 
 compile-gate: $(VENV)/.test  ## the CUDA kernels through nvcc for every architecture, and its report
-	$(BIN)/python -m pytest tests/test_compile_gate.py
+	$(BIN)/python -m pytest tests/cuda/test_compile_gate.py
 
 bench: $(VENV)/.bench  ## every benchmark that this machine can run
 	$(BENCH) benchmarks
 	$(BIN)/python -m benchmarks.gpu_check || test $$? -eq 3
 
 bench-cpu: $(VENV)/.bench  ## the CPU kernels against nn.LSTM and ONNX Runtime, with the targets
-	$(BENCH) $(addprefix benchmarks/test_,cpu.py sampling.py training.py memory.py)
+	$(BENCH) $(addprefix benchmarks/cpu/test_,cpu.py sampling.py training.py memory.py)
 
 report: $(VENV)/.bench  ## a page with charts of what was measured, in build/report
 	$(BIN)/python -m benchmarks.report $(sort $(wildcard benchmarks/results/*.json))

@@ -1,4 +1,4 @@
-"""Who is timed: what every backend can run, and how to call it on a problem of the grid."""
+"""Who is timed: what every backend can run, and how to call it on a case."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import fastlstm
 
 from .accuracy import PRECISIONS
-from .cuda_peers import FlashRNNStack, HasteStack
-from .grid import Case
-from .onnx_lstm import runner
+from .cases import Case
+from .cpu.onnx_lstm import runner
+from .gpu.peers import FlashRNNStack, HasteStack
 
 Module = Callable[..., Any]  # called as an nn.LSTM; an nn.Module if it trains
 
@@ -66,6 +66,10 @@ def _onnxruntime(theirs: nn.LSTM, ours: fastlstm.LSTM) -> Module:
 
 BACKENDS = {
     "fastlstm": Backend(lambda theirs, ours: ours),
+    # Weights packed before the call, as ONNX Runtime's are.
+    "prepacked": Backend(
+        lambda theirs, ours: fastlstm.prepack(ours), devices=("cpu",), trains=False
+    ),
     "torch": Backend(lambda theirs, ours: theirs),
     "compiled": Backend(_compiled),
     "onnxruntime": Backend(

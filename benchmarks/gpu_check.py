@@ -82,24 +82,24 @@ def check(
     """Run the stages of those names, and return the report that was written.
 
     Checks run side by side, and in half of the time where something is timed after them; what is
-    timed runs alone. ``which``: the cases and problems, of gpu_stages.groups.
+    timed runs alone. ``which``: the cases and problems, of gpu.stages.groups.
     """
-    from . import gpu_processes, gpu_stages  # import fastlstm, which may not be built until here
-    from .gpu_report import Report
+    from .gpu import processes, stages  # import fastlstm, which may not be built until here
+    from .gpu.report import Report
 
     report = Report(path, header())
     start = time.monotonic()
     checks = [name for name in CHECKS if name in names]
     timed = [name for name in TIMED if name in names]
-    for stages, side_by_side in ((checks, gpu_stages.at_once()), (timed, 1)):
-        share = CHECKS_SHARE if stages is checks and timed else 1.0
-        groups = gpu_stages.groups(stages, device, quick, **which)
-        for empty in set(stages) - {group.stage for group in groups}:
+    for part, side_by_side in ((checks, stages.at_once()), (timed, 1)):
+        share = CHECKS_SHARE if part is checks and timed else 1.0
+        groups = stages.groups(part, device, quick, **which)
+        for empty in set(part) - {group.stage for group in groups}:
             report.take(empty, {"skipped": ["there is nothing to run"]})
-        gpu_processes.run(groups, side_by_side, start + share * seconds, report.take)
-        if stages:
+        processes.run(groups, side_by_side, start + share * seconds, report.take)
+        if part:
             took, failures = time.monotonic() - start, len(report.data["failed"])
-            print(f"{', '.join(stages)}: {took:.0f} s, {failures} failures", flush=True)
+            print(f"{', '.join(part)}: {took:.0f} s, {failures} failures", flush=True)
     report.data["seconds"] = round(time.monotonic() - start, 1)
     report.write()
     return report.data
@@ -111,7 +111,7 @@ def file_name(report: dict[str, Any]) -> str:
     return f"{gpu}-{report['commit'][:10]}-{report['date'][:10]}.json"
 
 
-def stages(text: str) -> list[str]:
+def stages_of(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in STAGES:
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="90 seconds instead of four minutes")
     parser.add_argument(
-        "--only", type=stages, default=STAGES, metavar="STAGE,...",
+        "--only", type=stages_of, default=STAGES, metavar="STAGE,...",
         help=f"some of {', '.join(STAGES)}",
     )  # fmt: skip
     parser.add_argument("--seconds", type=float, help="time after which nothing new is begun")
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         build()
         print(f"build: {time.monotonic() - start:.0f} s", flush=True)
-    from .gpu_report import summary  # imports fastlstm
+    from .gpu.report import summary  # imports fastlstm
 
     seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
     path = arguments.out / file_name(header())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +11,12 @@ from typing import Any
 import torch
 
 from fastlstm import _C
+from fastlstm.machine import processor
 
 from .timing import wall
 
 # The highest rates that this process has seen: FLOP/s of multiply-adds, bytes/s of a copy.
 CEILINGS: dict[str, float] = {}
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def described(device: str) -> str:

@@ -19,7 +19,7 @@ import torch
 import fastlstm
 
 from .backends import BACKENDS
-from .grid import Case
+from .cases import Case
 from .machine import CEILINGS, ceiling, described, measure_ceilings, peak_memory
 from .tables import TITLES, table
 from .timing import Samples, geometric_mean, interleaved

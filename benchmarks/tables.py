@@ -10,8 +10,9 @@ from typing import Any
 
 # Every backend's name in the rows, and what people call it; tables have them in this order.
 TITLES = {
-    "fastlstm": "fastlstm", "torch": "nn.LSTM", "compiled": "compiled nn.LSTM",
-    "onnxruntime": "ONNX Runtime", "flashrnn": "FlashRNN", "haste": "haste",
+    "fastlstm": "fastlstm", "prepacked": "fastlstm, prepacked", "torch": "nn.LSTM",
+    "compiled": "compiled nn.LSTM", "onnxruntime": "ONNX Runtime",
+    "flashrnn": "FlashRNN", "haste": "haste",
 }  # fmt: skip
 
 

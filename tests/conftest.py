@@ -140,3 +140,13 @@ def text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
     return path
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory):
+    """A file of text with which a tiny model is busy for longer."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(
+        "".join(f"line {j}: the quick brown fox, {j * 7919 % 97}\n" for j in range(300))
+    )
+    return path

@@ -10,8 +10,9 @@ import setuptools
 pytest.importorskip("safetensors")
 
 import setup as build
-from fastlstm import inspect, sample
+from fastlstm import compare, inspect, sample
 from fastlstm.text.training import options
+from fastlstm.train import main as train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,34 +39,42 @@ def test_links_lead_somewhere(page):
 
 @pages
 def test_files_that_are_named_exist(page):
-    """`csrc/cell.h`, `fastlstm/ops.py`, `test_ops.py::test_matches_reference` and the like."""
+    """`csrc/cell.h`, `ops/test_operators.py::test_matches_reference`, and so on."""
     names = re.findall(
         r"`((?:csrc|fastlstm|tests|benchmarks|docs)/[\w/.\-]+\.\w+)`", page.read_text()
     )
     for name in names:
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", page.read_text()):
+    for name in re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", page.read_text()):
         file = ROOT / "tests" / name[0]
         assert file.exists(), name
         assert not name[1] or f"def {name[1]}" in file.read_text(), name
 
 
 @pages
-def test_code_runs(page):
+def test_code_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if page.name == "runs.md":  # its first command has made this run
+        pytest.importorskip("huggingface_hub")
+        (tmp_path / "my.txt").write_text("Once upon a time there was a cat.\n" * 40)
+        train(["--data", "my.txt", "--out", "runs/mine", "--steps", "20", "--hidden-size", "16",
+               "--seq-length", "8", "--device", "cpu"])  # fmt: skip
     space = {}
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M):
         exec(compile(code, f"{page.name}: {code[:40]!r}", "exec"), space)
 
 
+COMMAND = r"fastlstm[. ](train|sample|inspect|compare)\b([^\n`#]*)"
 FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
-PARSERS = {"train": options._parser(), "sample": sample.parser(), "inspect": inspect.parser()}
+PARSERS = {"train": options._parser(), "sample": sample.parser(), "inspect": inspect.parser(),
+           "compare": compare.parser()}  # fmt: skip
 
 
 @pages
 def test_flags_exist(page):
     known = {name: set(parser._option_string_actions) for name, parser in PARSERS.items()}
     text = page.read_text().replace("\\|", "|")
-    for name, rest in re.findall(r"-m fastlstm\.(train|sample|inspect)([^\n`#]*)", text):
+    for name, rest in re.findall(COMMAND, text):
         assert set(FLAG.findall(rest)) <= known[name], (name, rest)
     if page.name in ("README.md", "training.md"):  # their tables are of these commands' flags
         rows = "\n".join(re.findall(r"^\| .*$", text, re.M))

@@ -126,7 +126,7 @@ def test_the_cuda_modules_operators_compile_beside_any_release(name, tmp_path):
         pytest.skip("no CUDA toolkit")
     module = Extension("fastlstm._C_cuda", build.cuda_sources())
     (tmp_path / "build.ninja").write_text(build.ninja_file(module, release(name), tmp_path / "x"))
-    command = [build.find_ninja(), "-C", str(tmp_path), "ops_cuda.o", "module.o"]
+    command = [build.find_ninja(), "-C", str(tmp_path), "ops_cuda.o", "cuda/module.o"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "warning" not in done.stdout
@@ -180,5 +180,5 @@ def test_errors_with_numbers_survive_a_static_libstdcxx(module, tmp_path, monkey
 def test_torch_is_as_new_as_the_package_says():
     assert tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 10)
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'dependencies = ["torch>=2.10"]' in text
+    assert 'dependencies = ["torch>=2.10",' in text
     assert build.STABLE_ABI == "0x020a000000000000"

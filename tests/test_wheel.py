@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def test_its_name_says_which_linux_it_runs_on(wheel):
 
 def test_it_holds_the_package_and_no_library_of_torchs(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastlstm").rglob("*.py")}
+    files = [*(ROOT / "fastlstm").rglob("*.py"), *(ROOT / "fastlstm").rglob("templates/*")]
+    sources = {str(path.relative_to(ROOT)) for path in files}
     assert sources <= set(names)
     assert {"fastlstm/py.typed", "fastlstm/_C.pyi"} <= set(names)
     libraries = [name for name in names if ".so" in name]
@@ -52,11 +54,22 @@ def test_it_holds_the_package_and_no_library_of_torchs(wheel):
     assert not [name for name in libraries if "torch" in name or "c10" in name]
 
 
+def test_the_source_distribution_can_be_built_from(tmp_path):
+    """It holds what the compiler and the wheel need, headers and templates too."""
+    run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=ROOT)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    files += [*(ROOT / "fastlstm").rglob("*.py"), *(ROOT / "fastlstm").rglob("templates/*")]
+    assert {str(path.relative_to(ROOT)) for path in files} <= names
+
+
 def test_it_says_who_made_it_and_what_it_needs(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
     lines = archive.read(name).decode().splitlines()
-    assert "Requires-Dist: torch>=2.10" in lines
+    assert {"Requires-Dist: torch>=2.10", "Requires-Dist: jinja2>=3"} <= set(lines)
     assert "Requires-Python: >=3.10" in lines
     assert "License-Expression: Apache-2.0" in lines
     assert any(line.startswith("Author") for line in lines)

@@ -1,0 +1,1 @@
+"""The CPU kernels against nn.LSTM, ONNX Runtime and others: speed, memory, sampling, training."""

@@ -1,0 +1,1 @@
+"""The kernels on a GPU: the stages of ``python -m benchmarks.gpu_check``, the suite's rows."""

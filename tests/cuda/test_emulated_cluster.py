@@ -1,0 +1,277 @@
+"""The forward kernels in thread-block clusters, run by the emulator; stepwise runs backward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simt_checks import NEEDED, assert_matches, is_seen, plant, problems_of, sanitize
+from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
+
+from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make
+
+pytestmark = NEEDED
+
+# Everything but a projection.
+CLUSTERED = {
+    name: fields | {"proj_size": 0}
+    for name, fields in OPTIONS.items()
+    if "projection" not in name
+}  # fmt: skip
+HALF = [torch.bfloat16, torch.float16]
+# CTAs and units of one, and an H that leaves some of them without a unit.
+CLUSTERS = {(1, 64): 33, (2, 64): 65, (4, 32): 100, (8, 32): 129, (16, 32): 264}
+TF32_CLUSTERS = {(1, 64): 64, (4, 32): 70, (8, 32): 131}
+TF32 = 2e-3  # how far tf32's rounding takes results from float64's
+
+
+def clustered(order="random", **more):
+    more.setdefault("backward_algorithm", "stepwise")
+    return Schedule(order, algorithm="cluster", allow_tf32=True, **more)
+
+
+def forward(p, schedule, saves=True, change=lambda x: None):
+    """Outputs of a forward pass alone; `change` may change the tensors before."""
+    x = make(p)
+    with torch.no_grad():
+        change(x)
+    emulated = Emulated(load("plain"), schedule, saves=saves)
+    with torch.no_grad():
+        return emulated.lstm(*x.arguments), emulated
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_cluster_kernels_match_the_reference(name, dtype):
+    tolerance = TF32 if dtype == torch.float32 else 0
+    assert_matches(Problem(dtype=dtype, **CLUSTERED[name]), clustered(), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("sequences", [8, 16])
+@pytest.mark.parametrize(("ctas", "units"), CLUSTERS)
+def test_every_cluster_at_an_odd_size(ctas, units, sequences):
+    """More steps than are loaded ahead, two groups, sequences that end or enter on the way."""
+    hidden = CLUSTERS[ctas, units]
+    p = Problem(hidden_size=hidden, batch=19, steps=11, packed=True, dtype=torch.bfloat16)
+    assert_matches(p, clustered(ctas=ctas, units=units, sequences=sequences))
+
+
+@pytest.mark.parametrize(("ctas", "units"), TF32_CLUSTERS)
+def test_every_cluster_in_tf32(ctas, units):
+    hidden = TF32_CLUSTERS[ctas, units]
+    p = Problem(hidden_size=hidden, batch=9, steps=10, bidirectional=True)
+    for sequences in (8, 16):
+        schedule = clustered(ctas=ctas, units=units, sequences=sequences)
+        assert_matches(p, schedule, tolerance=TF32)
+
+
+@pytest.mark.parametrize("hidden", [1, 3, 7, 64, 65, 129])
+@pytest.mark.parametrize(("batch", "steps"), [(1, 1), (3, 2), (7, 3), (33, 1)])
+def test_odd_sizes_in_clusters(hidden, batch, steps):
+    p = Problem(hidden_size=hidden, batch=batch, steps=steps, bidirectional=True)
+    assert_matches(replace(p, dtype=torch.bfloat16), clustered())
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rules_of_cells_in_groups_of_packed_sequences(bidirectional):
+    rules = {"recurrent_dropout": 0.2, "zoneout_h": 0.3, "zoneout_c": 0.4}
+    p = Problem(hidden_size=70, batch=19, steps=10, packed=True, dtype=torch.float16, **rules)
+    assert_matches(replace(p, bidirectional=bidirectional), clustered(sequences=8))
+
+
+def test_gradient_of_the_cells_of_every_step_in_clusters():
+    p = Problem(hidden_size=72, num_layers=2, batch=9, cells=True, dtype=torch.bfloat16)
+    assert_matches(p, clustered())
+
+
+@pytest.mark.parametrize(("ctas", "units"), [(1, 64), (2, 64)])
+def test_cluster_results_do_not_depend_on_the_schedule(ctas, units):
+    p = Problem(hidden_size=60, num_layers=2, batch=20, steps=10, dropout=0.4, packed=True)
+    runs = [
+        assert_matches(
+            replace(p, dtype=torch.bfloat16),
+            clustered(order, seed=seed, ctas=ctas, units=units, sequences=8),
+        )
+        for seed, order in enumerate(ORDERS)
+    ]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_groups_of_either_size_give_the_same_bits():
+    p = Problem(hidden_size=100, batch=21, steps=4, dtype=torch.bfloat16)
+    small, large = (forward(p, clustered(sequences=n))[0] for n in (8, 16))
+    assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))
+
+
+@pytest.mark.parametrize("name", ["three layers", "packed, both directions", "every rule"])
+def test_inference_gives_the_bits_of_training(name):
+    p = Problem(dtype=torch.bfloat16, **CLUSTERED[name])
+    saved, kept = forward(p, clustered())[0], forward(p, clustered(), saves=False)[0]
+    assert all(torch.equal(a, b) for a, b in zip(saved[:3], kept[:3], strict=True))
+
+
+def test_a_layer_is_one_product_and_few_launches():
+    """Biases and padded x; for every layer W_ih packed, all steps, and a product a direction."""
+    for layers in (1, 3):
+        p = Problem(hidden_size=40, num_layers=layers, steps=9, bidirectional=True)
+        _, emulated = forward(replace(p, dtype=torch.bfloat16), clustered())
+        assert (emulated.launches, emulated.products) == (2 + 2 * layers, 2 * layers)
+
+
+@pytest.mark.parametrize(("ctas", "units"), [(1, 64), (4, 32)])
+def test_nan_stays_in_its_sequence(ctas, units):
+    def spoil(x):
+        x.input[2, 5] = torch.nan
+
+    p = Problem(hidden_size=60, batch=11, steps=5, dtype=torch.bfloat16)
+    schedule = clustered(ctas=ctas, units=units, sequences=8)
+    y, spoiled = (forward(p, schedule, change=f)[0][0] for f in (lambda x: None, spoil))
+    assert spoiled[2:, 5].isnan().all()
+    assert not spoiled[:2].isnan().any()
+    others = [b for b in range(11) if b != 5]
+    assert torch.equal(spoiled[:, others], y[:, others])
+
+
+@settings(max_examples=15, deadline=None)
+@given(problems_of(dtype=st.sampled_from(HALF)), st.sampled_from(ORDERS), st.sampled_from([8, 16]))
+def test_drawn_problems_run_in_clusters(p, order, sequences):
+    schedule = clustered(order, seed=p.random_seed, sequences=sequences)
+    assert_matches(replace(p, proj_size=0), schedule, tolerance=2 * TOLERANCE[p.dtype])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"proj_size": 3}, "clusters have no projection"),
+        ({"layer_norm": True}, "clusters have no layer normalisation"),
+        ({"hidden_size": 513}, "the recurrent weights do not fit a cluster"),
+    ],
+)
+def test_cluster_kernels_refuse_what_they_have_not(fields, words):
+    p = Problem(dtype=torch.bfloat16, **{"steps": 1} | fields)
+    with pytest.raises(KernelError, match=f'"cluster" cannot run: {words}'):
+        assert_matches(p, clustered())
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.5", "1e9", ""])
+def test_limit_of_a_wait_in_clusters_is_read_from_the_environment(seconds, monkeypatch):
+    monkeypatch.setenv("FASTLSTM_WAIT_SECONDS", seconds)
+    assert_matches(Problem(dtype=torch.bfloat16), clustered())
+
+
+@pytest.mark.parametrize("seconds", ["ten", "-1", "nan"])
+def test_a_limit_of_clusters_that_is_no_number_of_seconds_is_refused(seconds, monkeypatch):
+    monkeypatch.setenv("FASTLSTM_WAIT_SECONDS", seconds)
+    expected = f'FASTLSTM_WAIT_SECONDS: expected a number of seconds .* got "{seconds}"'
+    with pytest.raises(KernelError, match=expected):
+        assert_matches(Problem(dtype=torch.bfloat16), clustered())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "dtype", "ctas", "sequences"),
+    [
+        (64, 128, torch.bfloat16, 1, 8),
+        (128, 8, torch.float16, 4, 8),  # two CTAs hold it, four are faster
+        (128, 2000, torch.bfloat16, 2, 16),  # until more sequences wait than run
+        (256, 16, torch.bfloat16, 8, 8),
+        (512, 16, torch.bfloat16, 16, 8),
+        (512, 100, torch.bfloat16, 16, 16),
+    ],
+)
+def test_planner_picks_a_cluster_by_its_steps_and_turns(hidden, batch, dtype, ctas, sequences):
+    found = plan(load("plain"), dtype, hidden, batch, algorithm="cluster")
+    assert (found.ctas, found.sequences) == (ctas, sequences)
+    assert found.ctas * found.units >= hidden
+
+
+# ---- the race checker and the address sanitizer ----
+
+
+@pytest.mark.parametrize("name", ["packed, both directions", "dropout", "index", "every rule"])
+def test_no_races_in_cluster_kernels(name):
+    p = Problem(dtype=torch.bfloat16, **CLUSTERED[name] | {"batch": 18, "steps": 10})
+    for order in ("random", "block_down"):
+        schedule = clustered(order, races=True, preempt=50, sequences=8)
+        assert_matches(p, schedule, "race")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("ctas", "units"), [(2, 64), (4, 32), (8, 32)])
+def test_no_races_in_a_cluster(ctas, units, order):
+    p = Problem(hidden_size=units * ctas - 27, batch=9, steps=5, packed=True, dtype=torch.bfloat16)
+    preempt = 50 * (order == "random")
+    schedule = clustered(order, races=True, preempt=preempt, ctas=ctas, units=units, sequences=8)
+    assert_matches(p, schedule, "race")
+
+
+def test_address_sanitizer_finds_nothing_in_clusters():
+    sanitize(
+        "from test_emulated_cluster import clustered\n"
+        "p = Problem(hidden_size=33, num_layers=2, batch=18, dropout=0.5, dtype=torch.bfloat16,\n"
+        "            packed=True, steps=9, bidirectional=True)\n"
+        "for ctas, units in ((1, 64), (2, 64), (4, 32)):\n"
+        "  for n in (8, 16):\n"
+        "    assert_matches(p, clustered(ctas=ctas, units=units, sequences=n), 'asan')\n"
+        "    print('right:', ctas, n)\n",
+        right=6,
+    )
+
+
+# ---- planted bugs ----
+
+_KERNEL, _MOVERS = "cluster/forward.cuh", "cluster/forward_movers.cuh"
+_ARMED = "s + 2 < cta.steps)\n      arrive_expecting(arrived + s % 2, Shape::kHiddenBytes);"
+_AWAITED = "if (Shape::kCtas > 1 && s > 0) wait(arrived + s % 2, (s - 1) >> 1 & 1, args.limit);"
+# (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
+MUTANTS = {
+    "a phase not armed": (_KERNEL, _ARMED, _ARMED.replace("s + 2", "false && s + 2")),
+    "fewer bytes expected than come": (
+        _KERNEL, _ARMED, _ARMED.replace("kHiddenBytes", "kHiddenBytes - Shape::kSentBytes"),
+    ),
+    "the wrong parity": (_KERNEL, "(s - 1) >> 1 & 1", "s >> 1 & 1"),
+    "a parity that does not toggle": (_KERNEL, "(s - 1) >> 1 & 1", "0"),
+    "h not waited for": (_KERNEL, _AWAITED, ""),
+    "one tile": (_KERNEL, "s % 2 * Shape::kSentBytes", "0 * Shape::kSentBytes"),
+    "one buffer of h": (_KERNEL, "s % 2 * Shape::kHiddenBytes +", "0 * Shape::kHiddenBytes +"),
+    "one buffer of outputs": (_MOVERS, "(s & 1) * Shape::kSequences", "0 * Shape::kSequences"),
+    "sent before all have written": (
+        _KERNEL,
+        "    cta_barrier<Shape>();\n    if constexpr (Shape::kCtas > 1) {\n"
+        "      if (s + 1 < cta.steps) sender.send(sent, (s + 1) % 2);\n",
+        "    if constexpr (Shape::kCtas > 1) {\n"
+        "      if (s + 1 < cta.steps) sender.send(sent, (s + 1) % 2);\n"
+        "      cta_barrier<Shape>();\n",
+    ),
+    "the last step sends": (_KERNEL, "if (s + 1 < cta.steps) sender.send", "sender.send"),
+    "partial sums not barred": (
+        "cluster/forward_product.cuh", "named_barrier(2 + block(), 64);", "",
+    ),
+    "loaded one step early": (
+        _KERNEL,
+        "    cta_barrier<Shape>();\n    loader.load(s + Shape::kRing);\n",
+        "    loader.load(s + Shape::kRing);\n    cta_barrier<Shape>();\n",
+    ),
+    "input part not waited for": (_KERNEL, "if (waits && s", "if (false && waits && s"),
+    "stored one step early": (
+        _KERNEL, "if (s > 0) storer.store(s - 1);", "storer.store(s);",
+    ),
+    "ended sequences go on": (
+        _KERNEL, "if (span[x].enter <= s && s < span[x].leave) {", "if (true) {",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mutants(tmp_path_factory):
+    return plant(MUTANTS, tmp_path_factory.mktemp("mutants"))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_bug_planted_in_the_cluster_kernels_is_seen(name, mutants):
+    p = Problem(hidden_size=99, batch=11, steps=12, packed=True, dtype=torch.bfloat16)
+    schedule = clustered(races=True, preempt=50, ctas=4, units=32, sequences=8)
+    assert is_seen(mutants[name], "simt_checks", "shows", [p], [schedule])

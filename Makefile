@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
-CPP := $(shell find csrc tests/arm tests/cuda/simt tests/ops/wide -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
+CPP := $(shell find csrc tests/arm tests/cuda/simt tests/ops -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu*')
 BENCH = $(BIN)/python -m pytest --benchmark-json=benchmarks/results/cpu.json \
 	--benchmark-columns=min,median,iqr,rounds
 
@@ -20,7 +20,7 @@ train: $(VENV)/.text  ## install everything, train on the default corpus, print 
 	@$(BIN)/python -m fastlstm.train
 
 test: $(VENV)/.test lint  ## install everything, then lint, type check and the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 arm: $(VENV)/.test  ## the CPU kernels for 64-bit ARM, in an emulator (qemu-user, g++-aarch64-linux-gnu)
 	$(BIN)/python -m pytest -m arm -n 2 -rs tests/arm

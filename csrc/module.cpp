@@ -51,6 +51,7 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
     result["ctas"] = chosen.ctas;
     result["units"] = chosen.units;
     result["sequences"] = chosen.sequences;
+    result["chunk_steps"] = chosen.chunk_steps;
   }
   return result;
 }
@@ -113,8 +114,8 @@ py::dict cpu_division(const std::string& costs, int64_t weight_bytes, int64_t in
   const int64_t weights = gates * hidden_size;
   const EvenTeam even(*known, worthwhile_threads(threads, weights * batch), weights, batch,
                       weight_bytes, 1);
-  const int64_t input_part =
-      product_cost(*known, ceil_div(gates * input_size, threads), p.rows, weight_bytes, threads);
+  const int64_t input_part = product_cost(*known, ceil_div(gates * input_size, threads),
+                                          gates * input_size, p.rows, weight_bytes, threads);
   const int64_t cells = ceil_div(p.rows * hidden_size, threads) * known->cell;
   result["even_multiply_adds"] = directions * (steps * even.step + input_part + cells);
   return result;

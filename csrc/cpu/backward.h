@@ -62,15 +62,15 @@ class BackwardTask {
     load_states(c0_, c_stride_, layer.states(p_.c0, units_), units_);
   }
 
-  // Steps [first, last) of this direction are next, the last one first.
-  void begin_chunk(int64_t first, int64_t last) {
+  // Steps [first, last) of this direction are next, the last one first, by so many threads.
+  void begin_chunk(int64_t first, int64_t last, int64_t members) {
     last_step_ = last;
-    team_.begin(last - first);
+    team_.begin(last - first, members);
   }
 
   // Any number of threads may call this: they form a team.
   void run() {
-    team_.run([&](int64_t j, int member) { run_step(last_step_ - 1 - j, member); }, [](int64_t) {});
+    team_.run([&](int64_t j, Team::Member& member) { run_step(last_step_ - 1 - j, member); });
   }
 
   // After all steps.
@@ -100,7 +100,7 @@ class BackwardTask {
 
   // Calls f(panel, first column, number of columns) for ranges of columns that are this member's.
   template <class F>
-  void share_columns(int member, int64_t columns, F&& f) {
+  void share_columns(Team::Member& member, int64_t columns, F&& f) {
     team_.share_ranges(member, panels_of<T>(columns), [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kPanel<T>;
       f(begin, first, min_of(columns, end * kPanel<T>) - first);
@@ -108,7 +108,7 @@ class BackwardTask {
   }
 
   // One member's share of step s.
-  void run_step(int64_t s, int member) {
+  void run_step(int64_t s, Team::Member& member) {
     const int64_t t = layer_.time(s);
     const int64_t active = max_of(0, min_of(sequences_.end, rows_.active(t)) - sequences_.begin);
     if (active == 0) return;
@@ -119,7 +119,6 @@ class BackwardTask {
         for (int64_t b = 0; b < active; ++b)
           convert(chunk_.dh_row(first + b) + begin, dh_.get() + b * h_stride_ + begin, n);
       });
-      team_.barrier();
     }
     if (p_.layer_norm)
       team_.share_ranges(member, active, [&](int64_t begin, int64_t end) {
@@ -131,7 +130,6 @@ class BackwardTask {
         run_cells(t, first, active, panel, begin, n);
       });
     if (s == 0 && !grad_h0_) return;
-    team_.barrier();
     // Zoneout's part of the gradient of h is already in dh.
     const bool add = p_.cell.zoneout_h > 0;
     share_columns(member, p_.out_size, [&](int64_t panel, int64_t begin, int64_t n) {
@@ -237,7 +235,7 @@ class BackwardTask {
   }
 
   const Problem& p_;
-  Team team_{0};
+  Team team_{0, 1};
   int64_t last_step_ = 0;
   const Rows& rows_;
   const BackwardWeights<S>& weights_;
@@ -274,7 +272,7 @@ void backward_layer(const Backward& f, const Runtime& runtime, const Rows& rows,
                 PseudoLayer<S>(p, f.saved, layer, d), split.part(j));
   for (int64_t last = p.steps, first; last > 0; last = first) {
     first = gradients.begin_chunk(last);
-    for (int64_t j = 0; j < tasks.count(); ++j) tasks[j].begin_chunk(first, last);
+    for (int64_t j = 0; j < tasks.count(); ++j) tasks[j].begin_chunk(first, last, division.members);
     run_teams(runtime, division, tasks.count(), [&](int64_t j) { tasks[j].run(); });
     gradients.add_chunk();
   }

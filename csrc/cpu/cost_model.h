@@ -13,20 +13,21 @@
 //   weights  = ceil(blocks / members) * 64 P  of W_hh, that a member reads; a block is 16 units
 //                                             with their four gates
 //   rows     = ceil(B / parts)                sequences that share each read
-//   step     = turns * weights * max(read, rows) + barrier(members)
+//   step     = turns * weights * (max(read, rows) + late) + barrier(members)
 //
 //   read     = read_cached                        of weights that fit in cached_bytes, their part
 //                                                 of a core's own L2 cache
 //            = read_far * max(1, readers / 16)    of others: the shared cache delivers to 16
 //                                                 readers at full rate, and more divide that
 //   readers  = min(threads, tasks * members)
-//   barrier  = members * barrier                  of more than one member: all add to one counter
-//                                                 and wait for one word, and these cache lines go
-//                                                 from core to core, to one member after another
+//   late     = read_far / 4                    where W_hh exceeds 8 MiB: it does not stay in the
+//                                              shared cache, and arithmetic hides less of reading
+//   barrier  = ceil(log2(members)) * barrier      the rounds in which members meet, and reading
+//                                                 what the others computed
 //
 // Two threads were measured: the rates, reading (190 and 26 GB/s a core on the Xeon; no difference
-// on Zen 3), and when a team pays, from which its barrier follows (0.2 us a member in float32 with
-// AVX-512, 0.26 in AMX, 0.6 with AVX2). Beyond two threads the barrier and the 16 readers are
+// on Zen 3), and when a team pays, from which its barrier follows (0.4 us a round in float32 with
+// AVX-512, 0.52 in AMX, 1.2 with AVX2). Beyond two threads the barrier and the 16 readers are
 // assumptions. NUMA, backward's second barrier and the products around the steps are ignored. A
 // cell is half of a dependency chain of 220 cycles for a vector of units.
 #pragma once
@@ -43,10 +44,11 @@ struct Costs {
   int64_t read_cached, read_far, cached_bytes, barrier;
   int64_t cell;  // of one unit and row: estimates of whole times count it, choices do not
 };
-constexpr Costs kTileCosts = {16, 100, 5 << 18, 480000, 3400};  // bfloat16 with AMX; an L2 of 2 MiB
-constexpr Costs kAvx512Costs = {2, 16, 5 << 18, 24000, 220};
-constexpr Costs kNarrowCosts = {2, 2, 5 << 16, 24000, 220};  // an L2 of 512 KiB
-constexpr int64_t kSharedReaders = 16;  // whose reads the shared cache serves at full rate
+constexpr Costs kTileCosts = {16, 100, 5 << 18, 960000, 3400};  // bfloat16 with AMX; an L2 of 2 MiB
+constexpr Costs kAvx512Costs = {2, 16, 5 << 18, 48000, 220};
+constexpr Costs kNarrowCosts = {2, 2, 5 << 16, 48000, 220};  // an L2 of 512 KiB
+constexpr int64_t kSharedReaders = 16;     // whose reads the shared cache serves at full rate
+constexpr int64_t kSharedBytes = 8 << 20;  // of a layer's weights, that stay in the shared cache
 // Those of the kernels that include this.
 #if FASTLSTM_AMX
 constexpr const Costs& kCosts = kTileCosts;
@@ -56,22 +58,27 @@ constexpr const Costs& kCosts = kAvx512Costs;
 constexpr const Costs& kCosts = kNarrowCosts;
 #endif
 
-// At most so many rows read the weights as they are; packing costs about as much as three rows.
-constexpr int64_t kDirectRows = 8;
+// Whether so few rows read the weights as they are. Packing them costs about as much as three rows
+// where a layer's weights stay in the caches. Where it writes through them it costs as much as
+// eight steps of a row, or sixteen rows of one step, which share each read.
 inline bool runs_direct(const Problem& p) {
-  return !p.projected && !p.layer_norm && p.rows <= kDirectRows;
+  const bool cached = 8 * p.hidden_size * p.out_size < (1 << 18);
+  return !p.projected && !p.layer_norm && p.rows <= (cached ? 3 : p.steps > 1 ? 8 : 16);
 }
 
-// How one member multiplies `weights` weights with `rows` rows.
-inline int64_t product_cost(const Costs& costs, int64_t weights, int64_t rows, int64_t weight_bytes,
-                            int64_t readers) {
+// How one member multiplies `weights` of a layer's `all` weights with `rows` rows.
+inline int64_t product_cost(const Costs& costs, int64_t weights, int64_t all, int64_t rows,
+                            int64_t weight_bytes, int64_t readers) {
   const int64_t far = costs.read_far * max_of(readers, kSharedReaders) / kSharedReaders;
-  return weights *
-         max_of(weights * weight_bytes > costs.cached_bytes ? far : costs.read_cached, rows);
+  const int64_t read = weights * weight_bytes > costs.cached_bytes ? far : costs.read_cached;
+  const int64_t late = all * weight_bytes > kSharedBytes ? costs.read_far / 4 : 0;
+  return weights * (max_of(read, rows) + late);
 }
 
 inline int64_t barrier_cost(const Costs& costs, int64_t members) {
-  return members > 1 ? members * costs.barrier : 0;
+  int64_t rounds = 0;
+  while (int64_t(1) << rounds < members) ++rounds;
+  return rounds * costs.barrier;
 }
 
 // The number of parts, and of threads in a team.
@@ -85,13 +92,12 @@ struct Division {
     for (int64_t n = min_of(batch, available); n > 0; --n) {
       const int64_t tasks = n * p.directions, turns = ceil_div(tasks, available);
       const int64_t most = max_of(1, min_of(min_of(available / tasks, Team::kMaxMembers), blocks));
-      // What is worth two threads is not left to one, as on the two threads that were measured.
-      const int64_t least = tasks == 1 ? min_of(2, most) : 1;
-      for (int64_t size = most; size >= least; --size) {
+      for (int64_t size = most; size > 0; --size) {
         const int64_t readers = min_of(available, tasks * size), rows = ceil_div(batch, n);
         const int64_t gates = ceil_div(blocks, size) * 64;
         const int64_t cost =
-            turns * product_cost(costs, gates * p.out_size, rows, weight_bytes, readers) +
+            turns * product_cost(costs, gates * p.out_size, blocks * 64 * p.out_size, rows,
+                                 weight_bytes, readers) +
             barrier_cost(costs, size);
         if (step > 0 && cost >= step) continue;
         step = cost;
@@ -113,9 +119,10 @@ struct EvenTeam {
   EvenTeam(const Costs& costs, int64_t most_threads, int64_t weights, int64_t rows,
            int64_t weight_bytes, int64_t barriers) {
     const int64_t most = min_of(most_threads, Team::kMaxMembers);
-    for (int64_t size = most; size >= min_of(2, most); --size) {
-      const int64_t cost = product_cost(costs, ceil_div(weights, size), rows, weight_bytes, size) +
-                           barriers * barrier_cost(costs, size);
+    for (int64_t size = most; size > 0; --size) {
+      const int64_t cost =
+          product_cost(costs, ceil_div(weights, size), weights, rows, weight_bytes, size) +
+          barriers * barrier_cost(costs, size);
       if (step > 0 && cost >= step) continue;
       step = cost;
       members = size;

@@ -2,8 +2,9 @@
 //
 // The batch is split into parts. Each part is a task that runs all steps of its sequences and never
 // waits for another task. Where there are more threads than tasks, a team of threads works on each
-// task: it divides the units of a step and has a barrier in every step. Sequences of one part share
-// every read of the weights. cost_model.h chooses the number of parts and the size of a team.
+// task: it divides the units of a step, and its members meet after every step. Sequences of one
+// part share every read of the weights. cost_model.h chooses the number of parts and the size of a
+// team.
 #pragma once
 
 #include "cost_model.h"

@@ -27,7 +27,7 @@ class ForwardTask {
 
   ForwardTask(const Forward& f, const Runtime& runtime, const Rows& rows,
               const LayerInput<S>& input, const ForwardWeights<S>& weights,
-              const PseudoLayer<S>& layer, const Sequences& sequences)
+              const PseudoLayer<S>& layer, const Sequences& sequences, int64_t members)
       : p_(f.problem),
         runtime_(runtime),
         rows_(rows),
@@ -38,7 +38,7 @@ class ForwardTask {
         weights_(weights),
         input_part_(p_, input, weights, sequences.count(), saved_input_part(), layer.gates_stride),
         cells_(f, rows, layer, sequences),
-        team_(p_.steps) {
+        team_(p_.steps, members) {
     if (p_.projected) product_.reset(sequences.count() * cells_.h_stride());
     if (p_.layer_norm) product_.reset(sequences.count() * weights.gates_stride);
     begin_step(0);
@@ -46,7 +46,7 @@ class ForwardTask {
 
   // Any number of threads may call this: they form a team.
   void run() {
-    team_.run([&](int64_t s, int member) { run_step(s, member); }, [&](int64_t s) { end_step(s); });
+    team_.run([&](int64_t s, Team::Member& member) { run_step(s, member); });
   }
 
  private:
@@ -63,52 +63,56 @@ class ForwardTask {
 
   // Before step s: the sequences that begin with it, and the rows of the input to be multiplied.
   void begin_step(int64_t s) {
-    for (; begun_ < count(s); ++begun_) cells_.begin_sequence(begun_);
-    multiplies_input_ = count(s) > 0 && input_part_.used_up();
-    if (!multiplies_input_) return;
-    input_part_.clear();
+    for (; begun_ < count(s); ++begun_) cells_.begin_sequence(s, begun_);
+    if (count(s) == 0 || s < input_part_.last_step()) return;
+    input_part_.begin(s);
     for (; s < p_.steps && input_part_.fits(count(s)); ++s)
-      for (int64_t b = 0; b < count(s); ++b)
-        input_part_.add_row(rows_.at(layer_.time(s), sequences_.begin + b));
+      input_part_.add_step(rows_.at(layer_.time(s), sequences_.begin), count(s));
   }
 
-  // After step s: the sequences that end with it.
+  // Whether a sequence begins or ends between step s and the next, or more input is multiplied.
+  bool changes(int64_t s) const {
+    return count(s + 1) != count(s) || (count(s) > 0 && s + 1 == input_part_.last_step());
+  }
+  // After step s: the sequences that end with it, and what comes before the next.
   void end_step(int64_t s) {
-    cells_.end_step();
-    for (int64_t b = count(s + 1); b < count(s); ++b) cells_.end_sequence(b);
-    input_part_.end_step(count(s));
+    for (int64_t b = count(s + 1); b < count(s); ++b) cells_.end_sequence(s, b);
     begin_step(s + 1);
   }
 
   // One member's share of step s.
-  void run_step(int64_t s, int member) {
-    const int64_t t = layer_.time(s), active = count(s);
-    if (active == 0) return;
-    if (multiplies_input_) input_part_.multiply_input(team_, member);
-    if (p_.layer_norm) return run_normed(t, active, member);
-    if (weights_.direct) return run_direct(t, active);
+  void run_step(int64_t s, Team::Member& member) {
+    const bool ends = changes(s);  // end_step() alters what this reads
+    if (count(s) > 0) run_active(s, count(s), member);
+    if (ends) team_.share(member, 1, [&](int64_t) { end_step(s); });
+  }
+
+  void run_active(int64_t s, int64_t active, Team::Member& member) {
+    if (s == input_part_.first_step()) input_part_.multiply_input(team_, member);
+    if (p_.layer_norm) return run_normed(s, active, member);
+    if (weights_.direct) return run_direct(s, active);
     team_.share(member, panels_of<T>(units_), [&](int64_t block) {
-      for_row_blocks(active, [&](int rows, int64_t b) { run_tile(t, b, rows, block); });
+      for_row_blocks(active, [&](int rows, int64_t b) { run_tile(s, b, rows, block); });
     });
-    if (p_.projected) project_h(t, active, member);
+    if (p_.projected) project_h(s, active, member);
   }
 
   // h's part of a tile of gates, and its cells.
-  void run_tile(int64_t t, int64_t b, int rows, int64_t block) {
+  void run_tile(int64_t s, int64_t b, int rows, int64_t block) {
     GateTile<T> tile;
-    multiply_gates(tile.gates, cells_.h(b), cells_.h_stride(), weights_.hh.panel(block * 4),
+    multiply_gates(tile.gates, cells_.h(s, b), cells_.h_stride(), weights_.hh.panel(block * 4),
                    weights_.hh.stored * kPanel<T>, weights_.hh.depth, rows);
-    run_cells(t, b, rows, block, tile);
+    run_cells(s, b, rows, block, tile);
   }
 
-  void run_cells(int64_t t, int64_t b, int rows, int64_t block, const GateTile<T>& tile) {
-    cells_.run(t, b, rows, block, tile, [&](int64_t j) { return input_part_.start(j); });
+  void run_cells(int64_t s, int64_t b, int rows, int64_t block, const GateTile<T>& tile) {
+    cells_.run(s, b, rows, block, tile, [&](int64_t j) { return input_part_.start(s, j); });
   }
 
   // The same from weights as they are in memory. A team does not pay for so few steps: instead the
   // units of each step are divided among threads.
   static constexpr int kDirectTile = 4;  // rows
-  void run_direct(int64_t t, int64_t active) {
+  void run_direct(int64_t s, int64_t active) {
     const int64_t weights = 4 * units_ * (units_ + input_width_);
     const EvenTeam team(kCosts, worthwhile_threads(runtime_.threads, weights * active), weights,
                         active, sizeof(S), 1);
@@ -116,13 +120,13 @@ class ForwardTask {
     parallel(runtime, panels_of<T>(units_), [&](int64_t block) {
       for_even_blocks(active, kDirectTile, [&](int rows, int64_t b) {
         with_rows<kDirectTile>(
-            rows, [&](auto size) { run_direct_tile<decltype(size)::value>(t, b, block); });
+            rows, [&](auto size) { run_direct_tile<decltype(size)::value>(s, b, block); });
       });
     });
   }
 
   template <int M>
-  void run_direct_tile(int64_t t, int64_t b, int64_t block) {
+  void run_direct_tile(int64_t s, int64_t b, int64_t block) {
     static_assert(kDirectTile <= kTileRows, "a tile has so many rows");
     // How many rows of weights are multiplied at once: enough sums to hide the latency.
     constexpr int R = 2 * kDirectTile / M < kPanel<T> ? 2 * kDirectTile / M : kPanel<T>;
@@ -135,11 +139,11 @@ class ForwardTask {
         constexpr int N = decltype(count)::value;
         T sums[N][M] = {};
         const int64_t row = g * units_ + first + j;
-        row_products<S, N, M>(sums, weights_.w_hh + row * depth, depth, cells_.h(b),
+        row_products<S, N, M>(sums, weights_.w_hh + row * depth, depth, cells_.h(s, b),
                               cells_.h_stride(), depth);
         if (input_width_ > 0)
           row_products<S, N, M>(sums, weights_.w_ih + row * input_width_, input_width_,
-                                input_part_.x(b), input_part_.x_stride(), input_width_);
+                                input_part_.x(s, b), input_part_.x_stride(), input_width_);
         for (int r = 0; r < N; ++r)
           for (int m = 0; m < M; ++m) tile.gates[g][m][j + r] += sums[r][m];
       };
@@ -147,33 +151,32 @@ class ForwardTask {
       for (; j + R <= n; j += R) multiply(Int<R>{}, j);
       for (; j < n; ++j) multiply(Int<1>{}, j);
     }
-    run_cells(t, b, M, block, tile);
+    run_cells(s, b, M, block, tile);
   }
 
   // With a projection: h = W_hr (o * tanh(c)).
-  void project_h(int64_t t, int64_t active, int member) {
+  void project_h(int64_t s, int64_t active, Team::Member& member) {
     const int64_t stride = cells_.h_stride();
-    team_.barrier();
     team_.share_ranges(member, panels_of<T>(p_.out_size), [&](int64_t first, int64_t last) {
       const int64_t begin = first * kPanel<T>, n = min_of(p_.out_size, last * kPanel<T>) - begin;
       T* product = product_.get() + begin;
       gemm_rows(product, stride, cells_.unprojected_h(), stride, weights_.hr.panel(first), active,
                 units_, n, {});
-      for (int64_t b = 0; b < active; ++b) cells_.write_h(t, b, begin, product + b * stride, n);
+      for (int64_t b = 0; b < active; ++b) cells_.write_h(s, b, begin, product + b * stride, n);
     });
   }
 
   // With layer normalisation: W_hh h of whole rows first, for their moments.
-  void run_normed(int64_t t, int64_t active, int member) {
+  void run_normed(int64_t s, int64_t active, Team::Member& member) {
     const int64_t stride = weights_.gates_stride;
     team_.share_ranges(member, panels_of<T>(4 * units_), [&](int64_t first, int64_t last) {
-      gemm_rows(product_.get() + first * kPanel<T>, stride, cells_.h(0), cells_.h_stride(),
+      gemm_rows(product_.get() + first * kPanel<T>, stride, cells_.h(s, 0), cells_.h_stride(),
                 weights_.hh.panel(first), active, units_, (last - first) * kPanel<T>, {});
     });
-    team_.barrier();
     team_.share_ranges(member, active, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b)
-        cells_.run_normed(weights_.norm, t, b, input_part_.start(b), product_.get() + b * stride);
+        cells_.run_normed(weights_.norm, s, b, input_part_.start(s, b),
+                          product_.get() + b * stride);
     });
   }
 
@@ -189,7 +192,6 @@ class ForwardTask {
   Team team_;
   Buffer<T> product_;  // of a projection, W_hr (o * tanh(c)); with layer normalisation, W_hh h
   int64_t begun_ = 0;  // sequences that have begun
-  bool multiplies_input_ = false;  // whether the step begins with the product of more input
 };
 
 template <class S>
@@ -212,7 +214,7 @@ void forward(const Forward& f, const Runtime& runtime) {
       for (int d = 0; d < p.directions; ++d)
         tasks.add(f, runtime, rows, input,
                   packed ? packed->layers[layer * p.directions + d] : weights[d],
-                  PseudoLayer<S>(p, f.saved, layer, d), split.part(j));
+                  PseudoLayer<S>(p, f.saved, layer, d), split.part(j), division.members);
     run_teams(runtime, division, tasks.count(), [&](int64_t j) { tasks[j].run(); });
   }
 }

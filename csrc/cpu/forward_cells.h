@@ -52,46 +52,47 @@ class ForwardCells {
     }
   }
 
-  // Loads the initial h of a sequence, and writes its last states.
-  void begin_sequence(int64_t b) {
-    if (h0_) convert(h_[0].get() + b * h_stride_, h0_ + (sequences_.begin + b) * out_, out_);
+  // Loads the initial h of a sequence whose first step is s.
+  void begin_sequence(int64_t s, int64_t b) {
+    if (h0_) convert(h_[s % 2].get() + b * h_stride_, h0_ + (sequences_.begin + b) * out_, out_);
   }
-  void end_sequence(int64_t b) const {
+  // Writes the states of a sequence whose last step is s.
+  void end_sequence(int64_t s, int64_t b) const {
     const int64_t sequence = sequences_.begin + b;
-    convert(h_n_ + sequence * out_, h_[0].get() + b * h_stride_, out_);
+    convert(h_n_ + sequence * out_, h(s + 1, b), out_);
     convert(c_n_ + sequence * units_, c_.get() + b * c_stride_, units_);
   }
 
-  // h before the step, and (with a projection) o * tanh(c) of the step.
-  const E* h(int64_t b) const { return h_[0].get() + b * h_stride_; }
+  // h before step s, and (with a projection) o * tanh(c) of the step.
+  const E* h(int64_t s, int64_t b) const { return h_[s % 2].get() + b * h_stride_; }
   const E* unprojected_h() const { return unprojected_h_.get(); }
   int64_t h_stride() const { return h_stride_; }
 
   // The new states of `count` rows from sequence b on, units of a block. start(j) is the input's
   // part of row j's pre-activations.
   template <class Start>
-  void run(int64_t t, int64_t b, int count, int64_t block, const GateTile<T>& tile, Start&& start) {
+  void run(int64_t s, int64_t b, int count, int64_t block, const GateTile<T>& tile, Start&& start) {
     if (rules_.plain)
-      run_with<false>(t, b, count, block, tile, start);
+      run_with<false>(s, b, count, block, tile, start);
     else
-      run_with<true>(t, b, count, block, tile, start);
+      run_with<true>(s, b, count, block, tile, start);
   }
 
   // With layer normalisation, the new states of sequence b, all units. z: its W_hh h.
-  void run_normed(const NormWeights<S>& weights, int64_t t, int64_t b, const T* input_part,
+  void run_normed(const NormWeights<S>& weights, int64_t s, int64_t b, const T* input_part,
                   const T* z) {
-    const int64_t row = rows_.at(t, sequences_.begin + b);
+    const int64_t t = layer_.time(s), row = rows_.at(t, sequences_.begin + b);
     NormForwardRow<S> args;
     args.input_part = input_part;
     args.z = z;
-    args.h_prev = h(b);
+    args.h_prev = h(s, b);
     args.c = c_.get() + b * c_stride_;
     args.h = norm_scratch_.get() + b * 2 * c_stride_;
     args.o = args.h + c_stride_;
     args.saved = layer_.gates ? layer_.gates + row * layer_.gates_stride : nullptr;
     args.keys = rules_.row(t, sequences_.begin + b);
     norm_forward(weights, rules_, units_, args);
-    write_h(t, b, 0, args.h, units_);
+    write_h(s, b, 0, args.h, units_);
     if (args.saved == nullptr) return;
     const int64_t gates = 4 * units_;
     convert(args.saved + 2 * gates, z, gates);
@@ -100,18 +101,19 @@ class ForwardCells {
 
   // Units [first, first + n) of a sequence's new h: to the output and, rounded to its type as the
   // recurrence reads it, to the next step.
-  void write_h(int64_t t, int64_t b, int64_t first, const T* h, int64_t n) {
-    S* y = layer_.output + rows_.at(t, sequences_.begin + b) * layer_.output_stride + first;
+  void write_h(int64_t s, int64_t b, int64_t first, const T* h, int64_t n) {
+    S* y = layer_.output + rows_.at(layer_.time(s), sequences_.begin + b) * layer_.output_stride +
+           first;
     convert(y, h, n);
-    convert(h_[1].get() + b * h_stride_ + first, y, n);
+    convert(h_[(s + 1) % 2].get() + b * h_stride_ + first, y, n);
   }
-
-  void end_step() { Buffer<E>::swap(h_[0], h_[1]); }
 
  private:
   template <bool kRules, class Start>
-  void run_with(int64_t t, int64_t b, int count, int64_t block, const GateTile<T>& tile,
+  void run_with(int64_t s, int64_t b, int count, int64_t block, const GateTile<T>& tile,
                 Start&& start) {
+    const int64_t t = layer_.time(s);
+    E* const new_h = h_[(s + 1) % 2].get();
     typedef CellVector<T, kRules> V;
     typedef Elements<V> At;
     constexpr int kUnits = kLanes<T, V>;
@@ -132,7 +134,7 @@ class ForwardCells {
                 a_o = pre_activation(3), c_prev = At::read(c, kUnits);
         CellForward<V> out;
         if constexpr (kRules) {
-          const V h_prev = load_as<E>(h_[0].get() + (b + m) * h_stride_ + unit);
+          const V h_prev = load_as<E>(h(s, b + m) + unit);
           out = cell_forward<Math<T>>(a_i, a_f, a_g, a_o, c_prev, h_prev,
                                       rules_of(rules_, keys, unit));
         } else {
@@ -143,8 +145,7 @@ class ForwardCells {
           At::write(unprojected_h_.get() + (b + m) * h_stride_ + unit, out.h, kUnits);
         } else {
           // The recurrence reads h as the output holds it: rounded to the storage type.
-          At::write(h_[1].get() + (b + m) * h_stride_ + unit, At::template rounded<S>(out.h),
-                    kUnits);
+          At::write(new_h + (b + m) * h_stride_ + unit, At::template rounded<S>(out.h), kUnits);
           At::write(layer_.output + row * layer_.output_stride + unit, out.h, n);
         }
         if (layer_.gates) {
@@ -165,7 +166,7 @@ class ForwardCells {
   const DrawnRules<T> rules_;
   const S* const h0_;
   S *const h_n_, *const c_n_;
-  Buffer<E> h_[2];  // before and after the step
+  Buffer<E> h_[2];  // before even steps, and before odd ones
   Buffer<E> unprojected_h_;
   Buffer<T> c_;
   Buffer<T> norm_scratch_;  // two rows for each sequence

@@ -2,7 +2,7 @@
 // with the states of the batch (1 to 64 rows).
 //
 // A team of threads shares each step. A member takes panels of every matrix (64 columns: 16 units
-// with their four gates), in the order of the layers; after every layer is a barrier. A panel is
+// with their four gates), in the order of the layers; after every layer all meet. A panel is
 // read once from its first k to its last, its sums stay in registers, and the cells run on them at
 // once. Each column is summed by one thread in a fixed order, so results do not depend on the
 // number of threads.
@@ -47,7 +47,7 @@ class Generator {
   }
 
   // One member's share of step s.
-  void run_step(int64_t s, int member) {
+  void run_step(int64_t s, Team::Member& member) {
     const T* input = nullptr;  // h of the layer below
     for (int layer = 0; layer < g_.layers; ++layer) {
       const T* h = h_[s % 2].get() + layer * g_.batch * h_stride_;
@@ -57,10 +57,8 @@ class Generator {
       share(member, units_ / kGenerateUnits, [&](auto rows, int64_t panel, int64_t b) {
         run_cells<decltype(rows)::value>(s, layer, panel, b, input, h, unprojected);
       });
-      team_.barrier();
       if (g_.projected) {
         multiply(member, w.hr, g_.out_size, nullptr, unprojected, new_h, h_stride_);
-        team_.barrier();
       }
       input = new_h;
     }
@@ -68,7 +66,6 @@ class Generator {
     if (drawn < 0) return;
     multiply(member, g_.decoder, g_.vocabulary, static_cast<const T*>(g_.decoder_bias), input,
              logits_.get(), logits_stride_);
-    team_.barrier();
     team_.share(member, g_.batch, [&](int64_t b) {
       g_.tokens[drawn * g_.batch + b] =
           draw(g_, logits_.get() + b * logits_stride_, order_.get() + b * g_.vocabulary, drawn, b);
@@ -106,7 +103,7 @@ class Generator {
   // Calls f(Int<M>{}, panel, b) for this member's share of the panels and all rows, M rows from b
   // on.
   template <class F>
-  void share(int member, int64_t panels, F&& f) const {
+  void share(Team::Member& member, int64_t panels, F&& f) const {
     team_.share(member, panels, [&](int64_t panel) {
       for_even_blocks(g_.batch, kPassRows, [&](int rows, int64_t b) {
         with_rows<kPassRows>(rows, [&](auto size) { f(size, panel, b); });
@@ -145,8 +142,8 @@ class Generator {
 
   // to = W x + bias, for all rows and this member's share of the n columns.
   template <class To>
-  void multiply(int member, const PackedMatrix& w, int64_t n, const T* bias, const T* x, To* to,
-                int64_t stride) const {
+  void multiply(Team::Member& member, const PackedMatrix& w, int64_t n, const T* bias, const T* x,
+                To* to, int64_t stride) const {
     share(member, ceil_div(n, kGenerateColumns), [&](auto rows, int64_t panel, int64_t b) {
       constexpr int M = decltype(rows)::value;
       alignas(64) T sums[M][kGenerateColumns] = {};
@@ -181,8 +178,6 @@ class Generator {
 template <class Store>
 void generate(const Generate& g, const Runtime& runtime) {
   const int64_t steps = g.prime_steps + g.length - 1;
-  Team team(steps);
-  Generator<Store> generator(g, team);
   const int64_t recurrent =
       4 * g.hidden_size * g.out_size + (g.projected ? g.hidden_size : 0) * g.out_size;
   const int64_t weights = g.layers * recurrent * 2 + g.vocabulary * g.out_size;
@@ -190,8 +185,10 @@ void generate(const Generate& g, const Runtime& runtime) {
   const int64_t barriers = g.layers * (g.projected ? 2 : 1) + 2;  // of a step
   const int64_t most = min_of(runtime.threads, 1 + weights * g.batch / kWorkPerThread);
   const int64_t workers = EvenTeam(kCosts, most, weights, g.batch, weight_bytes, barriers).members;
+  Team team(steps, workers);
+  Generator<Store> generator(g, team);
   parallel(runtime, workers, [&](int64_t) {
-    team.run([&](int64_t s, int member) { generator.run_step(s, member); }, [](int64_t) {});
+    team.run([&](int64_t s, Team::Member& member) { generator.run_step(s, member); });
   });
   generator.write_states(steps);
 }

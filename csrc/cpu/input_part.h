@@ -34,6 +34,7 @@ class InputPart {
         saved_(saved),
         saved_stride_(saved_stride) {
     const int64_t capacity = min_of(p.rows, max_of(kInputRows, batch));
+    first_.reset(p.steps);
     rows_.reset(capacity);
     start_.reset(capacity);
     // Zeros: the padding of a row is multiplied too (panels.h).
@@ -41,19 +42,26 @@ class InputPart {
     if (computed()) values_.reset(capacity * stride_);
   }
 
-  // Whether the steps so far have used all rows. Then the next steps' rows are added, as long as
-  // they fit.
-  bool used_up() const { return first_ == count_; }
-  void clear() { first_ = count_ = 0; }
+  // Steps are added in their order, from step s on, as long as their rows fit.
+  void begin(int64_t s) {
+    first_step_ = last_step_ = s;
+    count_ = 0;
+  }
   bool fits(int64_t rows) const { return count_ == 0 || count_ + rows <= kInputRows; }
-  void add_row(int64_t row) { rows_[count_++] = row; }
+  // A step of `rows` rows, from row `first` of the problem on.
+  void add_step(int64_t first, int64_t rows) {
+    first_[last_step_++] = count_;
+    for (int64_t b = 0; b < rows; ++b) rows_[count_++] = first + b;
+  }
+  // The steps that were added are [first_step, last_step).
+  int64_t first_step() const { return first_step_; }
+  int64_t last_step() const { return last_step_; }
 
   // Computes all rows that were added: one member's share of it.
-  void multiply_input(Team& team, int member) {
+  void multiply_input(Team& team, Team::Member& member) {
     team.share_ranges(member, count_, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; ++n) start_[n] = prepare(n);
     });
-    team.barrier();
     if (input_.dense() && !weights_.direct) {
       const int64_t panels = normed_ ? panels_of<T>(gates_) : stride_ / kPanel<T>;
       team.share_ranges(member, panels, [&](int64_t first, int64_t last) {
@@ -62,16 +70,14 @@ class InputPart {
                   count_, input_.width, (last - first) * kPanel<T>,
                   normed_ ? Addend<T>{} : Addend<T>{weights_.bias.get() + column, 0});
       });
-      team.barrier();
     }
     if (normed_) normalise(team, member);
   }
 
-  // Of the step that begins with the first unused row: row b's pre-activations, and its input.
-  const T* start(int64_t b) const { return start_[first_ + b]; }
-  const E* x(int64_t b) const { return x_.get() + (first_ + b) * x_stride_; }
+  // Of row b of a step: its pre-activations, and its input.
+  const T* start(int64_t s, int64_t b) const { return start_[first_[s] + b]; }
+  const E* x(int64_t s, int64_t b) const { return x_.get() + (first_[s] + b) * x_stride_; }
   int64_t x_stride() const { return x_stride_; }
-  void end_step(int64_t rows) { first_ += rows; }
 
  private:
   // Whether rows are computed, and not taken from the table or from the biases alone.
@@ -93,7 +99,7 @@ class InputPart {
     return values;
   }
 
-  void normalise(Team& team, int member) {
+  void normalise(Team& team, Team::Member& member) {
     team.share_ranges(member, count_, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; ++n) {
         T* values = values_.get() + n * stride_;
@@ -101,7 +107,6 @@ class InputPart {
         write_normed(values, values, weights_.norm.ih.get(), weights_.bias.get(), gates_);
       }
     });
-    team.barrier();
   }
 
   const LayerInput<S>& input_;
@@ -110,11 +115,13 @@ class InputPart {
   const int64_t gates_, stride_, x_stride_;  // gates_: 4H
   S* const saved_;
   const int64_t saved_stride_;
-  Buffer<int64_t> rows_;           // of the problem
-  Buffer<const T*> start_;         // each row's pre-activations
-  Buffer<E> x_;                    // dense input
-  Buffer<T> values_;               // rows of pre-activations, as ForwardWeights orders them
-  int64_t count_ = 0, first_ = 0;  // rows that were added; the first of them that is unused
+  Buffer<int64_t> first_;   // of each step that was added: its first row here
+  Buffer<int64_t> rows_;    // of the problem
+  Buffer<const T*> start_;  // each row's pre-activations
+  Buffer<E> x_;             // dense input
+  Buffer<T> values_;        // rows of pre-activations, as ForwardWeights orders them
+  int64_t first_step_ = 0, last_step_ = 0;
+  int64_t count_ = 0;  // rows that were added
 };
 
 }  // namespace

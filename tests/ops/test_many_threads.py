@@ -22,19 +22,21 @@ DIVIDED = [case for case in CPU_CASES if case.batch * case.steps > 8]  # others 
 
 
 def tuned_on_two_threads(case, costs):
-    """Parts and members by the model as it was tuned, which knew one size of a team."""
+    """Parts and members by the model as it was tuned, written for two threads alone."""
     cached, far, barrier = {
-        "tiles": (16, 100, 480000), "avx512": (2, 16, 24000), "narrow": (2, 2, 24000),
+        "tiles": (16, 100, 960000), "avx512": (2, 16, 48000), "narrow": (2, 2, 48000),
     }[costs]  # fmt: skip
     directions, blocks = 1 + case.bidirectional, math.ceil(case.hidden_size / 16)
     found = {}
     for parts in range(min(case.batch, 2), 0, -1):
         tasks = parts * directions
-        members = max(1, min(2 // tasks, blocks))
-        weights = math.ceil(blocks / members) * 64 * case.hidden_size
-        read = far if weights * KINDS[costs] > 5 << 18 else cached
-        cost = math.ceil(tasks / 2) * weights * max(read, math.ceil(case.batch / parts))
-        found.setdefault(cost + (members > 1) * members * barrier, (parts, members))
+        for members in range(max(1, min(2 // tasks, blocks)), 0, -1):
+            weights = math.ceil(blocks / members) * 64 * case.hidden_size
+            read = far if weights * KINDS[costs] > 5 << 18 else cached
+            late = far // 4 if blocks * 64 * case.hidden_size * KINDS[costs] > 8 << 20 else 0
+            rate = max(read, math.ceil(case.batch / parts)) + late
+            cost = math.ceil(tasks / 2) * weights * rate
+            found.setdefault(cost + (members > 1) * barrier, (parts, members))
     return found[min(found)]
 
 
@@ -75,8 +77,9 @@ def divided(threads, costs="avx512", hidden_size=256, batch=1, steps=100, direct
 
 
 def test_a_team_is_as_large_as_its_barrier_pays_for():
-    """A barrier of 16 members costs more than one sequence's step of 256 units."""
-    assert divided(16)["members"] == divided(64)["members"] == 4
+    """One sequence's step of 256 units pays for three rounds; of 64 units, for none."""
+    assert divided(16)["members"] == divided(64)["members"] == 8
+    assert divided(64, hidden_size=64)["members"] == 1
     assert divided(64, hidden_size=2048)["members"] > 30
 
 

@@ -35,6 +35,19 @@ void filter(const Generate& g, double* logits, int64_t* order) {
   for (int64_t j = kept; j < n; ++j) logits[order[j]] = -INFINITY;
 }
 
+// The noise of a token with these upper bits.
+double noise(const DrawRow& row, uint32_t bits) {
+  const uint64_t k = uint64_t(bits) << 20 | draw_low_bits(row);
+  return -std::log(-std::log((double(k) + 0.5) * 0x1p-52));
+}
+
+// A bound of that without logarithms: -log(u) > 1 - u, which is at least 2^-(n + 1) where its first
+// n bits are 0.
+double most_noise(uint32_t bits) {
+  const uint64_t rest = uint64_t(~bits) << 32 | 1 << 11;  // of 1 - u; n is 52 at most
+  return (__builtin_clzll(rest) + 1) * 0.69314718056;     // log(2), rounded up
+}
+
 }  // namespace
 
 int64_t draw(const Generate& g, double* logits, int64_t* order, int64_t step, int64_t b) {
@@ -50,13 +63,15 @@ int64_t draw(const Generate& g, double* logits, int64_t* order, int64_t step, in
   }
   if (!ordered) return best;
   if (g.top_k > 0 || g.top_p < 1) filter(g, logits, order);
-  double total = 0;
-  for (int64_t j = 0; j < n; ++j) total += logits[j] = std::exp(logits[j]);
-  double left = draw_number(*g.seed, g.offset + step, b) * total;
+  const DrawRow row = draw_row(draw_keys(*g.seed), g.offset + step, b);
+  // Few tokens can exceed what the likeliest one has: only those need their noise.
   int64_t token = best;
-  for (int64_t j = 0; j < n && left >= 0; ++j) {
-    left -= logits[j];
-    if (logits[j] > 0) token = j;
+  double highest = noise(row, draw_upper_bits(row, best));
+  for (int64_t j = 0; j < n; ++j) {
+    const uint32_t bits = draw_upper_bits(row, j);
+    if (j == best || logits[j] + most_noise(bits) < highest) continue;
+    const double score = logits[j] + noise(row, bits);
+    if (score > highest || (score == highest && j < token)) highest = score, token = j;
   }
   return token;
 }

@@ -16,7 +16,8 @@ double step_microseconds(const GenerateModel& m, const GenerateLayout& l) {
   const double multiply = m.element_bytes == 2 ? 4 : 20;  // cycles for a tile, a slab and 8 columns
   const double tiles = double(2 * m.layers - 1) * l.unit_tiles + l.decoder_tiles;
   const double products = tiles * l.slabs * l.tiles * multiply / cycles;
-  const double draws = 0.3 + 0.02 * ((m.vocabulary * l.tiles + 31) / 32);
+  // A lane compares four logits for each tile and 128 characters, some six cycles each.
+  const double draws = 0.2 + l.tiles * ((m.vocabulary + 127) / 128) * 4 * 6 / cycles;
   return m.layers * (exchange(double(l.state_bytes)) + 0.25) +
          exchange(4.0 * l.columns() * l.characters) + 0.2 + products + draws;
 }
@@ -53,6 +54,7 @@ bool generate_layout(const GenerateModel& m, int tiles, int units, GenerateLayou
   l.decoder_bias = take(l.decoder_tiles * 64);
   l.start = take(m.layers * blocks * 512);
   l.cells = take(m.layers * blocks * 128);
+  l.logit_start = take(int64_t(l.decoder_tiles) * l.tiles * 512);
   l.partial_bytes = int(int64_t(std::max(l.unit_tiles, l.decoder_tiles)) * l.tiles *
                         kGenerateWarps * kGeneratePartial);
   l.partial = take(2 * int64_t(l.partial_bytes));

@@ -14,7 +14,8 @@ constexpr int kGenerateMostVocabulary = 1024;
 // Bytes of the sums of a tile of rows and a tile of columns: [unit 4][column 8][gate 4] floats, and
 // 16 bytes of padding behind each unit.
 constexpr int kGeneratePartial = 4 * 36 * 4;
-// Bytes of a probability: float for half types, whose logits are no more precise, double for float.
+// Bytes of a probability, where tokens are filtered by theirs: float for half types, whose logits
+// are no more precise, double for float.
 constexpr int draw_bytes(int element_bytes) { return 2 * element_bytes; }
 
 // The columns of a product are rows of the batch, in tiles of 8. A warp holds its slice of the
@@ -38,7 +39,8 @@ struct GenerateLayout {
   int characters;          // V padded to 16
   int decoder_tiles;       // of 16 characters, the most that a CTA owns
   int draw_room;           // elements of a row's draw
-  int weights, table, bias, scale, decoder_bias, start, cells, partial, draws, tokens, bytes;
+  int weights, table, bias, scale, decoder_bias, start, cells, logit_start, partial, draws, tokens;
+  int bytes;               // of all that
   int partial_bytes;       // of one of two buffers
   int64_t state_bytes;     // of one slot of a layer's h in the exchange
   int64_t exchange_bytes;  // of a group

@@ -1,7 +1,9 @@
 """Drawing tokens from logits in torch, for models that the native kernels do not run.
 
-csrc/cpu/draw.cpp does the same: a seed names a stream of uniform numbers, of which draw ``step`` in
-batch row ``b`` takes one, so that a text does not depend on how it was cut into calls.
+csrc/draw.h and csrc/cpu/draw.cpp do the same. Of a row's tokens the one with the largest
+``logit / temperature + noise`` is drawn, with noise of Gumbel's distribution: a draw from the
+softmax. The noise of a token follows from the seed, the number of the draw, the batch row and the
+token, so that a text does not depend on how it was cut into calls.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..dropout import hashed_rows
+from ..dropout import OUTPUT, U32, UPDATE, hashed_rows, mix32
 
-__all__ = ["Draw", "choose", "filtered", "loop", "uniforms"]
+__all__ = ["Draw", "choose", "filtered", "loop", "noise"]
 
 
 Capture = Callable[[Callable[[], None], Sequence[Tensor]], Callable[[], None]]
@@ -62,30 +64,59 @@ def filtered(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
 
 
-def uniforms(draw: Draw, first: int, count: int, batch: int) -> Tensor | None:
-    """float32 ``(count, batch)`` in [0, 1], for draws ``first`` and on; None where greedy."""
-    if draw.temperature == 0 or draw.seed is None:
-        return None
-    steps = torch.arange(first, first + count).unsqueeze(1)
-    return (hashed_rows(draw.seed, 0, 0, steps, torch.arange(batch)) + 0.5) * 2.0**-32
+def noise(
+    seed: Tensor, first: int, count: int, batch: int, vocabulary: int, device: torch.device
+) -> Tensor:
+    """float64 ``(count, batch, vocabulary)``, for draws ``first`` and on."""
+    steps = torch.arange(first, first + count, device=device).unsqueeze(1)
+    rows, tokens = (torch.arange(n, device=device) for n in (batch, vocabulary))
+    upper, low = (
+        hashed_rows(seed, 0, 0, steps, rows, stream).unsqueeze(-1) for stream in (OUTPUT, UPDATE)
+    )
+    k = mix32(((tokens * 0x9E3779B9 & U32 ^ upper) + low) & U32) << 20 | low >> 12
+    u = (k.double() + 0.5) * 2.0**-52
+    return -(-u.log()).log()
 
 
-def choose(logits: Tensor, draw: Draw, uniform: Tensor | None) -> Tensor:
-    """int64 ``(B,)``, the tokens that ``uniform`` ``(B,)`` draws from logits ``(B, V)``.
+def choose(logits: Tensor, draw: Draw, noise: Tensor | None) -> Tensor:
+    """int64 ``(B,)``, the tokens that ``noise`` draws from logits, both ``(B, V)``.
 
     Args:
-        uniform: of :func:`uniforms`; None takes the likeliest.
+        noise: of one draw of :func:`noise`; None takes the likeliest.
     """
-    if uniform is None:
+    if noise is None:
         return logits.argmax(-1)
     logits = logits.double()
     logits = (logits - logits.amax(-1, keepdim=True)) / draw.temperature
     if draw.top_k is not None or draw.top_p is not None:
         logits = filtered(logits, draw.top_k, draw.top_p)
-    cumulative = logits.exp().cumsum(-1)
-    # Inverse transform sampling: the first token whose cumulative weight exceeds the mark.
-    mark = uniform.unsqueeze(-1) * cumulative[:, -1:]
-    return (cumulative <= mark).sum(-1)
+    return (logits + noise).argmax(-1)
+
+
+class _Noise:
+    """The noise of a text's draws, many at a time: one draw's takes two dozen operations."""
+
+    ELEMENTS = 2**18
+
+    def __init__(self, draw: Draw, first: int, length: int, logits: Tensor) -> None:
+        """For ``length`` draws, of which draw ``first`` is from these logits."""
+        self._first, self._seed = first, draw.seed
+        self._sizes = (*logits.shape, logits.device)
+        self.count = min(length, max(1, self.ELEMENTS // logits.numel()))
+        greedy = draw.temperature == 0 or draw.seed is None
+        self.block = (
+            None if greedy else logits.new_empty(self.count, *logits.shape, dtype=torch.float64)
+        )
+        """``(count, B, V)``, of the draw that was prepared last and its neighbours."""
+        self.prepare(0)
+
+    def prepare(self, j: int) -> None:
+        """Compute what draw j of the text reads. Called for every one in turn."""
+        if self.block is not None and self._seed is not None and j % self.count == 0:
+            self.block.copy_(noise(self._seed, self._first + j, self.count, *self._sizes))
+
+    def of(self, j: int) -> Tensor | None:
+        return None if self.block is None else self.block[j % self.count]
 
 
 def loop(
@@ -108,17 +139,16 @@ def loop(
     Returns:
         ``tokens, hx``: int64 ``(length, B)``, and the state before the last of them.
     """
-    numbers = uniforms(draw, offset, length, prime.shape[1])
-    if numbers is not None:
-        numbers = numbers.to(prime.device)
     logits, hx = step(prime, hx)
-    last = choose(logits, draw, None if numbers is None else numbers[0]).unsqueeze(0)
+    noises = _Noise(draw, offset, length, logits)
+    last = choose(logits, draw, noises.of(0)).unsqueeze(0)
     if capture is not None and length > 1:
-        return _captured(step, last, length, hx, draw, numbers, capture)
+        return _captured(step, last, length, hx, draw, noises, capture)
     tokens = [last]
     for j in range(1, length):
         logits, hx = step(last, hx)
-        last = choose(logits, draw, None if numbers is None else numbers[j]).unsqueeze(0)
+        noises.prepare(j)
+        last = choose(logits, draw, noises.of(j)).unsqueeze(0)
         tokens.append(last)
     return torch.cat(tokens), hx
 
@@ -129,7 +159,7 @@ def _captured(
     length: int,
     hx: tuple[Tensor, ...],
     draw: Draw,
-    numbers: Tensor | None,
+    noises: _Noise,
     capture: Capture,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`loop` after its first draw, ``last``: every further one is the same work on the same
@@ -141,14 +171,16 @@ def _captured(
 
     def advance() -> None:
         logits, following = step(last, state)
-        uniform = None if numbers is None else numbers.index_select(0, number)[0]
-        last.copy_(choose(logits, draw, uniform).unsqueeze(0))
+        block = noises.block
+        noise = None if block is None else block.index_select(0, number % noises.count)[0]
+        last.copy_(choose(logits, draw, noise).unsqueeze(0))
         tokens.index_copy_(0, number, last)
         for x, y in zip(state, following, strict=True):
             x.copy_(y)
         number.add_(1)
 
     repeat = capture(advance, (last, number, *state))
-    for _ in range(1, length):
+    for j in range(1, length):
+        noises.prepare(j)
         repeat()
     return tokens, state

@@ -12,7 +12,7 @@ from simt_text import Schedule, Writer, load, make
 from torch import nn
 
 import fastlstm
-from fastlstm.generation.draw import Draw, choose, uniforms
+from fastlstm.generation.draw import Draw, choose, noise
 from fastlstm.generation.generate import _module, run
 from fastlstm.generation.packed_weights import pack, rounded
 from fastlstm.ops.native import _C
@@ -148,10 +148,43 @@ def test_teams_of_lanes_draw_what_torch_draws(how, tiles, batch):
     m = model(20, 33, 2, batch)
     tokens, _ = text(m, Schedule(tiles=tiles), DRAWS[how], "fp16")
     logits, _ = half_reference(m, "fp16", tokens)
-    numbers = uniforms(DRAWS[how], 0, *logits.shape[:2])
-    chosen = zip(logits, numbers if numbers is not None else [None] * len(logits), strict=True)
+    numbers = noise(SEED, 0, *logits.shape, torch.device("cpu"))
+    chosen = zip(logits, numbers, strict=True)
     expected = torch.stack([choose(x, DRAWS[how], number) for x, number in chosen])
     assert (tokens != expected).float().mean() <= 0.0125  # one of 80
+
+
+def constant(logits, hidden=1):
+    """A model whose logits are always these, and one row."""
+    m = model(len(logits), hidden, 1, 1, steps=1)
+    with torch.no_grad():
+        m.decoder.weight.zero_()
+        m.decoder.bias.copy_(torch.tensor(logits))
+    return m
+
+
+def test_float_noise_is_accurate_at_both_ends():
+    """For the least and the most noise among many draws of two tokens."""
+    values = noise(SEED, 0, 200_000, 1, 2, torch.device("cpu"))[:, 0]
+    order = values.flatten().argsort()
+    for j in (*order[:4], *order[-4:]):
+        number = int(j) // 2
+        difference = (values[number, 1] - values[number, 0]).item()
+        for margin in (1e-5, -1e-5):
+            m, how = constant([difference + margin, 0.0]), DRAWS["free"]
+            tokens, _ = text(m, Schedule(), how, length=1, offset=number)
+            assert tokens.item() == (0 if margin > 0 else 1)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 4, 8])
+def test_of_equal_logits_the_first_is_taken(tiles):
+    logits = [-1.0] * 140
+    for j in (37, 38, 130, 139):
+        logits[j] = 0.0
+    logits[37] = -0.0
+    m, schedule = constant(logits, hidden=64), Schedule(tiles=tiles)
+    tokens, _ = text(m, schedule, DRAWS["greedy"], "bf16", length=3)
+    assert (tokens == 37).all()
 
 
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
@@ -227,6 +260,24 @@ def test_infinite_logits_choose_a_token_that_is_one():
         m.decoder.bias[4] = torch.inf
     tokens, _ = text(m, Schedule(), DRAWS["free"])
     assert (tokens == 4).all()
+
+
+@pytest.mark.parametrize("how", DRAWS)
+def test_logits_of_minus_infinity_are_never_drawn(how):
+    m = model(9, 7, 1, 8)
+    with torch.no_grad():
+        m.decoder.bias[::2] = -torch.inf
+    tokens, _ = text(m, Schedule(), DRAWS[how], "bf16", length=20)
+    assert (tokens % 2 == 1).all()
+
+
+@pytest.mark.parametrize(("temperature", "distinct"), [(1e-300, 1), (1e300, 9)])
+def test_temperatures_beyond_floats_range(temperature, distinct):
+    """The likeliest token, or every token as often."""
+    tokens, _ = text(
+        constant([0.0] * 8 + [1.0]), Schedule(), Draw(temperature, seed=SEED), "bf16", length=60
+    )
+    assert len(tokens.unique()) == distinct
 
 
 @pytest.mark.parametrize("token", [-1, 9, 2**40])
@@ -344,14 +395,20 @@ MUTANTS = {
         "const float* row = logits_ + (column ^ 1) % cta_.rows * layout_.characters;",
     ),
     "tokens not barred": (
-        "generate/kernel.cuh", "    }\n    __syncthreads();\n  }\n\n  const GenerateArgs& args_;",
-        "    }\n  }\n\n  const GenerateArgs& args_;",
+        "generate/kernel.cuh", "    }\n    __syncthreads();\n  }\n  // Behind what",
+        "    }\n  }\n  // Behind what",
     ),
     "not all words of a packet are awaited": (
         "generate/words.cuh", "| (v.w ^ phase)) &", ") &",
     ),
-    "one number for all draws": (
+    "one noise for all draws": (
         "generate/kernel.cuh", "offset + drawn, cta_.first_row", "offset, cta_.first_row",
+    ),
+    "noise of the step before": (
+        "generate/kernel.cuh", "begin_logits(drawn);", "begin_logits(drawn - 1);",
+    ),
+    "a draw of a character that only fills a tile": (
+        "generate/load.cuh", "decoder_bias[character] : -INFINITY", "decoder_bias[character] : 9",
     ),
     "exchange not reset": (
         "generate/host.cuh", "zero_async(workspace, size_t", "zero_async(workspace, 0 * size_t",
@@ -359,9 +416,13 @@ MUTANTS = {
 }  # fmt: skip
 
 
+ONLY = [("generate/kernel.cuh", "TextGroup<Shape>(args, shared).run();", "Shape::kTiles == 1")]
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return plant(MUTANTS, tmp_path_factory.mktemp("mutants"), build=make)
+    folder = tmp_path_factory.mktemp("mutants")
+    return plant(MUTANTS, folder, make, kinds="generate", only=ONLY)
 
 
 def draws_wrongly(library):

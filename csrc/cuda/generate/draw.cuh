@@ -1,8 +1,9 @@
-// Draws a token for a row, by a team of lanes of a warp. The computation is that of
-// csrc/cpu/draw.cpp, whose comments explain it.
+// Draws a token for a row, by a team of lanes of a warp: the largest logit, to which the noise
+// (csrc/draw.h) was added where every token may be drawn. Otherwise the logits are filtered first,
+// as in csrc/cpu/draw.cpp, whose comments explain it, and the noise of the kept ones is added then.
 //
-// Lane l has the tokens l * n to l * n + n - 1, and sums run over the lanes in order. All teams of
-// a warp take the same path: a team without a row draws, too, and its result is not used.
+// All teams of a warp take the same path: a team without a row draws, too, and its result is not
+// used.
 #pragma once
 
 #include "../shared/numeric.cuh"
@@ -14,8 +15,54 @@ namespace cuda {
 struct DrawChoice {
   double temperature, top_p;
   float inverse;  // of the temperature
+  float noise;    // its factor in the logits that are sent: the temperature, 0 where they are bare
+  bool filters;   // top_k or top_p, not greedy
   int top_k, vocabulary;
-  int64_t seed, offset;
+  DrawKeys keys;
+  int64_t offset;
+};
+
+// The noise of a token, in float: it is added to a logit that has no more digits. Of u and 1 - u,
+// whose bits are each other's complement, the smaller is exact enough at either end.
+__device__ __forceinline__ float gumbel(const DrawRow& row, int token) {
+  const uint32_t bits = draw_upper_bits(row, token);
+  const uint32_t flip = bits >> 31 ? ~0u : 0;
+  const float low = float(draw_low_bits({0, row.low ^ flip})) + 0.5f;
+  const float x = fmaf(float(bits ^ flip), 0x1p-32f, low * 0x1p-52f);
+  return -logf(flip ? -log1pf(-x) : -logf(x));
+}
+
+// The largest of the numbers that the lanes of a team have seen, and its token: the lowest of equal
+// ones. NaN and -inf are never it; where there is nothing else, token 0 is.
+template <int kLanes, class T>
+struct TeamBest {
+  static constexpr int kNone = 0x7fffffff;
+  T value = T(-INFINITY);
+  int token = kNone;
+
+  // A lane sees its tokens in ascending order.
+  __device__ __forceinline__ void see(T x, int j) {
+    if (x > value) value = x, token = j;
+  }
+
+  __device__ __forceinline__ void unite() {
+    if constexpr (kLanes == 32 && sizeof(T) == 4) {
+      // Integers in the order of the floats; the addition makes one zero of two.
+      const uint32_t bits = bits_of(value + 0.0f);
+      const uint32_t place = bits >> 31 ? ~bits : bits | 0x80000000U;
+      const uint32_t most = largest_of_warp(place);
+      token = int(smallest_of_warp(uint32_t(place == most ? token : kNone)));
+      value = float_of(most >> 31 ? most & 0x7fffffffU : ~most);
+    } else {
+#pragma unroll
+      for (int d = kLanes / 2; d > 0; d /= 2) {
+        const T other = __shfl_xor_sync(~0u, value, d);
+        const int at = __shfl_xor_sync(~0u, token, d);
+        if (other > value || (other == value && at < token)) value = other, token = at;
+      }
+    }
+    if (token == kNone) token = 0;
+  }
 };
 
 // Scratch in shared memory for a row's draw: each array has an element for every token.
@@ -34,84 +81,44 @@ __device__ __forceinline__ double cooled(double x, const DrawChoice& choice) {
   return x / choice.temperature;
 }
 
+// A draw among the tokens that top_k and top_p keep. Lane l has the tokens l * n to l * n + n - 1,
+// and sums run over the lanes in order.
 template <int kLanes, class T>
-class TeamDraw {
+class FilteredDraw {
  public:
-  __device__ __forceinline__ TeamDraw(const DrawChoice& choice, const DrawRoom<T>& room)
+  __device__ __forceinline__ FilteredDraw(const DrawChoice& choice, const DrawRoom<T>& room)
       : choice_(choice), room_(room), lane_(int(threadIdx.x) % kLanes) {
     const int each = (choice.vocabulary + kLanes - 1) / kLanes;
     begin_ = min_of(lane_ * each, choice.vocabulary);
     end_ = min_of(begin_ + each, choice.vocabulary);
   }
 
-  // The token for a uniform number from 0 to 1, by the logits in room.values, which are
-  // overwritten.
-  __device__ __forceinline__ int token(T number) {
-    T largest = T(-INFINITY);
-    int best = choice_.vocabulary;
-    for (int j = begin_; j < end_; ++j) {
-      const T value = room_.values[j];
-      if (value > largest) largest = value, best = j;
-    }
-#pragma unroll
-    for (int d = kLanes / 2; d > 0; d /= 2) {
-      const T other = __shfl_xor_sync(~0u, largest, d);
-      const int at = __shfl_xor_sync(~0u, best, d);
-      if (other > largest || (other == largest && at < best)) largest = other, best = at;
-    }
-    if (best == choice_.vocabulary) best = 0;
-    if (choice_.temperature == 0) return best;
-
-    const bool filters = choice_.top_k > 0 || choice_.top_p < 1;
+  // The token, by the logits in room.values, which are overwritten.
+  __device__ __forceinline__ int token(const DrawRow& row) {
+    TeamBest<kLanes, T> best, drawn;
+    for (int j = begin_; j < end_; ++j) best.see(room_.values[j], j);
+    best.unite();
     bool ordered = true;
-    T partial = 0;
     for (int j = begin_; j < end_; ++j) {
-      const T value = cooled(room_.values[j] - largest, choice_);
+      const T value = cooled(room_.values[j] - best.value, choice_);
       ordered = ordered && value <= 0;
-      const T p = exp_of(value);
-      room_.values[j] = filters ? value : p;
-      partial += p;
+      room_.values[j] = value;
     }
-    if (filters) {
-      __syncwarp();
-      const int count = tokens_kept();
-      partial = 0;
-      for (int j = begin_; j < end_; ++j) {
-        const T p = room_.ranks[j] < count ? exp_of(room_.values[j]) : T(0);
-        room_.values[j] = p;
-        partial += p;
-      }
-    }
-    // The first token whose cumulative sum exceeds the mark; where rounding leaves none, the last
-    // token with a probability above 0.
-    const T sum = sum_to_lane(partial);
-    const T mark = number * last_of(sum);
-    int drawn = best;
-    T cumulative = sum - partial;
-    for (int j = end_ - 1; j >= begin_; --j)
-      if (room_.values[j] > 0) {
-        drawn = j;
-        break;
-      }
-    for (int j = begin_; j < end_; ++j) {
-      cumulative += room_.values[j];
-      if (cumulative > mark && room_.values[j] > 0) {
-        drawn = j;
-        break;
-      }
-    }
-    const unsigned above = votes(sum > mark && partial > 0), likely = votes(partial > 0);
-    const int winner = above ? __ffs(int(above)) - 1 : 31 - __clz(int(likely | 1));
-    const int token = __shfl_sync(~0u, drawn, int(threadIdx.x) % 32 / kLanes * kLanes + winner);
-    return votes(!ordered) ? best : token;  // NaN
+    __syncwarp();
+    const int count = tokens_kept();
+    for (int j = begin_; j < end_; ++j)
+      if (room_.ranks[j] < count) drawn.see(room_.values[j] + gumbel(row, j), j);
+    drawn.unite();
+    return any(!ordered) ? best.token : drawn.token;  // NaN
   }
 
  private:
-  // The votes of the team's lanes, one bit each.
-  __device__ __forceinline__ unsigned votes(bool vote) const {
+  // Whether any of the team's lanes votes so.
+  __device__ __forceinline__ bool any(bool vote) const {
     const unsigned all = __ballot_sync(~0u, vote);
-    return kLanes == 32 ? all
-                        : all >> (threadIdx.x % 32 / kLanes * kLanes) & ((1u << kLanes % 32) - 1);
+    return kLanes == 32
+               ? all != 0
+               : (all >> (threadIdx.x % 32 / kLanes * kLanes) & ((1u << kLanes % 32) - 1)) != 0;
   }
   __device__ __forceinline__ T sum_to_lane(T x) const {
 #pragma unroll
@@ -125,7 +132,7 @@ class TeamDraw {
     return __shfl_sync(~0u, x, int(threadIdx.x) | (kLanes - 1));
   }
 
-  // Ranks the tokens (equal values by index), and returns choice many of the likeliest are kept.
+  // Ranks the tokens (equal values by index), and returns how many of the likeliest are kept.
   __device__ __forceinline__ int tokens_kept() {
     const int n = choice_.vocabulary;
     for (int j = begin_; j < end_; ++j) {

@@ -43,13 +43,14 @@ void generate_text(const Generate& g, const GeneratePlan& plan, void* stream, vo
   args.rules = {1.0f, g.cell.clip > 0 ? float(g.cell.clip) : INFINITY, float(1 - g.cell.zoneout_c),
                 1.0f};
   args.plain = plain(g.cell);
-  args.choice = {g.temperature,
-                 g.top_p,
-                 float(1 / g.temperature),
-                 int(g.top_k < g.vocabulary ? g.top_k : 0),
-                 int(g.vocabulary),
-                 g.seed ? *g.seed : 0,
-                 g.offset};
+  const int top_k = int(g.top_k < g.vocabulary ? g.top_k : 0);
+  const bool filters = g.temperature > 0 && (top_k > 0 || g.top_p < 1);
+  // Far above all logits, it leaves the choice to the noise, and its products are finite.
+  const float factor = float(g.temperature < 1e30 ? g.temperature : 1e30);
+  args.choice = {
+      g.temperature, g.top_p, float(1 / g.temperature), filters ? 0 : factor,
+      filters,       top_k,   int(g.vocabulary),        g.seed ? draw_keys(*g.seed) : DrawKeys{},
+      g.offset};
   args.tokens = g.tokens;
   args.h_n = static_cast<float*>(g.h_n);
   args.c_n = static_cast<float*>(g.c_n);

@@ -10,9 +10,11 @@
 // their h is sent. Then for every layer: each warp waits for its slice of the layer's h (words.cuh)
 // and multiplies it with what comes next, W_ih of the next layer or the decoder. Behind a barrier,
 // the next layer's cells or the logits are computed and sent. While those travel, the same
-// registers are multiplied with the layer's own W_hh, for the next step. When the logits have
-// arrived, every CTA draws every row's token from the same numbers (draw.cuh), so that all draw the
-// same one. A step sends layers + 1 messages through the L2 cache, and waits for nothing else.
+// registers are multiplied with the layer's own W_hh, for the next step. A CTA adds to its logits,
+// before they are sent, the noise that decides the draw, computed while the step's first message
+// travels: what remains of a draw is to find the largest number (draw.cuh). Every CTA does that for
+// every row, so that no token travels. A step sends layers + 1 messages through the L2 cache, and
+// waits for nothing else.
 //
 // Why no word is overwritten before all have read it. h of a layer at step s has slot s % 2.
 //  * A CTA writes h[s + 2] over h[s] after its cells have all of W_hh h[s + 1], a sum over every
@@ -47,6 +49,7 @@ class TextGroup {
   typedef typename Shape::Element S;
   typedef typename std::conditional<sizeof(S) == 4, double, float>::type Probability;
   static constexpr int kElements = 16 / int(sizeof(S));  // of a packet
+  static constexpr int kTeam = 32 / Shape::kTiles;       // lanes that draw a row's token
 
   __device__ __forceinline__ TextGroup(const GenerateArgs& args, unsigned char* shared)
       : args_(args),
@@ -64,6 +67,7 @@ class TextGroup {
     for (int layer = 0; layer < args_.layers; ++layer) begin(layer);
     const int64_t steps = args_.prime_steps + args_.length - 1;
     for (int64_t s = 0; s < steps; ++s) step(s, s == steps - 1);
+    write_tokens(args_.length - 1);
   }
 
  private:
@@ -146,6 +150,30 @@ class TextGroup {
     return (layer * args_.batch + cta_.first_row + column) * args_.hidden_size;
   }
 
+  // What the logits of this CTA start from: the decoder's bias, and the noise of a draw where every
+  // token may be drawn. A thread reads what it has written itself.
+  __device__ __forceinline__ void begin_logits(int64_t drawn) const {
+    for_places(cta_.decoder_tiles(), [&](const Place& place) {
+      float4 start = cta_.at<float4>(layout_.decoder_bias)[place.unit];
+      const float factor = args_.choice.noise;
+      if (factor > 0) {
+        const DrawRow row = row_of(drawn, place.column);
+        const int token = first_character(place);
+        start.x = fmaf(factor, gumbel(row, token), start.x);
+        start.y = fmaf(factor, gumbel(row, token + 1), start.y);
+        start.z = fmaf(factor, gumbel(row, token + 2), start.z);
+        start.w = fmaf(factor, gumbel(row, token + 3), start.w);
+      }
+      cta_.at<float4>(layout_.logit_start)[place.index] = start;
+    });
+  }
+  __device__ __forceinline__ DrawRow row_of(int64_t drawn, int column) const {
+    return draw_row(args_.choice.keys, args_.choice.offset + drawn, cta_.first_row + column);
+  }
+  __device__ __forceinline__ int first_character(const Place& place) const {
+    return (cta_.rank + place.tile * layout_.ctas) * 16 + lane_ / 8 * 4;
+  }
+
   // ---- a step
 
   __device__ __forceinline__ unsigned char* slot(int layer, int64_t s) const {
@@ -201,6 +229,8 @@ class TextGroup {
       const int token = token_of(s, place.column);
       finish(0, place, cta_.at<float4>(layout_.table)[token * layout_.units + place.unit], s, last);
     });
+    if (drawn > 0) write_tokens(drawn - 1);
+    if (drawn >= 0) begin_logits(drawn);
     for (int layer = 0; layer < args_.layers; ++layer) {
       uint4 b[Shape::kPackets];
       receive_states(layer, s, b);
@@ -233,61 +263,81 @@ class TextGroup {
     const uint32_t phase = phase_of<float>(drawn, 1);
     for_places(cta_.decoder_tiles(), [&](const Place& place) {
       if (place.column >= cta_.rows) return;
-      const float4 logits = plus(cta_.at<float4>(layout_.decoder_bias)[place.unit],
+      const float4 logits = plus(cta_.at<float4>(layout_.logit_start)[place.index],
                                  sums(cta_.decoder_matrix(), 0, place));
       const uint4 words = make_uint4(logit_word(logits.x, phase), logit_word(logits.y, phase),
                                      logit_word(logits.z, phase), logit_word(logits.w, phase));
-      const int character = (cta_.rank + place.tile * layout_.ctas) * 16 + lane_ / 8 * 4;
-      send_packet(logits_ + place.column * layout_.characters + character, words);
+      send_packet(logits_ + place.column * layout_.characters + first_character(place), words);
     });
   }
 
-  // Draws every row's token. A warp draws as many rows as there are tiles, each with its share of
+  // Calls f(character, logits) for four logits at a time of a row; a team of lanes shares them, in
+  // ascending order in each lane. A team without a row sees zeros.
+  template <class F>
+  __device__ __forceinline__ void receive_logits(int64_t drawn, int column, F&& f) const {
+    constexpr int kPolls = Shape::kTiles;
+    const float* row = logits_ + column * layout_.characters;
+    for (int first = 0; first < layout_.characters; first += kTeam * kPolls * 4) {
+      auto character = [&](int j) { return first + (j * kTeam + lane_ % kTeam) * 4; };
+      const unsigned char* from[kPolls];
+      uint4 v[kPolls];
+#pragma unroll
+      for (int j = 0; j < kPolls; ++j)
+        from[j] = column < cta_.rows && character(j) < layout_.characters
+                      ? reinterpret_cast<const unsigned char*>(row + character(j))
+                      : nullptr;
+      receive<float>(v, from, phase_of<float>(drawn, 1), args_.limit);
+#pragma unroll
+      for (int j = 0; j < kPolls; ++j)
+        if (character(j) < layout_.characters)
+          f(character(j), make_float4(bits_of<float>(v[j].x), bits_of<float>(v[j].y),
+                                      bits_of<float>(v[j].z), bits_of<float>(v[j].w)));
+    }
+  }
+
+  // Draws every row's token. A warp draws as many rows as there are tiles, each with its team of
   // lanes.
-  __device__ __forceinline__ void draw_all(int64_t drawn) {
-    constexpr int kLanes = 32 / Shape::kTiles, kPolls = Shape::kTiles;
+  __device__ __forceinline__ void draw_all(int64_t drawn) const {
     if (warp_ * Shape::kTiles < cta_.rows) {
-      const int column = warp_ * Shape::kTiles + lane_ / kLanes, lane = lane_ % kLanes;
-      const bool real = column < cta_.rows;
-      const float* row = logits_ + column * layout_.characters;
-      const Probability number = Probability(
-          draw_number(args_.choice.seed, args_.choice.offset + drawn, cta_.first_row + column));
-      Probability* numbers = cta_.at<Probability>(layout_.draws);
-      const DrawRoom<Probability> room{
-          numbers + column * layout_.draw_room,
-          numbers + (Shape::kColumns + column) * layout_.draw_room,
-          reinterpret_cast<int*>(numbers + 2 * Shape::kColumns * layout_.draw_room) +
-              column * layout_.draw_room};
-      for (int first = 0; first < layout_.characters; first += kLanes * kPolls * 4) {
-        const unsigned char* from[kPolls];
-        uint4 v[kPolls];
-#pragma unroll
-        for (int j = 0; j < kPolls; ++j) {
-          const int character = first + (j * kLanes + lane) * 4;
-          from[j] = real && character < layout_.characters
-                        ? reinterpret_cast<const unsigned char*>(row + character)
-                        : nullptr;
-        }
-        receive<float>(v, from, phase_of<float>(drawn, 1), args_.limit);
-#pragma unroll
-        for (int j = 0; j < kPolls; ++j) {
-          const int character = first + (j * kLanes + lane) * 4;
-          if (character < layout_.characters) {
-            room.values[character] = bits_of<float>(v[j].x);
-            room.values[character + 1] = bits_of<float>(v[j].y);
-            room.values[character + 2] = bits_of<float>(v[j].z);
-            room.values[character + 3] = bits_of<float>(v[j].w);
-          }
-        }
-      }
-      __syncwarp();
-      const int token = TeamDraw<kLanes, Probability>(args_.choice, room).token(number);
-      if (real && lane == 0) {
-        cta_.at<int>(layout_.tokens)[column] = token;
-        if (cta_.rank == 0) args_.tokens[drawn * args_.batch + cta_.first_row + column] = token;
-      }
+      const int column = warp_ * Shape::kTiles + lane_ / kTeam;
+      const int token = args_.choice.filters ? filtered(drawn, column) : likeliest(drawn, column);
+      if (column < cta_.rows && lane_ % kTeam == 0) cta_.at<int>(layout_.tokens)[column] = token;
     }
     __syncthreads();
+  }
+  // Behind what the other CTAs wait for.
+  __device__ __forceinline__ void write_tokens(int64_t drawn) const {
+    const int column = int(threadIdx.x);
+    if (cta_.rank == 0 && column < cta_.rows)
+      args_.tokens[drawn * args_.batch + cta_.first_row + column] =
+          cta_.at<int>(layout_.tokens)[column];
+  }
+  __device__ __forceinline__ int likeliest(int64_t drawn, int column) const {
+    TeamBest<kTeam, float> best;
+    receive_logits(drawn, column, [&](int character, const float4& logits) {
+      best.see(logits.x, character);
+      best.see(logits.y, character + 1);
+      best.see(logits.z, character + 2);
+      best.see(logits.w, character + 3);
+    });
+    best.unite();
+    return best.token;
+  }
+  __device__ __forceinline__ int filtered(int64_t drawn, int column) const {
+    Probability* numbers = cta_.at<Probability>(layout_.draws);
+    const DrawRoom<Probability> room{
+        numbers + column * layout_.draw_room,
+        numbers + (Shape::kColumns + column) * layout_.draw_room,
+        reinterpret_cast<int*>(numbers + 2 * Shape::kColumns * layout_.draw_room) +
+            column * layout_.draw_room};
+    receive_logits(drawn, column, [&](int character, const float4& logits) {
+      room.values[character] = logits.x;
+      room.values[character + 1] = logits.y;
+      room.values[character + 2] = logits.z;
+      room.values[character + 3] = logits.w;
+    });
+    __syncwarp();
+    return FilteredDraw<kTeam, Probability>(args_.choice, room).token(row_of(drawn, column));
   }
 
   const GenerateArgs& args_;

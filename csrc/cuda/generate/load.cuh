@@ -65,7 +65,8 @@ class ModelLoader {
     for (int j = int(threadIdx.x); j < 16 * cta_.decoder_tiles(); j += kGenerateThreads) {
       const int character = (cta_.rank + j / 16 * layout_.ctas) * 16 + j % 16;
       const bool real = character < args_.choice.vocabulary;
-      cta_.at<float>(layout_.decoder_bias)[j] = real ? args_.decoder_bias[character] : 0;
+      // No draw takes a character that only fills a tile.
+      cta_.at<float>(layout_.decoder_bias)[j] = real ? args_.decoder_bias[character] : -INFINITY;
       cta_.at<float>(layout_.scale)[cta_.decoder_matrix() * gates + j] =
           real && scales ? scales[character] : 1;
     }

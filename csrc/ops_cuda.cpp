@@ -2,6 +2,7 @@
 // No CUDA header here: the kernels are behind cuda/launch.h.
 #include <array>
 #include <limits>
+#include <optional>
 
 #include "cuda/launch.h"
 #include "ops_common.h"
@@ -21,10 +22,33 @@ ScalarType scalar_type(DType type) {
   __builtin_unreachable();
 }
 
-// cuda::Context::gemm, on torch's current stream. The view of a row-major or transposed operand is
-// what torch hands to cuBLAS as it stands.
+// Makes a stream torch's current one.
+class StreamGuard {
+ public:
+  StreamGuard(void* stream, int32_t index) {
+    check_call(aoti_torch_create_cuda_stream_guard(stream, index, &guard_), "setting a stream");
+  }
+  StreamGuard(const StreamGuard&) = delete;
+  StreamGuard& operator=(const StreamGuard&) = delete;
+  ~StreamGuard() { aoti_torch_delete_cuda_stream_guard(guard_); }
+
+ private:
+  CUDAStreamGuardHandle guard_ = nullptr;
+};
+
+// What gemm() knows of its call.
+struct GemmContext {
+  torch::stable::Device device;
+  void* stream;  // torch's current one
+};
+
+// cuda::Context::gemm. The view of a row-major or transposed operand is what torch hands to cuBLAS
+// as it stands.
 void gemm(void* context, const cuda::Gemm& g) {
-  const torch::stable::Device device = *static_cast<torch::stable::Device*>(context);
+  const GemmContext& call = *static_cast<const GemmContext*>(context);
+  const torch::stable::Device device = call.device;
+  std::optional<StreamGuard> guard;
+  if (g.stream != call.stream) guard.emplace(g.stream, device.index());
   auto view = [&](const void* from, int64_t rows, int64_t columns, int64_t row, int64_t column,
                   DType type) {
     const int64_t sizes[2] = {rows, columns}, strides[2] = {row, column};
@@ -91,10 +115,9 @@ struct Gpu {
     const cuda::Plan plan = cuda::plan(call.problem, pass, cuda::device_properties(index),
                                        {cuda::Algorithm(options.algorithm), options.allow_tf32});
     const Tensor workspace = empty({workspace_of(call, plan)}, like, ScalarType::Byte);
-    torch::stable::Device device = like.device();
-    void* stream = nullptr;
-    check_call(aoti_torch_get_current_cuda_stream(index, &stream), "the current stream");
-    enqueue(call, plan, {stream, mutable_data(workspace), gemm, &device});
+    GemmContext products{like.device(), nullptr};
+    check_call(aoti_torch_get_current_cuda_stream(index, &products.stream), "the current stream");
+    enqueue(call, plan, {products.stream, mutable_data(workspace), gemm, &products});
   }
 
   const Tensor like;

@@ -41,6 +41,9 @@ class Explanation:
         ctas, backward_ctas: how many SMs share a group of sequences and hold a layer's weights for
             it; 0 where no weights stay on chip.
         sequences, backward_sequences: of such a group, at the most.
+        chunk_steps, backward_chunk_steps: where the layers work at once, each one chunk of steps
+            behind the one before, the steps of a chunk; 0 where one layer follows the other.
+        layers, steps: of the call.
     """
 
     device: str
@@ -54,15 +57,29 @@ class Explanation:
     backward_ctas: int = 0
     sequences: int = 0
     backward_sequences: int = 0
+    chunk_steps: int = 0
+    backward_chunk_steps: int = 0
+    layers: int = 1
+    steps: int = 1
 
     def __str__(self) -> str:
-        def part(algorithm: str, reason: str, step: float | None, ctas: int, group: int) -> str:
+        def part(
+            algorithm: str, reason: str, step: float | None, ctas: int, group: int, chunk: int
+        ) -> str:
             shape = f", {ctas} SM{'s'[: ctas - 1]} for {group} sequences" if ctas else ""
+            if chunk:
+                chunks = -(-self.steps // chunk)
+                shape += f", {self.layers} layers in {chunks} chunks of {chunk} steps"
             time = f", about {step:.1f} us a step" if step is not None else ""
             return f"{algorithm} ({reason}{shape}{time})"
 
         forward = part(
-            self.algorithm, self.reason, self.step_microseconds, self.ctas, self.sequences
+            self.algorithm,
+            self.reason,
+            self.step_microseconds,
+            self.ctas,
+            self.sequences,
+            self.chunk_steps,
         )
         backward = part(
             self.backward_algorithm,
@@ -70,6 +87,7 @@ class Explanation:
             self.backward_step_microseconds,
             self.backward_ctas,
             self.backward_sequences,
+            self.backward_chunk_steps,
         )
         return f"{self.device}: forward {forward}; backward {backward}"
 
@@ -157,5 +175,12 @@ def explain(
         backward["reason"],
         forward["microseconds"],
         backward["microseconds"],
-        *(plan.get(name, 0) for name in ("ctas", "sequences") for plan in (forward, backward)),
+        ctas=forward.get("ctas", 0),
+        backward_ctas=backward.get("ctas", 0),
+        sequences=forward.get("sequences", 0),
+        backward_sequences=backward.get("sequences", 0),
+        chunk_steps=forward.get("chunk_steps", 0),
+        backward_chunk_steps=backward.get("chunk_steps", 0),
+        layers=stack.num_layers,
+        steps=seq_length,
     )

@@ -11,12 +11,14 @@ from torch import Tensor
 
 __all__ = [
     "OUTPUT",
+    "U32",
     "UPDATE",
     "ZONE_C",
     "ZONE_H",
     "drop",
     "dropout_mask",
     "hashed_rows",
+    "mix32",
     "scale",
     "seed_on",
 ]
@@ -24,15 +26,15 @@ __all__ = [
 # Streams of bits: for a layer's output, and for what a cell draws (see stack.Stack).
 OUTPUT, UPDATE, ZONE_C, ZONE_H = range(4)
 
-_U32 = 0xFFFFFFFF
+U32 = 0xFFFFFFFF
 
 
-def _mix32(x: Tensor) -> Tensor:
+def mix32(x: Tensor) -> Tensor:
     """The 32-bit mixing function ``lowbias32`` of Chris Wellons' hash prospector, in int64."""
     x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _U32
+    x = (x * 0x7FEB352D) & U32
     x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _U32
+    x = (x * 0x846CA68B) & U32
     return x ^ (x >> 16)
 
 
@@ -41,9 +43,9 @@ def hashed_rows(
 ) -> Tensor:
     """int64 ``(R,)`` below 2^32, the hash of every row."""
     seed = seed.reshape(()).to(torch.int64)
-    key = _mix32((seed & _U32) ^ _mix32((seed >> 32) & _U32))
-    key = _mix32(key ^ ((stream << 24) + 2 * layer + direction))
-    return _mix32(_mix32(key ^ (t & _U32)) ^ (b & _U32))
+    key = mix32((seed & U32) ^ mix32((seed >> 32) & U32))
+    key = mix32(key ^ ((stream << 24) + 2 * layer + direction))
+    return mix32(mix32(key ^ (t & U32)) ^ (b & U32))
 
 
 def dropout_mask(
@@ -72,8 +74,8 @@ def dropout_mask(
         bool ``(R, units)``, True where the element is kept.
     """
     row = hashed_rows(seed, layer, direction, t, b, stream)
-    unit = (torch.arange(units, device=row.device) * 0x9E3779B9) & _U32
-    return _mix32(row[:, None] ^ unit) >= int(p * 2**32)
+    unit = (torch.arange(units, device=row.device) * 0x9E3779B9) & U32
+    return mix32(row[:, None] ^ unit) >= int(p * 2**32)
 
 
 def scale(p: float) -> float:

@@ -120,25 +120,105 @@ constexpr ClusterMicroseconds kBackwardMicroseconds[] = {{1, 32, 0.59, 1.15 /* e
                                                          {8, 32, 0.75, 1.44},
                                                          {16, 32, 1.18, 1.95}};
 constexpr double kFloatFactor = 1.3;
+// Where weights are streamed: a half type with 48 units a CTA, and tf32 with 32. Estimates, for
+// none is measured: the exchange, what shared memory moves at 128 bytes a cycle, and the cells,
+// times 1.3, which H = 512 took beyond such a sum. docs/kernels.md, benchmarks/NOTES.md
+struct StreamedMicroseconds {
+  double half, tf32;
+};
+constexpr StreamedMicroseconds kForwardStreamed = {1.75, 1.9}, kBackwardStreamed = {2.1, 2.1};
 // Rows of H elements that 16-byte copies cannot take are moved one element at a time.
 constexpr double kForwardUnalignedFactor = 1.4, kBackwardUnalignedFactor = 1.8;
 
 inline double cluster_microseconds(ClusterShape shape, Pass pass, const Problem& p) {
   const bool forward = pass == Pass::forward;
   const int64_t bytes = bytes_of(p.dtype);
+  const bool streams = streams_weights(shape.ctas, shape.units, bytes);
   double step = 0;
   auto look_up = [&](const auto& table) {
     for (const ClusterMicroseconds& x : table)
       if (x.ctas == shape.ctas && x.units == shape.units)
         step = shape.sequences <= 8 ? x.eight : x.sixteen;
   };
-  if (forward)
+  if (streams) {
+    const StreamedMicroseconds& x = forward ? kForwardStreamed : kBackwardStreamed;
+    step = bytes == 4 ? x.tf32 : x.half;
+  } else if (forward) {
     look_up(kForwardMicroseconds);
-  else
+  } else {
     look_up(kBackwardMicroseconds);
+  }
   if (p.hidden_size * bytes % 16 != 0)
     step *= forward ? kForwardUnalignedFactor : kBackwardUnalignedFactor;
-  return bytes == 4 ? step * kFloatFactor : step;
+  return bytes == 4 && !streams ? step * kFloatFactor : step;
+}
+
+// fp32 without tf32: the multiply-adds of a CTA, at this share of its SM's rate, and what the cells
+// and the exchange add. A second group of sequences, forward, shares the exchange of the first; in
+// backward its exchange hides behind the other's product. Estimates: none is measured yet.
+constexpr double kFmaShare = 0.75;
+constexpr double kFp32AloneMicroseconds = 0.4, kFp32ExchangeMicroseconds = 0.7;
+
+inline double fp32_cluster_microseconds(ClusterShape shape, Pass pass, const Problem& p) {
+  const bool forward = pass == Pass::forward, aligned = p.hidden_size % 4 == 0;
+  const double depth = double(shape.ctas) * shape.units, rows = 4.0 * shape.units;
+  const double product =
+      rows * depth * shape.sequences / kFmaPerCycle / kFmaShare / kCyclesPerMicrosecond;
+  double rest = shape.ctas == 1 ? kFp32AloneMicroseconds : kFp32ExchangeMicroseconds;
+  if (forward && shape.sequences > 8) rest *= 1.3;
+  return (product + rest) * (aligned   ? 1
+                             : forward ? kForwardUnalignedFactor
+                                       : kBackwardUnalignedFactor);
+}
+
+// ---- layers at once (shared/layers.cuh) ----
+
+// Microseconds on an H200. Measured: from launch to launch in a CUDA graph and on a stream, and
+// what a cluster's launch takes besides its steps, mostly loading weights. Estimated: the least
+// that a product of a chunk takes.
+constexpr double kGraphLaunch = 0.55, kStreamLaunch = 4.2, kClusterStart = 5, kLeastProduct = 5;
+// What a layer issues for a chunk: a product, the steps, a copy of its input where it is dropped;
+// an event and a wait for it count as one more. Only the former run on the GPU.
+constexpr int kChunkLaunches = 3, kChunkCalls = kChunkLaunches + 1;
+constexpr double kLeastGain = 1.15;   // of an estimate by which layers work at once
+constexpr int kMostLayersAtOnce = 8;  // each has a stream of its own
+constexpr int64_t kMostChunks = 64;   // of a call
+constexpr double kLeastFreeSms =
+    0.15;  // of all, which products run on while clusters hold the rest
+
+struct ChunkChoice {
+  int64_t steps;        // of a chunk; 0: none is worth it
+  double microseconds;  // for one step of all layers
+};
+
+// Layers that work at once, each with `clusters` clusters of `ctas` CTAs, of which `resident` fit
+// the GPU. step: the microseconds of one layer's step.
+inline ChunkChoice best_chunks(const Problem& p, const Device& device, int ctas, int64_t clusters,
+                               int64_t resident, double step) {
+  ChunkChoice best{0, p.layers * step};
+  const double free = 1 - double(p.layers * clusters * ctas) / device.sms;
+  if (p.layers < 2 || p.layers > kMostLayersAtOnce || p.directions != 1 ||
+      p.layers * clusters > resident || free < kLeastFreeSms)
+    return best;
+  const double flops = kLibraryFlops * (bytes_of(p.dtype) == 4 ? 0.5 : 1);
+  // A layer, for so many steps, where products have a share of the SMs.
+  auto layer = [&](int64_t steps, double share) {
+    const double product = 8.0 * steps * p.batch * p.hidden_size * p.hidden_size;
+    return steps * step + kChunkLaunches * kGraphLaunch + kClusterStart +
+           std::max(kLeastProduct, product / (flops * share));
+  };
+  const double in_turn = p.layers * layer(p.steps, 1);
+  double least = in_turn / kLeastGain;
+  for (int64_t chunks = 2; chunks <= std::min(p.steps, kMostChunks); ++chunks) {
+    const int64_t steps = (p.steps + chunks - 1) / chunks;
+    // By the GPU's time in a graph and by the host's without one: it has to be worth it in both.
+    const double at_once = std::max((chunks + p.layers - 1) * layer(steps, free),
+                                    p.layers * chunks * kChunkCalls * kStreamLaunch);
+    if (at_once >= least) continue;
+    least = at_once;
+    best = {steps, p.layers * step * at_once / in_turn};
+  }
+  return best;
 }
 
 // ---- grid ----

@@ -4,19 +4,22 @@ namespace fastlstm {
 namespace cuda {
 namespace {
 
-// By storage type: bf16, f16, tf32.
-const Passes* const kStepwise[] = {&kStepwiseBf16, &kStepwiseF16, &kStepwiseTf32};
+// By type: bf16, f16, tf32, fp32 without tf32.
+const Passes* const kStepwise[] = {&kStepwiseBf16, &kStepwiseF16, &kStepwiseTf32, &kStepwiseF32};
 const Passes kCluster[] = {{cluster_forward_bf16, cluster_backward_bf16},
                            {cluster_forward_f16, cluster_backward_f16},
-                           {cluster_forward_tf32, cluster_backward_tf32}};
+                           {cluster_forward_tf32, cluster_backward_tf32},
+                           {cluster_forward_f32, cluster_backward_f32}};
 const Passes kGrid[] = {{grid_forward_bf16, grid_backward_bf16},
                         {grid_forward_f16, grid_backward_f16},
                         {grid_forward_tf32, grid_backward_tf32}};
 
 const Passes& passes(const Problem& p, const Plan& plan) {
   if (p.dtype == DType::f64) return kStepwiseF64;
-  if (p.dtype == DType::f32 && !plan.tensor_cores) return kStepwiseF32;
-  const int type = p.dtype == DType::bf16 ? 0 : p.dtype == DType::f16 ? 1 : 2;
+  const int type = p.dtype == DType::bf16  ? 0
+                   : p.dtype == DType::f16 ? 1
+                   : plan.tensor_cores     ? 2
+                                           : 3;
   switch (plan.algorithm) {
     case Algorithm::cluster: return kCluster[type];
     case Algorithm::grid: return kGrid[type];

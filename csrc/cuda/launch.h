@@ -14,6 +14,7 @@ struct Operand {
   int64_t row, column;
 };
 struct Gemm {
+  void* stream;   // which it is to follow
   DType in, out;  // out: `in`, or f32
   int64_t m, n, k;
   Operand a, b;
@@ -51,6 +52,7 @@ extern const Passes kStepwiseF32, kStepwiseTf32, kStepwiseF64, kStepwiseBf16, kS
 FASTLSTM_DECLARE_PASSES(cluster, bf16);
 FASTLSTM_DECLARE_PASSES(cluster, f16);
 FASTLSTM_DECLARE_PASSES(cluster, tf32);
+FASTLSTM_DECLARE_PASSES(cluster, f32);
 FASTLSTM_DECLARE_PASSES(grid, bf16);
 FASTLSTM_DECLARE_PASSES(grid, f16);
 FASTLSTM_DECLARE_PASSES(grid, tf32);

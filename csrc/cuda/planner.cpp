@@ -47,12 +47,10 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
 // Why no cluster runs this problem, whatever its size; null where one does.
 const char* cannot_cluster(const Problem& p, const Plan& stepwise, const Device& device) {
   if (device.capability < 90) return "clusters need a GPU of compute capability 9.0";
-  if (!stepwise.tensor_cores)
-    return p.dtype == DType::f64 ? "clusters have no float64"
-                                 : "float32 runs in clusters only where tf32 is allowed";
+  if (p.dtype == DType::f64) return "clusters have no float64";
   if (p.projected) return "clusters have no projection";
   if (p.layer_norm) return "clusters have no layer normalisation";
-  if (p.hidden_size > largest_clustered(bytes_of(p.dtype)))
+  if (p.hidden_size > (stepwise.tensor_cores ? largest_clustered(bytes_of(p.dtype)) : kLargestFp32))
     return "the recurrent weights do not fit a cluster";
   return nullptr;
 }
@@ -67,7 +65,8 @@ Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& step
     const int64_t clusters = p.directions * ((p.batch + shape.sequences - 1) / shape.sequences);
     const int64_t resident = std::max(1, resident_clusters(shape.ctas, device.sms));
     const double step = p.layers * double((clusters + resident - 1) / resident) *
-                        cluster_microseconds(shape, pass, p);
+                        (stepwise.tensor_cores ? cluster_microseconds(shape, pass, p)
+                                               : fp32_cluster_microseconds(shape, pass, p));
     if (best.microseconds > 0 && step >= best.microseconds) return;
     best.ctas = shape.ctas;
     best.units = shape.units;
@@ -76,15 +75,26 @@ Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& step
   };
   const int alone = alone_units(p.hidden_size, bytes);
   for (int sequences = 8; sequences <= kMostSequences; sequences += 8) {
-    if (pass == Pass::forward) {
+    if (!stepwise.tensor_cores) {
+      for (const ForwardCluster& x : kFp32Clusters)
+        if (x.ctas * x.units >= p.hidden_size)
+          consider({x.ctas, x.units, fp32_sequences(x.ctas, sequences, pass == Pass::forward)});
+    } else if (pass == Pass::forward) {
       for (const ForwardCluster& x : kForwardClusters)
-        if (x.ctas * x.units >= p.hidden_size && runs_forward(x, bytes))
+        if (x.ctas * x.units >= p.hidden_size && runs_forward(x, bytes) &&
+            sequences <= most_sequences(x.ctas, x.units, bytes))
           consider({x.ctas, x.units, sequences});
     } else {
-      if (alone > 0) consider(backward_shape({1, alone, sequences}));
-      consider(backward_shape({cluster_ctas(p.hidden_size), kClusterUnits, sequences}));
+      if (alone > 0) consider(backward_shape({1, alone, sequences}, bytes));
+      const int ctas = cluster_ctas(p.hidden_size), units = cluster_units(p.hidden_size);
+      consider(backward_shape({ctas, units, sequences}, bytes));
     }
   }
+  const ChunkChoice chunks =
+      best_chunks(p, device, best.ctas, parts_of(p.batch, best.sequences),
+                  resident_clusters(best.ctas, device.sms), best.microseconds / p.layers);
+  best.chunk_steps = int(chunks.steps);
+  best.microseconds = chunks.microseconds;
   return best;
 }
 
@@ -178,6 +188,9 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
     if (!forced && candidate.microseconds >= best.microseconds) return;
     best = candidate;
     best.reason = "weights stay on chip for the whole sequence";
+    if (algorithm == Algorithm::cluster &&
+        streams_weights(best.ctas, best.units, bytes_of(p.dtype)))
+      best.reason = "weights stay on chip for the whole sequence, in registers and shared memory";
   };
   const char* no_cluster = cannot_cluster(p, fallback, device);
   const char* no_grid = cannot_use_grid(p, pass, fallback, device);

@@ -36,6 +36,9 @@ struct Plan {
   int ctas, units, sequences;
   // Grid: the kernel's shape (grid/shapes.h); groups of sequences; teams that one launch runs.
   int shape, groups, active;
+  // Cluster: steps of a chunk, where the layers work at once, each a chunk behind the one before;
+  // 0: one layer after the other.
+  int chunk_steps;
   double microseconds;  // estimate for one step of all layers; docs/kernels.md
   const char* reason;
 };

@@ -25,6 +25,8 @@ CLUSTERED = {
 # (CTAs, units of each) by which a layer's weights can be held; float32 has less room.
 SHAPES = [(1, 32), (1, 64), (1, 128), (2, 32), (4, 32), (8, 32), (16, 32)]
 TF32_SHAPES = [shape for shape in SHAPES if shape not in [(1, 128), (16, 32)]]
+# A part of the weights is in shared memory.
+STREAMED = {torch.bfloat16: (16, 48), torch.float32: (16, 32)}
 
 RULES = {"recurrent_dropout": 0.2, "zoneout_h": 0.3, "zoneout_c": 0.4, "cell_clip": 1.0}
 
@@ -67,8 +69,7 @@ def test_gradient_of_the_cells_of_every_step(hidden, sequences):
     check(replace(p, bidirectional=True, packed=True, steps=9), schedule)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("batch", [1, 9, 17])
+@pytest.mark.parametrize(("batch", "steps"), [(1, 2), (1, 3), (9, 1), (17, 2), (17, 3)])
 @pytest.mark.parametrize(("shape", "dtype"), [
     *((shape, torch.bfloat16) for shape in SHAPES),
     *((shape, torch.float32) for shape in TF32_SHAPES),
@@ -79,6 +80,32 @@ def test_every_shape_of_cluster(shape, dtype, batch, steps):
     hidden = 264 if ctas == 16 and batch > 1 else ctas * units - (steps == 2)
     p = Problem(hidden_size=hidden, batch=batch, steps=steps, dtype=dtype)
     check(p, clustered(shape=shape, sequences=16 if batch > 8 else 8))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "steps", "dtype", "more"),
+    [
+        (515, 1, 1, torch.bfloat16, {}),
+        (520, 9, 2, torch.bfloat16, {"bidirectional": True, "packed": True}),
+        (768, 5, 3, torch.float16, {"states": True, "zoneout_h": 0.3}),
+        (767, 2, 7, torch.bfloat16, {}),
+        (260, 1, 2, torch.float32, {}),
+        (511, 3, 3, torch.float32, {"packed": True}),
+        (512, 9, 7, torch.float32, {}),
+    ],
+)
+def test_gradients_through_weights_that_are_streamed(hidden, batch, steps, dtype, more):
+    """H beyond what registers hold, forward in clusters too, for stepwise would take minutes."""
+    p = Problem(hidden_size=hidden, batch=batch, steps=steps, dtype=dtype, **more)
+    check(p, replace(clustered(), algorithm="cluster"))
+
+
+@pytest.mark.parametrize("dtype", STREAMED, ids=str)
+@pytest.mark.parametrize(("hidden", "more"), [(56, {"bidirectional": True}), (99, {"cells": True})])
+def test_streamed_weights_of_few_units(hidden, more, dtype):
+    """More steps than stages; most CTAs have no unit."""
+    p = Problem(hidden_size=hidden, batch=11, steps=9, packed=True, dtype=dtype, **RULES, **more)
+    check(p, clustered(shape=STREAMED[dtype]))
 
 
 @pytest.mark.parametrize("hidden", [1, 3, 7, 129])
@@ -158,7 +185,7 @@ def test_nan_stays_in_its_sequence(hidden):
 @pytest.mark.parametrize(("options", "why"), [
     ({"proj_size": 3}, "clusters have no projection"),
     ({"layer_norm": True}, "clusters have no layer normalisation"),
-    ({"hidden_size": 513}, "the recurrent weights do not fit a cluster"),
+    ({"hidden_size": 769}, "the recurrent weights do not fit a cluster"),
 ])  # fmt: skip
 def test_clusters_refuse_what_they_have_not(options, why):
     with pytest.raises(KernelError, match=f'"cluster" cannot run: {why}'):
@@ -178,16 +205,23 @@ def test_no_races(hidden, shape, preempt):
         assert_matches(replace(p, dtype=torch.bfloat16), schedule, "race")
 
 
+@pytest.mark.parametrize("order", ["random", "block_down"])
+def test_no_races_where_weights_are_streamed(order):
+    p = Problem(hidden_size=99, batch=9, steps=6, packed=True, dtype=torch.bfloat16)
+    schedule = clustered(order, STREAMED[p.dtype], races=True, preempt=50 * (order == "random"))
+    assert_matches(p, schedule, "race")
+
+
 def test_address_sanitizer_finds_nothing():
     sanitize(
         "from test_emulated_cluster_backward import clustered\n"
         "for hidden in (33, 56):\n"
         "  p = Problem(hidden_size=hidden, num_layers=2, batch=18, packed=True, cells=True,\n"
         "              bidirectional=True, dropout=0.5, dtype=torch.bfloat16)\n"
-        "  for shape in ((1, 64), (2, 32), (4, 32)):\n"
+        "  for shape in ((1, 64), (2, 32), (4, 32), (16, 48)):\n"
         "    assert_matches(p, clustered(shape=shape, sequences=16), 'asan')\n"
         "    print('right:', hidden, shape)\n",
-        right=6,
+        right=8,
     )
 
 
@@ -198,7 +232,7 @@ BARRIER = "        cta_barrier(cta);\n"
 # (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
 MUTANTS = {
     "exchange not armed again": (
-        KERNEL, "threadIdx.x == 0 && s + 2 < cta.length[g])", "false)",
+        KERNEL, "threadIdx.x == 0 && s + 1 < cta.exchanges(g))", "false)",
     ),
     "armed for more bytes than come": (
         KERNEL, "arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes)",
@@ -218,13 +252,13 @@ MUTANTS = {
         KERNEL, "wait(cta.arrived(g, s - 1),", "if (false) wait(cta.arrived(g, s),",
     ),
     "sums of a lone CTA not barred": (
-        KERNEL, "named_barrier(2, 32 * kBackwardWarps);", "",
+        KERNEL, "          named_barrier(2, 32 * Shape::kWarps);\n        }", "        }",
     ),
     "product before the dgates are there": (
         KERNEL,
-        BARRIER[2:] + "      if (s + 1 < cta.length[g]) product.send(operands_at, "
+        BARRIER[2:] + "      if (s < cta.exchanges(g)) product.send(operands_at, "
         "2 * g + s % 2, cta.arrived(g, s));\n",
-        "      if (s + 1 < cta.length[g]) product.send(operands_at, "
+        "      if (s < cta.exchanges(g)) product.send(operands_at, "
         "2 * g + s % 2, cta.arrived(g, s));\n" + BARRIER,
     ),
     "one buffer of dgates": (
@@ -248,13 +282,26 @@ MUTANTS = {
     "no barrier before the first send": (
         KERNEL, "if constexpr (kCtas > 1) cluster_barrier();", "",
     ),
-    "the last step sends as well": (KERNEL, "if (s + 1 < cta.length[g]) product", "product"),
+    "sums of another owner": (
+        "cluster/backward_product.cuh", "(owner + next / Shape::kUnits)", "(owner + 0 * next)",
+    ),
+    "the last step sends as well": (KERNEL, "if (s < cta.exchanges(g)) product", "product"),
 }  # fmt: skip
+
+
+ONLY = [
+    (
+        "cluster/backward_pass.cuh",
+        "launch_clusters(",
+        "Shape::kCtas == 2 || Shape::kUnits == 48 || Shape::kUnits == 64",
+    )
+]
 
 
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return plant(MUTANTS, tmp_path_factory.mktemp("mutants"))
+    folder = tmp_path_factory.mktemp("mutants")
+    return plant(MUTANTS, folder, kinds="stepwise cluster_backward", only=ONLY)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -265,5 +312,6 @@ def test_planted_bug_is_seen(name, mutants):
         for shape in ((2, 32), (1, 64))
         for seed, order in enumerate(("random", "lifo", "block_down"))
     ]
+    schedules.append(clustered("random", STREAMED[p.dtype], races=True, preempt=50))
     both = replace(p, bidirectional=True)
     assert is_seen(mutants[name], "simt_checks", "shows", [p, both], schedules)

@@ -64,6 +64,40 @@ def test_weights_that_fit_stay_on_chip(gpu, algorithm, batch):
     assert "SMs for" not in str(slower)
 
 
+# The problems that cuDNN was compared with on a GPU: input and hidden size, layers, directions,
+# batch, steps; the steps of a chunk, forward and backward.
+COMPARED = {
+    "Karpathy's batch": (65, 512, 2, 1, 100, 100, 0, 0),
+    "long, H256": (256, 256, 1, 1, 16, 1024, 0, 0),
+    "long, H768": (768, 768, 1, 1, 16, 1024, 0, 0),
+    "long, H1024": (1024, 1024, 1, 1, 64, 512, 0, 0),
+    "small": (65, 128, 2, 1, 50, 50, 0, 0),
+    "wide batch": (40, 64, 2, 1, 128, 200, 50, 67),
+    "speech": (80, 512, 3, 2, 32, 200, 0, 0),
+    "H384": (100, 384, 2, 1, 20, 150, 30, 30),
+    "batch 1": (256, 256, 1, 1, 1, 100, 0, 0),
+    "H2048": (2048, 2048, 1, 1, 128, 256, 0, 0),
+    "H4096": (1024, 4096, 1, 1, 32, 64, 0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_layers_work_at_once_where_explain_says_so(name):
+    inputs, hidden, layers, directions, batch, steps, forward, backward = COMPARED[name]
+    lstm = fastlstm.LSTM(
+        inputs, hidden, layers, bidirectional=directions == 2, dtype=torch.bfloat16, device="meta"
+    )
+    found = fastlstm.explain(lstm, batch, steps, gpu="H200")
+    assert (found.chunk_steps, found.backward_chunk_steps) == (forward, backward)
+    said = [
+        f"{layers} layers in {-(-steps // chunk)} chunks of {chunk} steps"
+        for chunk in (forward, backward)
+        if chunk
+    ]
+    assert all(words in str(found) for words in said)
+    assert str(found).count("chunks of") == len(said)
+
+
 def test_forced_algorithm_is_explained_or_refused():
     lstm = fastlstm.LSTM(5, 7)
     with fastlstm.algorithm("stepwise"):

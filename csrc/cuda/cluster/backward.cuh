@@ -5,8 +5,8 @@
 //
 // Who owns what: a cluster of kCtas CTAs takes one or two groups of eight sequences through all
 // their steps. A CTA owns kUnits units: their cells, and their 4 * kUnits rows of W_hh, every
-// column, as mma fragments in registers. A computing thread owns kUnits / 32 cells of a group;
-// their dc stays in its registers.
+// column, as mma fragments in registers (in fp32 without tf32: backward_fp32.cuh). A computing
+// thread owns kUnits / 32 cells of a group; their dc stays in its registers.
 //
 // What moves per step of a group: four further warps, the movers, copy the gates, c and the
 // incoming gradients into a stage, kStages steps ahead, and store dgates to global memory one step
@@ -20,7 +20,8 @@
 //
 // The dgates of a step are in shared memory in chunks of 16 bytes: one gate of one sequence, kChunk
 // neighbouring units. Lane (sequence, gate) of an mma needs exactly such a chunk for two of its
-// k-steps, and a 16-byte store takes one to global memory.
+// k-steps, and a 16-byte store takes one to global memory. fp32 has planes of four sequences
+// instead.
 //
 // Why no buffer is overwritten too early. Exchange s follows step s. Barrier s is the barrier of
 // all warps (cta_barrier) between the cells and the product of step s of a group.
@@ -28,21 +29,23 @@
 //   after every warp of this CTA sent its part of that, hence after barrier s + 1. All threads
 //   arrived there after they had added the sums of exchange s.
 // - `arrived`, two mbarriers in turn: thread 0 re-arms that of exchange s before barrier s + 1,
-// hence
-//   before a byte of exchange s + 2 can arrive. Every thread that will wait for exchange s + 2 has
-//   seen the end of exchange s by then.
+//   hence before a byte of exchange s + 2 can arrive. Every thread that will wait for exchange s +
+//   2 has seen the end of exchange s by then.
 // - dgates, two buffers in turn: products and movers read those of step s before they arrive at
 //   barrier s + 1; cells overwrite them in step s + 2.
 // - Stages: cells of step s read the stage of step s, and c of that of step s + 1. Movers arrive at
 //   barrier s - 1 after their copies into both have arrived, and refill the stage of step s after
 //   barrier s.
-// - The last step sends nothing, and a CTA receives all that was sent to it before its last step:
-// no
-//   CTA exits while bytes are in flight to it.
+// - The last step sends nothing, or what it sends is received as well: no CTA exits while bytes are
+//   in flight to it.
+//
+// Steps of which others of the same sequences come before (layers.cuh): the last step here sends as
+// any other, and the owners keep the sums and dc, for the launch of the steps before to begin with.
 // Floor: the exchange. What arrives at an SM takes about 0.22 us and 26 ns for each KB (measured on
 // an H200 with a prototype): 0.43 us a step at H = 256, 0.65 us at H = 512.
 #pragma once
 
+#include "backward_fp32.cuh"
 #include "backward_movers.cuh"
 #include "backward_product.cuh"
 
@@ -50,9 +53,9 @@ namespace fastlstm {
 namespace cuda {
 
 // Stores what the product reads: for tf32 rounded.
-template <class S>
+template <class Operand, class S>
 __device__ __forceinline__ void store_operand(float x, S& to) {
-  if constexpr (sizeof(S) == 4)
+  if constexpr (std::is_same_v<Operand, RoundedFloat>)
     to = __uint_as_float(round_tf32(__float_as_uint(x)));
   else
     from_acc(x, to);
@@ -68,47 +71,104 @@ __device__ __forceinline__ float sum_of(const float* values) {
 
 #if FASTLSTM_SM90
 
+// By tensor cores or, in full fp32, by multiply-adds.
+template <class Shape>
+using BackwardProduct =
+    std::conditional_t<std::is_same_v<typename Shape::Operand, float>,
+                       ClusterBackwardFp32Product<Shape>, ClusterBackwardProduct<Shape>>;
+
+// Where a thread's first cell has its values, in bytes: in a stage its gates, c and the gradient
+// from above; its sums, and its dgates.
+template <class Shape>
+struct CellPlaces {
+  uint32_t gate, state, above, sum, dgates;
+
+  __device__ __forceinline__ CellPlaces(uint32_t row, uint32_t local) {
+    constexpr uint32_t kBytes = sizeof(typename Shape::S);
+    gate = row * Shape::kGateStride + local * kBytes;
+    state = row * Shape::kStateStride + local * 4;
+    above = Shape::kGradOutputAt + row * Shape::kStateStride + local * kBytes;
+    sum = row / 2 * (8 * Shape::kUnits) + local * 8 + row % 2 * 4;
+    dgates = Shape::operand_at(int(local), int(row));
+  }
+  // In registers from here on.
+  __device__ __forceinline__ void keep() {
+    gate = opaque(gate), state = opaque(state), above = opaque(above);
+    sum = opaque(sum), dgates = opaque(dgates);
+  }
+};
+
 template <class Shape>
 __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape>& cta) {
   typedef typename Shape::S S;
   constexpr int kGroups = Shape::kGroups, kCells = Shape::kCells, kCtas = Shape::kCtas;
+  typedef CellMath<typename Shape::Operand> Cell;
   const ClusterBackwardArgs<S>& args = cta.args;
   const ClusterBackwardDirection<S>& layer = cta.layer;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = args.units;
 
-  const ClusterBackwardProduct<Shape> product(args, layer.w_hh, cta.shared, unsigned(cta.rank));
+  const BackwardProduct<Shape> product(args, layer.w_hh, cta.shared, unsigned(cta.rank));
 
   // A warp has the cells of two sequences and 16 units: it reads 128 contiguous bytes of sums.
-  const int row = warp / 2 * 2 + lane % 2, first_local = warp % 2 * 16 + lane / 2;
-  auto local_of = [&](int e) { return first_local + 32 * e; };
+  uint32_t row = opaque(warp / Shape::kSpread * 2 + lane % 2);
+  uint32_t first_local = opaque(warp % Shape::kSpread * 16 + lane / 2);
+  auto local_of = [&](int e) { return int(first_local) + 32 * e; };
   auto inside = [&](int e) { return cta.first_unit() + local_of(e) < units; };
-  const unsigned gate_at = opaque(row * Shape::kGateStride + first_local * int(sizeof(S)));
-  const unsigned state_at = opaque(row * Shape::kStateStride + first_local * 4);
-  const unsigned above_at =
-      opaque(Shape::kGradOutputAt + row * Shape::kStateStride + first_local * int(sizeof(S)));
-  const unsigned sum_at = opaque(row / 2 * (8 * Shape::kUnits) + first_local * 8 + row % 2 * 4);
-  const unsigned dgates_at = opaque(first_local / Shape::kChunk * Shape::kChunkPitch + row * 64 +
-                                    first_local % Shape::kChunk * int(sizeof(S)));
-  constexpr int kNextDgates = 32 / Shape::kChunk * Shape::kChunkPitch;  // to the unit 32 further
+  // Where weights are streamed the product leaves no registers for places: they are computed anew
+  // before it and after it.
+  uint32_t thread_cell = row * 256 + first_local;
+  auto locate = [&] {
+    if constexpr (Shape::kStreams) {
+      pin(thread_cell);
+      row = thread_cell / 256, first_local = thread_cell % 256;
+    }
+  };
+  CellPlaces<Shape> places(row, first_local);
+  if constexpr (!Shape::kStreams) places.keep();
 
-  // The first and the last step of this thread's sequence of a group.
-  int enters[kGroups], leaves[kGroups];
+  uint32_t steps[kGroups];  // of this thread's sequence of a group
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    const int steps = args.steps.length_of(cta.first_sequence + 8 * g + row);
-    enters[g] = steps == 0 ? cta.length[g] : layer.direction == 0 ? cta.length[g] - steps : 0;
-    leaves[g] = steps == 0 ? -1 : layer.direction == 0 ? cta.length[g] - 1 : steps - 1;
-  }
+  for (int g = 0; g < kGroups; ++g)
+    steps[g] = args.steps.length_of(cta.first_sequence + 8 * g + int(row));
   const bool plain = layer.rules.plain, upper = layer.upper_input != nullptr;
+  // Whether the sequence has had steps in an earlier launch.
+  auto goes_on = [&](int g) { return cta.first_sequence + 8 * g + int(row) < args.going_on; };
 
   float dc[kGroups][kCells] = {}, dh_zoneout[kGroups][kCells] = {};
+  auto place_of = [&](int g, int e) {
+    return int64_t(cta.first_sequence + 8 * g + int(row)) * units + cta.first_unit() + local_of(e);
+  };
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g)
+#pragma unroll
+    for (int e = 0; e < kCells; ++e)
+      if (goes_on(g) && inside(e)) {
+        dc[g][e] = layer.dc[place_of(g, e)];
+        dh_zoneout[g][e] = value_or_zero(layer.dh_zoneout, place_of(g, e));
+      }
+  auto sum_at_owner = [&](const unsigned char* from, int e) {
+    float parts[Shape::kSources];
+#pragma unroll
+    for (int k = 0; k < Shape::kSources; ++k)
+      parts[k] = reinterpret_cast<const float*>(from + k * Shape::kSourceBytes)[64 * e];
+    return sum_of<Shape::kSources>(parts);
+  };
   cta_barrier(cta);  // the first stages are there
   for (int s = 0; s < cta.length[0]; ++s) {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (s >= cta.length[g]) continue;
-      const bool entering = s == enters[g], leaving = s == leaves[g];
-      const int b = cta.first_sequence + 8 * g + row;
+      locate();
+      if constexpr (Shape::kStreams) {
+        pin(steps[g]);
+        places = CellPlaces<Shape>(row, first_local);
+      }
+      // The first step of the sequence; and whether it is in this one, and for the last time.
+      const int own_steps = int(steps[g]);
+      const int enters = layer.direction == 0 ? cta.length[g] - own_steps : 0;
+      const bool entering = own_steps > 0 && s == enters && !goes_on(g);
+      const bool leaving = own_steps > 0 && s == enters + own_steps - 1;
+      auto sequence = [&] { return cta.first_sequence + 8 * g + int(row); };
 
       // What does not depend on other CTAs. Stages are zero where a sequence has not entered, in
       // padding and where there is no gradient. Results of a sequence that has left are not used.
@@ -121,20 +181,23 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
         float act[4];
 #pragma unroll
         for (int q = 0; q < 4; ++q)
-          act[q] = to_acc(
-              reinterpret_cast<const S*>(stage + gate_at + q * (8 * Shape::kGateStride))[32 * e]);
+          act[q] = to_acc(reinterpret_cast<const S*>(stage + places.gate +
+                                                     q * (8 * Shape::kGateStride))[32 * e]);
         auto state = [&](const unsigned char* of, int at) {
-          return reinterpret_cast<const float*>(of + state_at + at)[32 * e];
+          return reinterpret_cast<const float*>(of + places.state + at)[32 * e];
         };
         const float c = state(stage, Shape::kStatesAt);
         float c_prev = state(next, Shape::kStatesAt);
         dh[e] = dh_zoneout[g][e] +
                 (upper ? state(stage, Shape::kGradOutputAt)
-                       : to_acc(reinterpret_cast<const S*>(stage + above_at)[32 * e]));
+                       : to_acc(reinterpret_cast<const S*>(stage + places.above)[32 * e]));
         float d = dc[g][e];
         const int unit = cta.first_unit() + local_of(e);
-        const int64_t at = int64_t(b) * units + unit;
-        if (leaving) c_prev = inside(e) ? value_or_zero(layer.c0, at) : 0;
+        const int64_t at = int64_t(sequence()) * units + unit;
+        if (leaving)
+          c_prev = !inside(e)       ? 0
+                   : layer.c_before ? layer.c_before[at]
+                                    : value_or_zero(layer.c0, at);
         if (entering && inside(e)) {
           d = value_or_zero(layer.grad_c_n, at);
           dh[e] += value_or_zero(layer.grad_h_n, at);
@@ -142,41 +205,43 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
         d += state(stage, Shape::kGradStatesAt);
         CellFactors<float>& x = factors[e];
         if (plain)
-          x = cell_factors<FastMath>(act[0], act[1], act[2], act[3], c_prev, c);
+          x = cell_factors<Cell>(act[0], act[1], act[2], act[3], c_prev, c);
         else
-          x = cell_factors<FastMath>(act[0], act[1], act[2], act[3], c_prev, c,
-                                     layer.rules.at(layer.rules.row(cta.time(g, s), b), unit));
+          x = cell_factors<Cell>(
+              act[0], act[1], act[2], act[3], c_prev, c,
+              layer.rules.at(layer.rules.row(cta.time_of_call(g, s), sequence()), unit));
         dc_state[e] = d * x.state_c;
         dc_kept[e] = d * x.c_kept;
         pin(x.state_h), pin(x.a_i), pin(x.a_f), pin(x.a_g), pin(x.a_o), pin(x.c_prev);
         pin(x.h_prev), pin(dc_state[e]), pin(dc_kept[e]), pin(dh[e]);
       }
 
-      uint32_t sums_at = uint32_t(cta.sums(g, s - 1) - cta.shared) + sum_at;
-      uint32_t to_at = uint32_t(cta.dgates(g, s) - cta.shared) + dgates_at;
+      uint32_t sums_at = uint32_t(cta.sums(g, s - 1) - cta.shared) + places.sum;
+      uint32_t to_at = uint32_t(cta.dgates(g, s) - cta.shared) + places.dgates;
       uint32_t operands_at = product.operands(cta.dgates(g, s));
-      pin(sums_at), pin(to_at), pin(operands_at);
+      pin(sums_at), pin(to_at);
+      if constexpr (!Shape::kStreams) pin(operands_at);
       // A sequence that enters adds no sums: they would hand it a NaN of the weights.
-      const bool takes = s > enters[g];
+      const bool takes = own_steps > 0 && s > enters;
 
       if (s > 0) {
         if constexpr (kCtas > 1) {
           wait(cta.arrived(g, s - 1), (s - 1) / 2 % 2, args.limit);
         } else {
-          named_barrier(2, 32 * kBackwardWarps);
+          named_barrier(2, 32 * Shape::kWarps);
         }
         const unsigned char* const from = cta.shared + sums_at;
 #pragma unroll
         for (int e = 0; e < kCells; ++e) {
-          float parts[Shape::kSources];
-#pragma unroll
-          for (int k = 0; k < Shape::kSources; ++k)
-            parts[k] = reinterpret_cast<const float*>(from + k * Shape::kSourceBytes)[64 * e];
-          const float sum = sum_of<Shape::kSources>(parts);
+          const float sum = sum_at_owner(from, e);
           dh[e] += takes && inside(e) ? sum : 0.0f;
         }
-        if (kCtas > 1 && threadIdx.x == 0 && s + 2 < cta.length[g])
+        if (kCtas > 1 && threadIdx.x == 0 && s + 1 < cta.exchanges(g))
           arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes);
+      } else if (goes_on(g)) {
+#pragma unroll
+        for (int e = 0; e < kCells; ++e)
+          if (inside(e)) dh[e] += layer.sums[place_of(g, e)];
       }
 
       unsigned char* const to = cta.shared + to_at;
@@ -189,23 +254,45 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
         dh_zoneout[g][e] = dh[e] * x.h_prev;
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
-          unsigned char* const place = to + e * kNextDgates + q * 16;
-          store_operand(d[q], *reinterpret_cast<S*>(place));
-          if constexpr (sizeof(S) == 4) *reinterpret_cast<S*>(place + Shape::kStoredAt) = d[q];
+          unsigned char* const place = to + e * Shape::kOperandNext + q * Shape::kOperandGate;
+          store_operand<typename Shape::Operand>(d[q], *reinterpret_cast<S*>(place));
+          if constexpr (Shape::kStoredAt > 0)
+            *reinterpret_cast<S*>(place + Shape::kStoredAt) = d[q];
         }
       }
       cta_barrier(cta);
-      if (s + 1 < cta.length[g]) product.send(operands_at, 2 * g + s % 2, cta.arrived(g, s));
+      if (s < cta.exchanges(g)) product.send(operands_at, 2 * g + s % 2, cta.arrived(g, s));
 
       if (leaving) {
+        locate();
 #pragma unroll
         for (int e = 0; e < kCells; ++e) {
           if (!inside(e)) continue;
-          const int64_t at = int64_t(b) * units + cta.first_unit() + local_of(e);
-          if (layer.grad_c0) from_acc(dc[g][e], layer.grad_c0[at]);
+          const int64_t at = int64_t(sequence()) * units + cta.first_unit() + local_of(e);
+          if (args.hands_on)
+            layer.dc[at] = dc[g][e];
+          else if (layer.grad_c0)
+            from_acc(dc[g][e], layer.grad_c0[at]);
           if (layer.dh_zoneout) layer.dh_zoneout[at] = dh_zoneout[g][e];
         }
       }
+    }
+  }
+  if (!args.hands_on) return;
+  locate();
+  if constexpr (Shape::kStreams) places = CellPlaces<Shape>(row, first_local);
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    const int last = cta.length[g] - 1;
+    if (last < 0) continue;
+    if constexpr (kCtas > 1)
+      wait(cta.arrived(g, last), last / 2 % 2, args.limit);
+    else
+      named_barrier(2, 32 * Shape::kWarps);
+#pragma unroll
+    for (int e = 0; e < kCells; ++e) {
+      const float sum = sum_at_owner(cta.sums(g, last) + places.sum, e);
+      if (steps[g] > 0 && inside(e)) layer.sums[place_of(g, e)] = sum;
     }
   }
 }
@@ -231,17 +318,16 @@ __device__ __forceinline__ void cluster_backward(
     // Exchange s follows every step but the last.
     for (int g = 0; g < kGroups; ++g)
       for (int j = 0; j < 2; ++j)
-        if (kCtas > 1 && j + 1 < cta.length[g])
+        if (kCtas > 1 && j < cta.exchanges(g))
           arrive_expecting(cta.arrived(g, j), Shape::kSumsBytes);
   }
   uint4* const stages = reinterpret_cast<uint4*>(shared + Shape::kStagesAt);
-  for (int j = threadIdx.x; j < (Shape::kSharedBytes - Shape::kStagesAt) / 16;
-       j += kBackwardThreads)
+  for (int j = threadIdx.x; j < (Shape::kSharedBytes - Shape::kStagesAt) / 16; j += Shape::kThreads)
     stages[j] = make_uint4(0, 0, 0, 0);
   __syncthreads();
   if constexpr (kCtas > 1) cluster_barrier();
 
-  if (threadIdx.x < 32 * kBackwardWarps) {
+  if (threadIdx.x < 32 * Shape::kWarps) {
     if constexpr (Shape::kMovesRegisters) raise_registers<Shape::kComputingRegisters>();
     compute_gradients(cta);
   } else {
@@ -252,7 +338,7 @@ __device__ __forceinline__ void cluster_backward(
 #endif  // FASTLSTM_SM90
 
 template <class Shape>
-__global__ void __launch_bounds__(kBackwardThreads, 1)
+__global__ void __launch_bounds__(Shape::kThreads, 1)
     cluster_backward_kernel(const __grid_constant__ ClusterBackwardArgs<typename Shape::S> args) {
 #if FASTLSTM_SM90
   cluster_backward<Shape>(args);

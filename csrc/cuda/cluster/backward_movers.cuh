@@ -25,6 +25,11 @@ struct ClusterBackwardCta {
   __device__ __forceinline__ int time(int g, int s) const {
     return layer.direction == 0 ? length[g] - 1 - s : s;
   }
+  __device__ __forceinline__ int time_of_call(int g, int s) const {
+    return args.steps.begin + time(g, s);
+  }
+  // How many steps of a group an exchange follows.
+  __device__ __forceinline__ int exchanges(int g) const { return length[g] - !args.hands_on; }
   __device__ __forceinline__ Mbarrier* arrived(int g, int s) const {
     return reinterpret_cast<Mbarrier*>(shared) + 2 * g + (s & 1);
   }
@@ -42,7 +47,7 @@ struct ClusterBackwardCta {
 // A barrier of all warps of a CTA, those that compute and the movers.
 template <class Shape>
 __device__ __forceinline__ void cta_barrier(const ClusterBackwardCta<Shape>&) {
-  named_barrier(1, kBackwardThreads);
+  named_barrier(1, Shape::kThreads);
 }
 
 // A mover thread copies the same pieces of 16 bytes in every step, neighbouring threads
@@ -53,10 +58,12 @@ class GradientMover {
   static constexpr int kGroups = Shape::kGroups, kStages = Shape::kStages;
   static constexpr int kElementBytes = int(sizeof(S)), kUnits = Shape::kUnits;
 
-  // A thread's piece and row, for elements of kBytes. All movers together copy kRows rows at once.
+  // A thread's piece and row, for elements of kBytes. All movers together copy kRows rows at once;
+  // those beyond copy nothing.
   template <int kBytes>
   struct Piece {
-    static constexpr int kPieces = kUnits * kBytes / 16, kRows = kBackwardMovers / kPieces;
+    static constexpr int kPieces = kUnits * kBytes / 16, kMost = kBackwardMovers / kPieces;
+    static constexpr int kRows = kMost < 8 ? kMost : kMost / 8 * 8;
     __device__ __forceinline__ static int row() { return thread() / kPieces; }
     __device__ __forceinline__ static int unit() { return thread() % kPieces * (16 / kBytes); }
   };
@@ -72,8 +79,8 @@ class GradientMover {
     const ClusterBackwardDirection<S>& layer = cta.layer;
     const int units = cta.args.units, stored = cta.first_unit() + Stored::unit();
     const int state = cta.first_unit() + State::unit(), gate = Stored::row() / 8;
-    stored_inside_ = stored < units;
-    state_inside_ = state < units;
+    stored_inside_ = stored < units && Stored::row() < Stored::kRows;
+    state_inside_ = state < units && State::row() < State::kRows;
     gates_ = layer.gates + gate * units + stored;
     dgates_ = layer.dgates + gate * units + stored;
     cell_states_ = layer.cell_states + state;
@@ -104,18 +111,18 @@ class GradientMover {
     if (!cta_.args.bulk) return store_elements(from, step);
     const int row = Stored::row() % 8;
     if (row >= step.count || !stored_inside_) return;
-    const unsigned char* const piece = from + Stored::unit() / Shape::kChunk * Shape::kChunkPitch +
-                                       row * 64 + Stored::row() / 8 * 16;
+    const unsigned char* const piece =
+        from + Shape::operand_at(Stored::unit(), row) + Stored::row() / 8 * Shape::kOperandGate;
     S* const to =
         dgates_ + uint64_t(unsigned(step.first) + row) * unsigned(cta_.args.dgates_stride);
 #pragma unroll
     for (int r = 0; r < kGateRows; r += Stored::kRows)
       *reinterpret_cast<uint4*>(to + r / 8 * cta_.args.units) =
-          *reinterpret_cast<const uint4*>(piece + r / 8 * 16);
+          Shape::stored_piece(piece + r / 8 * Shape::kOperandGate);
   }
 
  private:
-  __device__ __forceinline__ static int thread() { return int(threadIdx.x) - 32 * kBackwardWarps; }
+  __device__ __forceinline__ static int thread() { return int(threadIdx.x) - 32 * Shape::kWarps; }
   __device__ __forceinline__ GroupRows rows(int g, int s) const {
     if (s >= cta_.length[g]) return {0, 0};
     return cta_.args.steps.group(cta_.time(g, s), cta_.first_sequence + 8 * g, 8);
@@ -183,15 +190,15 @@ class GradientMover {
       const int sequence = j / kUnits, local = j % kUnits, unit = cta_.first_unit() + local;
       if (unit >= units) continue;
       S* const to = cta_.layer.dgates + (step.first + sequence) * cta_.args.dgates_stride + unit;
-      const unsigned char* const at = from + local / Shape::kChunk * Shape::kChunkPitch +
-                                      sequence * 64 + local % Shape::kChunk * kElementBytes;
+      const unsigned char* const at = from + Shape::operand_at(local, sequence);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) to[q * units] = *reinterpret_cast<const S*>(at + q * 16);
+      for (int q = 0; q < 4; ++q)
+        to[q * units] = *reinterpret_cast<const S*>(at + q * Shape::kOperandGate);
     }
   }
 
   const ClusterBackwardCta<Shape>& cta_;
-  bool stored_inside_, state_inside_;  // whether this thread's pieces have units below H
+  bool stored_inside_, state_inside_;  // whether this thread has pieces, with units below H
   // Its pieces in row 0, or null.
   const S *gates_, *grad_output_;
   const float *cell_states_, *upper_input_, *grad_cell_states_;

@@ -36,34 +36,31 @@ __device__ __forceinline__ void weight_words(const S* gate, int units, int unit,
 template <class Shape>
 class ClusterBackwardProduct {
   typedef typename Shape::S S;
-  typedef std::conditional_t<sizeof(S) == 4, RoundedFloat, S> Operand;
+  typedef typename Shape::Operand Operand;
 
  public:
   __device__ __forceinline__ ClusterBackwardProduct(const ClusterBackwardArgs<S>& args,
                                                     const S* w_hh, unsigned char* shared,
                                                     unsigned rank)
-      : shared_(shared) {
+      : shared_(shared), rank_(rank) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int slice = warp * Shape::kSlices / kBackwardWarps;
+    const int slice = warp * Shape::kSlices / Shape::kWarps;
     from_ = opaque(unsigned(slice * Shape::kWarpChunks * Shape::kChunkPitch + lane * 16));
     const int first_unit = int(rank) * Shape::kUnits;
     // Each CTA begins with the tiles of its own units: otherwise all would send to one CTA at a
     // time.
-    const int first = int(rank) * (Shape::kUnits / 16) +
-                      warp % (kBackwardWarps / Shape::kSlices) * Shape::kWarpTiles;
+    const int first =
+        int(rank) * (Shape::kUnits / 16) +
+        (Shape::kStreams ? warp : warp % (Shape::kWarps / Shape::kSlices) * Shape::kWarpTiles);
+    if constexpr (!Shape::kStreams) {
 #pragma unroll
-    for (int j = 0; j < Shape::kWarpTiles; j += Shape::kBlockTiles) {
-      // A lane's sums of a block: units lane / 4 * 2 and the next, of sequences lane % 4 * 2 and
-      // the next.
-      const int tile = (first + j) % Shape::kTiles;
-      const int source = int(rank) * Shape::kSlices + slice;
-      to_[j / Shape::kBlockTiles] = opaque(
-          unsigned(Shape::kSumsAt + source * Shape::kSourceBytes + lane % 4 * (8 * Shape::kUnits) +
-                   (tile * 16 % Shape::kUnits + lane / 4 * 2) * 8));
-      if constexpr (Shape::kCtas > 1) {
-        Remote& peer = peer_[j / Shape::kBlockTiles];
-        peer = remote(shared, unsigned(tile * 16 / Shape::kUnits));
-        peer.address = opaque(peer.address);
+      for (int block = 0; block < Shape::kBlocks; ++block) {
+        const int tile = tile_of(first, block * Shape::kBlockTiles);
+        to_[block] = opaque(place_of(tile, int(rank) * Shape::kSlices + slice, lane));
+        if constexpr (Shape::kCtas > 1) {
+          peer_[block] = remote(shared, unsigned(tile * 16 / Shape::kUnits));
+          peer_[block].address = opaque(peer_[block].address);
+        }
       }
     }
     const S* const gate = w_hh + int64_t(lane % 4) * args.units * args.units;
@@ -76,7 +73,8 @@ class ClusterBackwardProduct {
 
   // This lane's first operand in the dgates at `dgates`, as an offset in shared memory.
   __device__ __forceinline__ uint32_t operands(const unsigned char* dgates) const {
-    return uint32_t(dgates - shared_) + from_;
+    const uint32_t from = Shape::kStreams ? threadIdx.x % 32 * 16 : from_;
+    return uint32_t(dgates - shared_) + from;
   }
 
   // Multiplies the dgates (this lane's are at `at`) and sends the sums to buffer `buffer` of their
@@ -87,29 +85,55 @@ class ClusterBackwardProduct {
       return *reinterpret_cast<const uint4*>(from + k * Shape::kChunkPitch);
     };
     uint4 chunks[Shape::kWarpChunks];
+    if constexpr (!Shape::kStreams) {
 #pragma unroll
-    for (int k = 0; k < Shape::kWarpChunks; ++k) chunks[k] = load(k);
+      for (int k = 0; k < Shape::kWarpChunks; ++k) chunks[k] = load(k);
+    }
+    // Computed anew in every step, for the product leaves no registers: where all of a warp's sums
+    // go in the CTAs that own them, and the first of those.
+    uint32_t place = 0, owner = 0;
+    if constexpr (Shape::kStreams) {
+      uint32_t thread = threadIdx.x;
+      pin(thread);
+      const int tile = int(rank_ * (Shape::kUnits / 16) + thread / 32);
+      place = place_of(tile, int(rank_), int(thread % 32));
+      owner = tile * 16 / Shape::kUnits;
+    }
     const unsigned barrier = unsigned(reinterpret_cast<const unsigned char*>(arrived) - shared_);
 #pragma unroll
     for (int block = 0; block < Shape::kBlocks; ++block) {
       // Loads that the compiler cannot move above the stores of the previous block. Without them it
-      // would send all sums after the last product.
-      if (block > 0) {
+      // would send all sums after the last product. Streaming leaves no registers for chunks.
+      if (!Shape::kStreams && block > 0) {
 #pragma unroll
         for (int k = Shape::kWarpChunks / 2; k < Shape::kWarpChunks; ++k) chunks[k] = load(k);
       }
       float sums[Shape::kBlockTiles][Shape::kChains][4] = {};
 #pragma unroll
-      for (int k = 0; k < Shape::kWarpChunks; ++k)
+      for (int k = 0; k < Shape::kWarpChunks; ++k) {
+        uint4 streamed[Shape::kBlockTiles];
+#pragma unroll
+        for (int m = 0; m < Shape::kBlockTiles; ++m)
+          if (in_shared(k, 1, block * Shape::kBlockTiles + m))
+            streamed[m] = *shared_fragment(k, block * Shape::kBlockTiles + m);
+        if constexpr (Shape::kStreams) chunks[k] = load(k);
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
           for (int m = 0; m < Shape::kBlockTiles; ++m) {
             const uint32_t b[2] = {half ? chunks[k].z : chunks[k].x,
                                    half ? chunks[k].w : chunks[k].y};
-            mma(sums[m][(2 * k + half) % Shape::kChains],
-                weights_[block * Shape::kBlockTiles + m][2 * k + half], b, Operand());
+            const int tile = block * Shape::kBlockTiles + m;
+            float (&sum)[4] = sums[m][(2 * k + half) % Shape::kChains];
+            if (in_shared(k, half, tile)) {
+              const uint4 a = streamed[m];
+              const uint32_t left[4] = {a.x, a.y, a.z, a.w};
+              mma(sum, left, b, Operand());
+            } else {
+              mma(sum, weights_[held(k, half, tile)], b, Operand());
+            }
           }
+      }
 #pragma unroll
       for (int m = 0; m < Shape::kBlockTiles; ++m) {
 #pragma unroll
@@ -119,6 +143,12 @@ class ClusterBackwardProduct {
         const float (&sum)[4] = sums[m][0];
         const uint4 value = make_uint4(__float_as_uint(sum[0]), __float_as_uint(sum[1]),
                                        __float_as_uint(sum[2]), __float_as_uint(sum[3]));
+        if constexpr (Shape::kStreams) {
+          const int next = (block * Shape::kBlockTiles + m) * Shape::kTileStride * 16;
+          const Remote peer = remote(shared_, (owner + next / Shape::kUnits) % Shape::kCtas);
+          send_async(peer + (place + buffer * Shape::kSumsBytes), value, peer + barrier);
+          continue;
+        }
         const uint32_t to = to_[block] + buffer * Shape::kSumsBytes + m * (16 * 8);
         if constexpr (Shape::kCtas > 1)
           send_async(peer_[block] + to, value, peer_[block] + barrier);
@@ -131,81 +161,142 @@ class ClusterBackwardProduct {
  private:
   static constexpr int kRows = 4 / int(sizeof(S));  // of W_hh in a word of K
 
+  // Where a lane's sums of a tile go in the CTA that owns them: units lane / 4 * 2 and the next, of
+  // sequences lane % 4 * 2 and the next.
+  __device__ __forceinline__ static uint32_t place_of(int tile, int source, int lane) {
+    return uint32_t(Shape::kSumsAt + source * Shape::kSourceBytes + lane % 4 * (8 * Shape::kUnits) +
+                    (tile * 16 % Shape::kUnits + lane / 4 * 2) * 8);
+  }
   // The first unit of word w of chunk k, relative to this warp's first unit.
   __device__ __forceinline__ static constexpr int unit_at(int k, int w) {
     return k * Shape::kChunk + w * Shape::kChunk / 4;
   }
+  __device__ __forceinline__ static int tile_of(int first, int j) {
+    return (first + j * Shape::kTileStride) % Shape::kTiles;
+  }
   __device__ __forceinline__ static int column_of(int first, int j) {
-    return (first + j) % Shape::kTiles * 16 + threadIdx.x % 32 / 4 * 2;
+    return tile_of(first, j) * 16 + threadIdx.x % 32 / 4 * 2;
   }
 
-  // Issues all loads before it uses the first.
+  // Whether a fragment is in shared memory, and the number of one in registers.
+  __device__ __forceinline__ static constexpr bool in_shared(int k, int half, int tile) {
+    return half == 1 && k * Shape::kWarpTiles + tile < Shape::kSharedFragments;
+  }
+  __device__ __forceinline__ static constexpr int held(int k, int half, int tile) {
+    const int seconds = k * Shape::kWarpTiles + (half == 1 ? tile : 0);  // before this one
+    return (2 * k + half) * Shape::kWarpTiles + tile - min_of(seconds, Shape::kSharedFragments);
+  }
+  // A lane's 16 bytes of a fragment in shared memory, beside its neighbours'.
+  __device__ __forceinline__ uint4* shared_fragment(int k, int tile) const {
+    return reinterpret_cast<uint4*>(shared_ + Shape::kWeightsAt) +
+           (k * Shape::kWarpTiles + tile) * 32 * Shape::kWarps + threadIdx.x;
+  }
+  // Puts a tile's weights in their place, those from chunk `chunk` on.
+  template <int kCount>
+  __device__ __forceinline__ void hold(int tile, int chunk, const uint32_t (&words)[kCount][2][4]) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t (&a)[4] = words[j][half];
+        if (in_shared(chunk + j, half, tile)) {
+          *shared_fragment(chunk + j, tile) = make_uint4(a[0], a[1], a[2], a[3]);
+        } else {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) weights_[held(chunk + j, half, tile)][r] = a[r];
+        }
+      }
+  }
+
+  // Issues all loads before it uses the first; where weights are streamed, those of two chunks.
   __device__ __forceinline__ void load_pairs(const S* gate, int units, int begin, int first) {
+    constexpr int kTiles = Shape::kStreams ? 1 : Shape::kWarpTiles;
+    constexpr int kCount = Shape::kStreams ? 2 : Shape::kWarpChunks;
+    static_assert(Shape::kWarpChunks % kCount == 0, "whole parts");
 #pragma unroll
-    for (int j = 0; j < Shape::kWarpTiles; ++j) {
-      const int column = column_of(first, j);
-      // Rows of this CTA below H: no address of a padding row is formed.
-      const int rows = column < units ? units - begin : 0;
-      const S* const from = rows > 0 ? gate + int64_t(begin) * units + column : gate;
+    for (int from = 0; from < Shape::kWarpTiles; from += kTiles)
 #pragma unroll
-      for (int k = 0; k < Shape::kWarpChunks; ++k)
+      for (int chunk = 0; chunk < Shape::kWarpChunks; chunk += kCount) {
+        uint32_t words[kTiles][kCount][2][4];
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          uint32_t (&words)[4] = weights_[j][2 * k + w / 2];
+        for (int j = 0; j < kTiles; ++j)
+          load_words(gate, units, begin, column_of(first, from + j), chunk, words[j]);
 #pragma unroll
-          for (int e = 0; e < kRows; ++e) {
-            const int unit = unit_at(k, w) + e;
-            const S* const at = from + (unit < rows ? unit * units : 0);
-            if constexpr (sizeof(S) == 4) {
-              const uint64_t both = *reinterpret_cast<const uint64_t*>(at);
-              words[w % 2 * 2] = uint32_t(both);
-              words[w % 2 * 2 + 1] = uint32_t(both >> 32);
-            } else {
-              words[w % 2 * 2 + e] = *reinterpret_cast<const uint32_t*>(at);
-            }
-          }
+        for (int j = 0; j < kTiles; ++j) {
+          pair_words(units, begin, column_of(first, from + j), chunk, words[j]);
+          hold(from + j, chunk, words[j]);
         }
-    }
+        if constexpr (Shape::kStreams) __syncwarp();  // the next loads stay behind it
+      }
+  }
+  // Elements of a tile, in pairs of neighbouring columns.
+  template <int kCount>
+  __device__ __forceinline__ static void load_words(const S* gate, int units, int begin, int column,
+                                                    int chunk, uint32_t (&tile)[kCount][2][4]) {
+    // Rows of this CTA below H: no address of a padding row is formed.
+    const int rows = column < units ? units - begin : 0;
+    const S* const from = rows > 0 ? gate + int64_t(begin) * units + column : gate;
 #pragma unroll
-    for (int j = 0; j < Shape::kWarpTiles; ++j) {
-      const int rows = column_of(first, j) < units ? units - begin : 0;
+    for (int j = 0; j < kCount; ++j)
 #pragma unroll
-      for (int k = 0; k < Shape::kWarpChunks; ++k)
+      for (int w = 0; w < 4; ++w) {
+        uint32_t (&words)[4] = tile[j][w / 2];
 #pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          uint32_t &x = weights_[j][2 * k + w / 2][w % 2 * 2],
-                   &y = weights_[j][2 * k + w / 2][w % 2 * 2 + 1];
+        for (int e = 0; e < kRows; ++e) {
+          const int unit = unit_at(chunk + j, w) + e;
+          const S* const at = from + (unit < rows ? unit * units : 0);
           if constexpr (sizeof(S) == 4) {
-            const bool inside = unit_at(k, w) < rows;
-            x = inside ? round_tf32(x) : 0;
-            y = inside ? round_tf32(y) : 0;
+            const uint64_t both = *reinterpret_cast<const uint64_t*>(at);
+            words[w % 2 * 2] = uint32_t(both);
+            words[w % 2 * 2 + 1] = uint32_t(both >> 32);
           } else {
-            const uint32_t upper = unit_at(k, w) < rows ? x : 0;
-            const uint32_t lower = unit_at(k, w) + 1 < rows ? y : 0;
-            x = (upper & 0xffff) | lower << 16;
-            y = upper >> 16 | (lower & 0xffff0000);
+            words[w % 2 * 2 + e] = *reinterpret_cast<const uint32_t*>(at);
           }
         }
-    }
+      }
+  }
+  // ... as pairs of neighbouring rows of one column, or rounded to tf32; zero in padding.
+  template <int kCount>
+  __device__ __forceinline__ static void pair_words(int units, int begin, int column, int chunk,
+                                                    uint32_t (&tile)[kCount][2][4]) {
+    const int rows = column < units ? units - begin : 0;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        uint32_t &x = tile[j][w / 2][w % 2 * 2], &y = tile[j][w / 2][w % 2 * 2 + 1];
+        const int unit = unit_at(chunk + j, w);
+        if constexpr (sizeof(S) == 4) {
+          x = unit < rows ? round_tf32(x) : 0;
+          y = unit < rows ? round_tf32(y) : 0;
+        } else {
+          const uint32_t upper = unit < rows ? x : 0, lower = unit + 1 < rows ? y : 0;
+          x = (upper & 0xffff) | lower << 16;
+          y = upper >> 16 | (lower & 0xffff0000);
+        }
+      }
   }
 
   __device__ __forceinline__ void load_elements(const S* gate, int units, int begin, int first) {
 #pragma unroll
-    for (int j = 0; j < Shape::kWarpTiles; ++j)
+    for (int tile = 0; tile < Shape::kWarpTiles; ++tile)
 #pragma unroll
-      for (int k = 0; k < Shape::kWarpChunks; ++k)
+      for (int chunk = 0; chunk < Shape::kWarpChunks; ++chunk) {
+        uint32_t held_words[1][2][4];
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
           uint32_t words[2];
-          weight_words(gate, units, begin + unit_at(k, w), column_of(first, j), words);
-          weights_[j][2 * k + w / 2][w % 2 * 2] = words[0];
-          weights_[j][2 * k + w / 2][w % 2 * 2 + 1] = words[1];
+          weight_words(gate, units, begin + unit_at(chunk, w), column_of(first, tile), words);
+          held_words[0][w / 2][w % 2 * 2] = words[0];
+          held_words[0][w / 2][w % 2 * 2 + 1] = words[1];
         }
+        hold(tile, chunk, held_words);
+      }
   }
 
   unsigned char* shared_;
-  uint32_t from_;  // a lane's place in the dgates
-  uint32_t weights_[Shape::kWarpTiles][2 * Shape::kWarpChunks][4];
+  uint32_t rank_, from_;  // from_: a lane's place in the dgates
+  uint32_t weights_[Shape::kFragments - Shape::kSharedFragments][4];
   uint32_t to_[Shape::kBlocks];
   Remote peer_[Shape::kBlocks];
 };

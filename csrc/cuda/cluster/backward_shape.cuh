@@ -5,6 +5,7 @@
 #include "../shared/numeric.cuh"
 #include "../shared/step_rows.cuh"
 #include "rules.h"
+#include "shapes.h"
 
 namespace fastlstm {
 namespace cuda {
@@ -21,6 +22,10 @@ struct ClusterBackwardDirection {
   const T *cell_states, *grad_cell_states;  // grad_cell_states may be null
   S *dgates, *grad_c0;
   T* dh_zoneout;  // (B, H), the share of dh that zoneout passes to h0; or null
+  // Between ranges of steps, (B, H): the sums that a step's dgates send to h of the step before it,
+  // and the gradient of c before it. c_before: c of the step before these, or null: c0.
+  T *sums, *dc;
+  const T* c_before;
   DrawnRules<T> rules;
   int direction;
 };
@@ -31,47 +36,70 @@ struct ClusterBackwardArgs {
   int clusters;  // of a direction
   int units;     // H
   StepRows steps;
+  int going_on;   // sequences that have steps behind these; their gradients are handed on
+  bool hands_on;  // whether steps before these follow
   int64_t output_stride, dgates_stride;
   bool bulk;   // rows of H elements are aligned to 16 bytes
   bool pairs;  // those of W_hh to two elements
   uint64_t limit;
 };
 
-constexpr int kBackwardWarps = 8;  // those that compute
-constexpr int kBackwardMovers = 128, kBackwardThreads = 32 * kBackwardWarps + kBackwardMovers;
+constexpr int kBackwardMovers = 128;  // threads
 
 template <class S_, int kUnits_, int kCtas_, int kGroups_>
 struct ClusterBackwardShape {
   typedef S_ S;
+  typedef MmaElement<S> Operand;
   static constexpr int kUnits = kUnits_, kCtas = kCtas_, kGroups = kGroups_;
-  static constexpr int kCells = kUnits / 32;  // of a thread
-  static constexpr int kStages = kGroups == 1 ? 8 : 4;
+  // Whether a part of the weights is in shared memory because registers hold no more.
+  static constexpr bool kStreams = streams_weights(kCtas, kUnits, int(sizeof(S)));
+  static_assert(!kStreams || kGroups == 1, "one group");
+
+  // Computing warps; the units of a warp's cells are 16 neighbours, of two sequences.
+  static constexpr int kWarps = kUnits == 48 ? 12 : 8, kThreads = 32 * kWarps + kBackwardMovers;
+  static constexpr int kSpread = kWarps / 4;              // warps that share two sequences
+  static constexpr int kCells = kUnits / (16 * kSpread);  // of a thread
+
+  static constexpr int kStages = kGroups == 1 && !kStreams ? 8 : 4;
 
   // The product: tiles of 16 units, K in chunks of one gate's units.
   static constexpr int kChunk = 16 / int(sizeof(S));
   static constexpr int kChunks = kUnits / kChunk;
   static constexpr int kTiles = kCtas * kUnits / 16;
-  static constexpr int kSlices = kTiles < kBackwardWarps ? kBackwardWarps / kTiles : 1;
-  static constexpr int kWarpTiles = kTiles * kSlices / kBackwardWarps;
+  static constexpr int kSlices = kTiles < kWarps ? kWarps / kTiles : 1;
+  static constexpr int kWarpTiles = kTiles * kSlices / kWarps;
   static constexpr int kWarpChunks = kChunks / kSlices;
   static constexpr int kBlockTiles = kWarpTiles > 1 ? 2 : 1;
   static constexpr int kBlocks = kWarpTiles / kBlockTiles;
-  static constexpr int kChains = 4 / kBlockTiles;  // independent sums of a tile
+  static constexpr int kChains = kStreams ? 1 : 4 / kBlockTiles;  // independent sums of a tile
   static constexpr int kSources = kCtas * kSlices;
+  // From a warp's tile to its next. Where weights are streamed, a warp's tiles have the same place
+  // in CTAs that are kTileStride / (kUnits / 16) ranks apart: one address serves all.
+  static constexpr int kTileStride = kStreams ? kWarps : 1;
+  static_assert(!kStreams || kWarps % (kUnits / 16) == 0, "whole ranks");
+
+  // Fragments of a warp's weights, 512 bytes each, and how many of them are streamed: the first of
+  // those for the second of a chunk's two mma.
+  static constexpr int kFragments = 2 * kWarpChunks * kWarpTiles;
+  static constexpr int kSharedFragments = kStreams ? kFragments - (kUnits == 48 ? 26 : 36) : 0;
+  static constexpr int kWeightsBytes = kSharedFragments * 512 * kWarps;
+  static_assert(kSharedFragments <= kFragments / 2, "second fragments");
 
   // Where the weights need more registers than a computing warp's share, movers give up some of
   // theirs.
   static constexpr bool kMovesRegisters = kWarpTiles * 2 * kWarpChunks * 4 >= 128;
-  static constexpr int kComputingRegisters = 216, kMoverRegisters = 72;
+  static constexpr int kComputingRegisters = kWarps == 12 ? 152 : 216,
+                       kMoverRegisters = kWarps == 12 ? 56 : 72;
   // A CTA has no more registers than its threads begin with: setmaxnreg would wait forever for
   // more.
-  static_assert(32 * kBackwardWarps * kComputingRegisters + kBackwardMovers * kMoverRegisters <=
-                    kBackwardThreads * registers_at_entry(kBackwardThreads),
+  static_assert(32 * kWarps * kComputingRegisters + kBackwardMovers * kMoverRegisters <=
+                    kThreads * registers_at_entry(kThreads),
                 "registers");
 
-  // Shared memory, in bytes. Rows of two neighbouring sequences begin 16 banks apart, chunks of
+  // Shared memory, in bytes. Rows of two neighbouring sequences begin in banks so far apart that a
+  // warp's reads of both have no conflict (16, or 24 for 48 units of a half type), chunks of
   // neighbouring units 8.
-  static constexpr int row_pitch(int bytes) { return bytes % 128 == 64 ? bytes : bytes + 64; }
+  static constexpr int row_pitch(int bytes) { return bytes % 128 == 0 ? bytes + 64 : bytes; }
   static constexpr int kGateStride = row_pitch(kUnits * int(sizeof(S)));
   static constexpr int kStateStride = row_pitch(kUnits * 4);
   // A stage: the gates, by gate and sequence; then, by sequence, c, the gradients of the output and
@@ -81,6 +109,15 @@ struct ClusterBackwardShape {
                        kGradStatesAt = kGradOutputAt + 8 * kStateStride,
                        kStageBytes = kGradStatesAt + 8 * kStateStride;
   static constexpr int kChunkPitch = 512 + 32;
+  static constexpr int kOperandGate = 16,
+                       kOperandNext = 32 / kChunk * kChunkPitch;  // to the unit 32 further
+  __device__ __forceinline__ static constexpr unsigned operand_at(int unit, int sequence) {
+    return unit / kChunk * kChunkPitch + sequence * 64 + unit % kChunk * int(sizeof(S));
+  }
+  // 16 bytes of a gate of a sequence, neighbouring units.
+  __device__ __forceinline__ static uint4 stored_piece(const unsigned char* from) {
+    return *reinterpret_cast<const uint4*>(from);
+  }
   static constexpr int kTileBytes = kChunks * kChunkPitch;
   // The product reads floats rounded to tf32; those that go to global memory, not rounded, follow.
   static constexpr int kStoredAt = sizeof(S) == 4 ? kTileBytes : 0,
@@ -89,7 +126,8 @@ struct ClusterBackwardShape {
   static constexpr int kSumsBytes = kSources * kSourceBytes;
   static constexpr int kBarrierBytes = 128;
   static constexpr int kSumsAt = kBarrierBytes, kDgatesAt = kSumsAt + 2 * kGroups * kSumsBytes,
-                       kStagesAt = kDgatesAt + 2 * kGroups * kDgatesBytes,
+                       kWeightsAt = kDgatesAt + 2 * kGroups * kDgatesBytes,
+                       kStagesAt = kWeightsAt + kWeightsBytes,
                        kSharedBytes = kStagesAt + kGroups * kStages * kStageBytes;
   static_assert(2 * kGroups * 8 <= kBarrierBytes, "barriers");
   static_assert(kWarpTiles % kBlockTiles == 0 && kChunks % kSlices == 0, "product");

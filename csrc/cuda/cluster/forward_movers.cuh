@@ -17,6 +17,9 @@ struct ClusterForwardDirection {
   const float* bias;   // (4H) or null
   const S *h0, *c0;    // (B, H) or null
   S *y, *h_n, *c_n;    // y: (rows, y_stride)
+  // Between ranges of steps, c as it is computed, (B, H), or null: instead of c0, and besides c_n.
+  const float* c_before;
+  float* c_after;
   S* gates;            // (rows, 4H) or null
   float* cell_states;  // (rows, H), with gates
   DrawnRules<float> rules;
@@ -26,7 +29,8 @@ template <class S>
 struct ClusterForwardArgs {
   ClusterForwardDirection<S> direction[2];
   StepRows steps;
-  const int* index;  // for each row, its row of `start`; null: the same
+  const int* index;   // for each row, its row of `start`; null: the same
+  int64_t start_row;  // the row whose input part `start` begins with
   int directions, hidden_size;
   int64_t y_stride;
   uint64_t limit;  // of a wait, in nanoseconds; 0: none
@@ -50,8 +54,16 @@ struct ClusterForwardCta {
   int steps;                   // of its cluster's first sequence, the longest
 
   __device__ __forceinline__ int time(int s) const { return direction == 0 ? s : steps - 1 - s; }
+  __device__ __forceinline__ int time_of_call(int s) const { return args.steps.begin + time(s); }
   __device__ __forceinline__ unsigned char* hidden(int s) const {
     return shared + s % 2 * Shape::kHiddenBytes;
+  }
+  // The mbarriers: for each part of h those of its two buffers; then those of the input ring.
+  __device__ __forceinline__ Mbarrier* barriers() const {
+    return reinterpret_cast<Mbarrier*>(shared + Shape::kBarriersAt);
+  }
+  __device__ __forceinline__ Mbarrier* loaded(int s) const {
+    return barriers() + 2 * Shape::kParts + s % Shape::kRing;
   }
   __device__ __forceinline__ SequenceSpan* span(int sequence) const {
     return reinterpret_cast<SequenceSpan*>(shared + Shape::kSpansAt) + sequence;
@@ -102,22 +114,18 @@ class InputLoader {
     if (s >= cta_.steps) return;
     const int j = lane() % kShare;
     const bool turn = lane() / kShare == s % kSteps;
-    if (turn && j == 0) arrive_expecting(loaded(s), count_ * 16 * Shape::kUnits);
+    if (turn && j == 0) arrive_expecting(cta_.loaded(s), count_ * 16 * Shape::kUnits);
     __syncwarp();
     if (turn && j < count_)
-      bulk_load(cta_.input(s, begin_ + j), from_, 16 * Shape::kUnits, loaded(s));
+      bulk_load(cta_.input(s, begin_ + j), from_, 16 * Shape::kUnits, cta_.loaded(s));
   }
   // Waits for a step's input part.
   __device__ __forceinline__ void await(int s) const {
-    wait(loaded(s), s / Shape::kRing % 2, cta_.args.limit);
+    wait(cta_.loaded(s), s / Shape::kRing % 2, cta_.args.limit);
   }
 
  private:
   __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
-
-  __device__ __forceinline__ Mbarrier* loaded(int s) const {
-    return reinterpret_cast<Mbarrier*>(cta_.shared + Shape::kBarriersAt) + 2 + s % Shape::kRing;
-  }
 
   __device__ __forceinline__ void look_up(int s) {
     next_count_ = 0;
@@ -126,7 +134,8 @@ class InputLoader {
     next_count_ = rows.count;
     if (lane() % kShare >= rows.count) return;
     const int64_t row = rows.first + lane() % kShare;
-    const int64_t source = cta_.args.index ? int64_t(cta_.args.index[row]) : row;
+    const int64_t source =
+        cta_.args.index ? int64_t(cta_.args.index[row]) : row - cta_.args.start_row;
     next_ = cta_.layer.start + (source * Shape::kCtas + cta_.rank) * 4 * Shape::kUnits;
   }
 
@@ -137,8 +146,10 @@ class InputLoader {
 };
 
 // All mover warps store a step together, 16 bytes of each thread in a round, neighbouring threads
-// to neighbouring addresses. From step to step only the row of a thread's pieces changes.
-template <class Shape>
+// to neighbouring addresses. From step to step only the row of a thread's pieces changes. Where
+// rows are not aligned to 16 bytes (kAligned), they store element by element: a loop of its own,
+// for it has other registers.
+template <class Shape, bool kAligned>
 class OutputStorer {
   typedef typename Shape::S S;
   // Pieces of a sequence: h, four gates, c.
@@ -149,7 +160,7 @@ class OutputStorer {
 
  public:
   __device__ __forceinline__ explicit OutputStorer(const ClusterForwardCta<Shape>& cta)
-      : cta_(cta), aligned_(cta.args.hidden_size % Shape::kPiece == 0), rows_(rows(0)) {
+      : cta_(cta), rows_(rows(0)) {
     const int hidden_size = cta.args.hidden_size;
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
@@ -176,7 +187,7 @@ class OutputStorer {
 
   // Called for steps 0, 1, 2, ...
   __device__ __forceinline__ void store(int s) {
-    if (aligned_)
+    if constexpr (kAligned)
       store_pieces(s);
     else
       store_elements(s);
@@ -192,7 +203,7 @@ class OutputStorer {
   __device__ __forceinline__ void store_pieces(int s) const {
     const unsigned char* from = reinterpret_cast<const unsigned char*>(cta_.output(s, 0, 0));
     const uint32_t row = uint32_t(rows_.first);
-    constexpr int kAtOnce = 4;
+    constexpr int kAtOnce = Shape::kStreams ? 2 : 4;
 #pragma unroll
     for (int begin = 0; begin < kRounds; begin += kAtOnce) {
       uint4 piece[kAtOnce];
@@ -207,7 +218,6 @@ class OutputStorer {
     }
   }
 
-  // Element by element, where rows are not aligned to 16 bytes.
   __device__ __forceinline__ void store_elements(int s) const {
     const ClusterForwardDirection<S>& layer = cta_.layer;
     const int hidden_size = cta_.args.hidden_size;
@@ -227,7 +237,6 @@ class OutputStorer {
   }
 
   const ClusterForwardCta<Shape>& cta_;
-  const bool aligned_;           // whether a row's pieces are
   GroupRows rows_;               // of the next step
   char* to_[kRounds];            // in row 0 of the call
   uint32_t row_bytes_[kRounds];  // bytes from row to row

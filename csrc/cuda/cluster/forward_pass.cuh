@@ -1,9 +1,11 @@
-// The forward pass in clusters on the host, one layer after the other: the input part, then one
-// launch for all steps of all directions. Groups of sequences beyond those that are resident at
-// once are further clusters of the same grid, the longest first.
+// The forward pass in clusters on the host: for each layer the input part, then one launch for all
+// steps of all directions, or for each chunk of steps (layers.cuh) a product and a launch. From
+// chunk to chunk h goes through h_n and c, in fp32, through memory of its own. Groups of sequences
+// beyond those that are resident at once are further clusters of the same grid, the longest first.
 #pragma once
 
 #include "../shared/input_part.cuh"
+#include "../shared/layers.cuh"
 #include "../shared/patience.h"
 #include "forward.cuh"
 #include "shapes.h"
@@ -18,60 +20,83 @@ void with_forward_shape(const Plan& plan, Use&& use) {
     constexpr ForwardCluster kCluster = kForwardClusters[kIndex];
     if constexpr (runs_forward(kCluster, sizeof(S))) {
       if (plan.ctas == kCluster.ctas && plan.units == kCluster.units) {
-        if (plan.sequences <= 8)
-          use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 1>());
-        else
-          use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 2>());
-        return;
+        if constexpr (!streams_weights(kCluster.ctas, kCluster.units, sizeof(S)))
+          if (plan.sequences > 8)
+            return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 2>());
+        return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 1>());
       }
     }
     with_forward_shape<S, kIndex + 1>(plan, use);
   }
 }
 
-template <class S>
+// ... or with the ClusterForwardFp32.
+template <int kIndex = 0, class Use>
+void with_fp32_forward_shape(const Plan& plan, Use&& use) {
+  if constexpr (kIndex < kFp32ClusterCount) {
+    constexpr int kCtas = kFp32Clusters[kIndex].ctas, kUnits = kFp32Clusters[kIndex].units;
+    constexpr int kMostTiles = fp32_sequences(kCtas, 16, true) / 8;
+    if (plan.ctas != kCtas || plan.units != kUnits)
+      return with_fp32_forward_shape<kIndex + 1>(plan, use);
+    if (plan.sequences <= 8)
+      use(ClusterForwardFp32<kCtas, kUnits, 1>());
+    else
+      use(ClusterForwardFp32<kCtas, kUnits, kMostTiles>());
+  }
+}
+
+// Operand: of the steps' products; float is full fp32.
+template <class S, class Operand = MmaElement<S>>
 class ClusterForwardPass {
  public:
   ClusterForwardPass(const Forward& f, const Plan& plan, const Context* context)
       : f_(f),
         stack_(f.problem, f.saved, plan, context),
         input_(stack_, f.problem.layers, {plan.ctas, plan.units}),
-        p_(stack_.problem) {}
+        p_(stack_.problem) {
+    for (int layer = 0; stack_.at_once() && layer < p_.layers; ++layer)
+      c_.push_back(stack_.arena.template take<float>(p_.batch * p_.hidden_size));
+  }
 
   int64_t workspace() const { return stack_.arena.used(); }
 
-  void run() const {
+  void run() {
     input_.begin();
-    for (int layer = 0; layer < p_.layers; ++layer) {
-      input_.multiply_input(layer);
-      advance(layer);
-    }
+    for_layers(stack_, Pass::forward, [&](int layer, const StepRange& steps) {
+      input_.multiply_input(layer, steps);
+      advance(layer, steps);
+    });
   }
 
  private:
-  void advance(int layer) const {
+  void advance(int layer, const StepRange& steps) const {
     ClusterForwardArgs<S> args{};
-    for (int d = 0; d < p_.directions; ++d) args.direction[d] = direction(layer, d);
-    args.steps = stack_.map.steps;
+    for (int d = 0; d < p_.directions; ++d) args.direction[d] = direction(layer, d, steps);
+    args.steps = stack_.step_rows(steps);
     args.index = input_.start_index(layer);
+    args.start_row = input_.start_row();
     args.directions = p_.directions;
     args.hidden_size = int(p_.hidden_size);
     args.y_stride = stack_.output_width;
     args.limit = wait_limit();
-    with_forward_shape<S>(stack_.plan, [&](auto shape) {
+    auto start = [&](auto shape) {
       typedef decltype(shape) Shape;
-      const unsigned ctas =
-          unsigned(p_.directions) * blocks_of(p_.batch, Shape::kSequences) * unsigned(Shape::kCtas);
+      const unsigned ctas = unsigned(p_.directions) *
+                            blocks_of(args.steps.batch, Shape::kSequences) * unsigned(Shape::kCtas);
       if (Shape::kCtas == 1)
         launch(cluster_forward_kernel<Shape>, dim3(ctas), Shape::kThreads, Shape::kSharedBytes,
                stack_.stream(), args);
       else
         launch_clusters(cluster_forward_kernel<Shape>, ctas, Shape::kCtas, Shape::kThreads,
                         Shape::kSharedBytes, stack_.stream(), args);
-    });
+    };
+    if constexpr (std::is_same_v<Operand, float>)
+      with_fp32_forward_shape(stack_.plan, start);
+    else
+      with_forward_shape<S>(stack_.plan, start);
   }
 
-  ClusterForwardDirection<S> direction(int layer, int d) const {
+  ClusterForwardDirection<S> direction(int layer, int d, const StepRange& steps) const {
     const int64_t pseudo_layer = layer * p_.directions + d, units = p_.hidden_size;
     ClusterForwardDirection<S> result{};
     result.start = input_.start(d);
@@ -85,6 +110,11 @@ class ClusterForwardPass {
     result.gates = stack_.gates(pseudo_layer);
     result.cell_states = stack_.cell_states(pseudo_layer);
     result.rules = drawn_rules<float>(p_, layer, d);
+    if (steps.begin > 0) {
+      result.h0 = result.h_n;
+      result.c_before = c_[layer];
+    }
+    if (steps.end < p_.steps) result.c_after = c_[layer];
     return result;
   }
 
@@ -92,14 +122,8 @@ class ClusterForwardPass {
   Stack<S> stack_;
   InputPart<S> input_;
   const Problem& p_;
+  std::vector<float*> c_;  // (B, H) for each layer, between its chunks
 };
-
-template <class S>
-int64_t cluster_forward_pass(const Forward& f, const Plan& plan, const Context* context) {
-  const ClusterForwardPass<S> pass(f, plan, context);
-  if (context) pass.run();
-  return pass.workspace();
-}
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -2,10 +2,9 @@
 // shared memory.
 #pragma once
 
-#include <type_traits>
-
 #include "../shared/exchange.cuh"
 #include "../shared/numeric.cuh"
+#include "shapes.h"
 
 namespace fastlstm {
 namespace cuda {
@@ -14,27 +13,41 @@ namespace cuda {
 template <class S_, int kCtas_, int kUnits_, int kTiles_>
 struct ClusterForwardShape {
   typedef S_ S;
+  typedef MmaElement<S> Operand;
   static constexpr int kCtas = kCtas_, kUnits = kUnits_, kTiles = kTiles_;
   static constexpr int kSequences = 8 * kTiles, kElementBytes = int(sizeof(S));
 
-  // A warp multiplies the 32 gate rows of a block of eight units. Where there are fewer blocks than
-  // warps, two warps split the K of a block.
-  static constexpr int kWarps = 8, kBlocks = kUnits / 8, kSplit = kWarps / kBlocks;
-  static constexpr int kCells = kSequences / 4 / kSplit;  // of a thread
-  static_assert(kSplit == 1 || kSplit == 2, "a warp has a block, or half of one");
+  // Whether a part of the weights is in shared memory because registers hold no more.
+  static constexpr bool kStreams = streams_weights(kCtas, kUnits, kElementBytes);
+
+  // A warp multiplies the gate rows of a block of units, in tiles of 16 rows: two gates of eight
+  // units. Where there are fewer blocks than warps, several warps split the K of a block. Larger
+  // blocks and a finer split of K read less of h from shared memory, which streaming fills.
+  static constexpr int kWarps = kUnits == 48 ? 12 : 8, kBlockUnits = kStreams ? 16 : 8;
+  static constexpr int kBlocks = kUnits / kBlockUnits, kSplit = kWarps / kBlocks;
+  static constexpr int kWarpTiles = kBlockUnits / 4;
+  static constexpr int kCells = kUnits * kSequences / (32 * kWarps);  // of a thread
+  static_assert(kWarps % kBlocks == 0 && kWarpTiles * kTiles == kCells * kSplit, "whole cells");
+  static_assert(kBlockUnits == 8 || (kTiles == 1 && kCells == 1), "one unit a thread");
 
   // K in slabs of 64 bytes: four pieces of 16 bytes, each a lane's share of two mma.
   static constexpr int kSlab = 64 / kElementBytes, kPiece = 16 / kElementBytes;
   static constexpr int kDepth = kCtas * kUnits, kWarpSlabs = kDepth / kSlab / kSplit;
 
-  // Slabs whose weights stay in registers. Many slabs need more registers than a computing warp's
-  // share: then movers give up some of theirs or, without setmaxnreg, some slabs are in shared
-  // memory.
-  static constexpr bool kFillsRegisters = kWarpSlabs > 4;
-  static constexpr int kSharedSlabs = kFillsRegisters ? kTiles : 0;
-  static constexpr int kRegisterSlabs = kWarpSlabs - (FASTLSTM_MOVES_REGISTERS ? 0 : kSharedSlabs);
-  static constexpr int kSharedSlabsBytes = kSharedSlabs * 64 * 32 * kWarps;
-  static constexpr int kComputeRegisters = 200, kMoveRegisters = 104;
+  // Where the weights need more registers than a computing warp's share, movers give up some of
+  // theirs. Without setmaxnreg some fragments of a warp's weights are in shared memory instead, as
+  // those that are streamed: the first kSharedFragments of the second halves of slabs.
+  static constexpr bool kFillsRegisters = kWarpSlabs * kWarpTiles > 8;
+  static constexpr int kFragments = 2 * kWarpSlabs * kWarpTiles;  // 512 bytes, of a warp's weights
+  static constexpr int kRegisterFragments = kUnits == 48 ? 26 : 36;  // when streaming
+  static constexpr int kRoomForFragments = kStreams          ? kFragments - kRegisterFragments
+                                           : kFillsRegisters ? 2 * kTiles * kWarpTiles
+                                                             : 0;
+  static constexpr int kSharedFragments =
+      kStreams || !FASTLSTM_MOVES_REGISTERS ? kRoomForFragments : 0;
+  static_assert(kRoomForFragments <= kFragments / 2, "second halves");
+  static constexpr int kComputeRegisters = kWarps == 12 ? 152 : 200,
+                       kMoveRegisters = kWarps == 12 ? 56 : 104;
 
   // Movers. Registers are allotted to groups of four warps: eight warps and one would get no more
   // each than twelve.
@@ -47,7 +60,7 @@ struct ClusterForwardShape {
                 "registers");
 
   // Steps by which the input part is loaded ahead.
-  static constexpr int kRing = 8;
+  static constexpr int kRing = kStreams ? 4 : 8;
 
   // ---- bytes of shared memory ----
   // Two buffers of h: slab after slab, in each 64 bytes a sequence.
@@ -55,53 +68,50 @@ struct ClusterForwardShape {
                        kHiddenBytes = kDepth * kSequences * kElementBytes;
   // What a CTA sends to each of the cluster.
   static constexpr int kSentBytes = kUnits * kSequences * kElementBytes;
-  // Partial sums that a warp passes to the one with the other half of K.
-  static constexpr int kSumsBytes = kSplit == 2 ? kWarps * kCells * 512 : 0;
+  // In a cluster that sends h in several rounds, warps wait for the part that they multiply alone.
+  static constexpr int kParts = kCtas == 16 ? kSplit : 1;
+  static_assert(kCtas % kParts == 0, "a CTA's units are of one part");
+  // Partial sums that warps pass to those with other parts of K, and from how many parts.
+  static constexpr int kSumsFrom = kSplit <= 2 ? kSplit - 1 : kSplit;
+  static constexpr int kSumsBytes = kWarps * kCells * kSumsFrom * 512;
   // A sequence's input part, and its outputs: h and the four gates (S), c (fp32). Both are a
   // multiple of 64 bytes and 16 more, so that a warp's accesses have no bank conflicts.
   static constexpr int kInputBytes = 16 * kUnits + 16;
-  static constexpr int kOutputBytes = 5 * kUnits * kElementBytes + 4 * kUnits + 16;
+  static constexpr int kResultBytes = 5 * kUnits * kElementBytes + 4 * kUnits;
+  static constexpr int kOutputBytes = (kResultBytes + 63) / 64 * 64 + 16;
   static_assert(kInputBytes % 64 == 16 && kOutputBytes % 64 == 16, "banks");
 
   static constexpr int kTileAt = 2 * kHiddenBytes;
-  static constexpr int kSumsAt = kTileAt + (kCtas > 1 ? 2 * kSentBytes : 0);
+  static constexpr int kTileBytes = (kUnits + kSlab - 1) / kSlab * kSlabBytes;
+  static constexpr int kSumsAt = kTileAt + (kCtas > 1 ? 2 * kTileBytes : 0);
   static constexpr int kInputAt = kSumsAt + kSumsBytes;
   static constexpr int kOutputAt = kInputAt + kRing * kSequences * kInputBytes;
   static constexpr int kBiasAt = kOutputAt + 2 * kSequences * kOutputBytes;
   static constexpr int kRulesAt = kBiasAt + 16 * kUnits;
   static constexpr int kSpansAt = kRulesAt + 12 * kCells * 32 * kWarps;
-  static constexpr int kSharedSlabsAt = kSpansAt + 8 * kSequences;
-  static constexpr int kBarriersAt = kSharedSlabsAt + kSharedSlabsBytes;
-  static constexpr int kSharedBytes = kBarriersAt + (2 + kRing) * int(sizeof(Mbarrier));
+  static constexpr int kWeightsAt = kSpansAt + 8 * kSequences;
+  static constexpr int kBarriersAt = kWeightsAt + kRoomForFragments * 512 * kWarps;
+  // Two for each part of h, then those of the input ring.
+  static constexpr int kSharedBytes = kBarriersAt + (2 * kParts + kRing) * int(sizeof(Mbarrier));
   static_assert(kBarriersAt % 8 == 0 && kSharedBytes <= 227 * 1024, "fits an SM");
-};
 
-// The place of a unit of a sequence, in bytes from the beginning of a buffer of h (or from that of
-// a CTA's part, with the unit counted from its first).
-template <class Shape>
-__device__ __forceinline__ constexpr int hidden_at(int unit, int sequence) {
-  const int piece = unit % Shape::kSlab / Shape::kPiece ^ sequence / 2 % 4;
-  return unit / Shape::kSlab * Shape::kSlabBytes + sequence * 64 + piece * 16 +
-         unit % Shape::kPiece * Shape::kElementBytes;
-}
-
-// The type of h as an operand.
-template <class S>
-using MmaElement = std::conditional_t<std::is_same_v<S, float>, RoundedFloat, S>;
+  // The place of a unit of a sequence, in bytes from the beginning of a buffer of h (or from that
+  // of a CTA's part, with the unit counted from its first).
+  __device__ __forceinline__ static constexpr int hidden_at(int unit, int sequence) {
+    const int piece = unit % kSlab / kPiece ^ sequence / 2 % 4;
+    return unit / kSlab * kSlabBytes + sequence * 64 + piece * 16 + unit % kPiece * kElementBytes;
+  }
 
 #if FASTLSTM_SM90
-
-__device__ __forceinline__ Bf16 rounded(Bf16 x) { return x; }
-__device__ __forceinline__ F16 rounded(F16 x) { return x; }
-__device__ __forceinline__ float rounded(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  bits = round_tf32(bits);
-  memcpy(&x, &bits, 4);
-  return x;
-}
-
+  // h as an operand of the product.
+  __device__ __forceinline__ static S operand(S h) {
+    if constexpr (std::is_same_v<S, float>)
+      return float_of(round_tf32(bits_of(h)));
+    else
+      return h;
+  }
 #endif
+};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -32,7 +32,7 @@ class GridBackwardPass {
   int64_t workspace() const { return stack_.arena.used(); }
 
   void run() {
-    gradients_.run_layers([&](int layer) { steps(layer); });
+    gradients_.run_layers([&](int layer, const StepRange&) { steps(layer); });
   }
 
  private:

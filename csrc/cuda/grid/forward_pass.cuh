@@ -42,7 +42,7 @@ class GridForwardPass {
 
  private:
   void advance(int layer) {
-    input_.multiply_input(layer);
+    input_.multiply_input(layer, stack_.all_steps());
     GridForwardArgs<S> args{};
     args.exchange = exchange_;
     args.groups = stack_.plan.groups;

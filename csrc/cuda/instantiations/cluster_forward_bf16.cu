@@ -4,7 +4,7 @@ namespace fastlstm {
 namespace cuda {
 
 int64_t cluster_forward_bf16(const Forward& f, const Plan& plan, const Context* context) {
-  return cluster_forward_pass<Bf16>(f, plan, context);
+  return run_pass<ClusterForwardPass<Bf16>>(f, plan, context);
 }
 
 }  // namespace cuda

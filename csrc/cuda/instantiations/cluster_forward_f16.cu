@@ -4,7 +4,7 @@ namespace fastlstm {
 namespace cuda {
 
 int64_t cluster_forward_f16(const Forward& f, const Plan& plan, const Context* context) {
-  return cluster_forward_pass<F16>(f, plan, context);
+  return run_pass<ClusterForwardPass<F16>>(f, plan, context);
 }
 
 }  // namespace cuda

@@ -4,7 +4,7 @@ namespace fastlstm {
 namespace cuda {
 
 int64_t cluster_forward_tf32(const Forward& f, const Plan& plan, const Context* context) {
-  return cluster_forward_pass<float>(f, plan, context);
+  return run_pass<ClusterForwardPass<float>>(f, plan, context);
 }
 
 }  // namespace cuda

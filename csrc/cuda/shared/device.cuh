@@ -149,6 +149,20 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
 __device__ __forceinline__ void pin(float& x) { asm volatile("" : "+f"(x)); }
 __device__ __forceinline__ void pin(uint32_t& x) { asm volatile("" : "+r"(x)); }
 
+// Over a whole warp, for kernels of sm_80 and newer.
+__device__ __forceinline__ uint32_t largest_of_warp(uint32_t x) {
+#if FASTLSTM_SM80
+  x = __reduce_max_sync(~0u, x);
+#endif
+  return x;
+}
+__device__ __forceinline__ uint32_t smallest_of_warp(uint32_t x) {
+#if FASTLSTM_SM80
+  x = __reduce_min_sync(~0u, x);
+#endif
+  return x;
+}
+
 __device__ __forceinline__ void trap(const char*) { __trap(); }
 
 inline void check(cudaError_t error, const char* what) {
@@ -242,6 +256,15 @@ inline float reciprocal_fast(float x) { return 1 / x; }
 inline void pin(float&) {}
 inline void pin(uint32_t&) {}
 
+inline uint32_t largest_of_warp(uint32_t x) {
+  for (int d = 16; d > 0; d /= 2) {
+    const uint32_t other = __shfl_xor_sync(~0u, x, d);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+inline uint32_t smallest_of_warp(uint32_t x) { return ~largest_of_warp(~x); }
+
 inline void trap(const char* why) { simt::fail(why); }
 
 template <class Args>
@@ -249,7 +272,7 @@ void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, vo
             const Args& args) {
   if (grid.count() == 0) return;
   simt::Stream& s = *static_cast<simt::Stream*>(stream);
-  s.run(grid, threads, shared, [&] { kernel(args); });
+  s.run(grid, threads, shared, [=] { kernel(args); });
 }
 
 template <class Args>
@@ -259,8 +282,7 @@ void launch_cooperative(void (*kernel)(Args), dim3 grid, unsigned threads, size_
 }
 
 inline void zero_async(void* memory, size_t bytes, void* stream) {
-  ++static_cast<simt::Stream*>(stream)->launches;
-  std::memset(memory, 0, bytes);
+  static_cast<simt::Stream*>(stream)->zero(memory, bytes);
 }
 
 #endif

@@ -3,10 +3,13 @@
 //
 // The gradient that goes to the layer below stays in the accumulation type. Products read and write
 // rows of whole pieces (stack.cuh); a gradient whose rows are not is copied from a padded one.
+//
+// Where layers work at once (layers.cuh), that gradient is computed chunk by chunk, and those of
+// weights follow when all layers are done.
 #pragma once
 
 #include "column_sums.cuh"
-#include "stack.cuh"
+#include "layers.cuh"
 #include "sums.cuh"
 
 namespace fastlstm {
@@ -42,7 +45,7 @@ class GradientPart {
     const bool one_hot = !stack_.dense(0) && p_.input_size <= kOneHotColumns;
     if (!stack_.dense(0)) index_ = arena.template take<int>(p_.rows);
     if (one_hot) one_hot_ = arena.template take<S>(p_.rows * whole_pieces<S>(p_.input_size));
-    copy_ = arena.template take<S>(stack_.copied_input());
+    copy_ = arena.template take<S>(p_.rows * stack_.copied_width(0, p_.layers));
     previous_ = arena.template take<S>(shifted() ? 0 : p_.rows * whole_pieces<S>(out_));
     unprojected_ = arena.template take<S>(p_.projected ? p_.rows * whole_pieces<S>(units_) : 0);
     const bool whole = whole_rows(p_.input_size) && whole_rows(units_) && whole_rows(out_) &&
@@ -50,62 +53,80 @@ class GradientPart {
     const int64_t x_width = stack_.dense(0) || one_hot ? p_.input_size : 0;
     const int64_t widest = whole_pieces<S>(max_of(x_width, max_of(stack_.output_width, units_)));
     product_ = arena.template take<S>(whole ? 0 : whole_pieces<S>(4 * units_) * widest);
-    weights_ = arena.template take<S>(f_.grad_input || p_.layers > 1 ? dgates_stride_ * widest : 0);
-    upper_input_ = arena.template take<T>(p_.layers > 1 ? p_.rows * stack_.output_width : 0);
     const bool copied = f_.grad_input && stack_.dense(0) && !whole_rows(p_.input_size);
     grad_input_ = arena.template take<S>(copied ? p_.rows * whole_pieces<S>(p_.input_size) : 0);
-    dgates_ = dz_x_ = dz_h_ = arena.template take<S>(p_.rows * dgates_stride_);
+    for (int layer = 0; layer < (stack_.at_once() ? p_.layers : 1); ++layer) {
+      Memory memory{};
+      memory.weights =
+          arena.template take<S>(f_.grad_input || p_.layers > 1 ? dgates_stride_ * widest : 0);
+      memory.upper_input =
+          arena.template take<T>(p_.layers > layer + 1 ? p_.rows * stack_.output_width : 0);
+      memory.dgates = arena.template take<S>(p_.rows * dgates_stride_);
+      const bool zoneout = p_.cell.zoneout_h > 0;
+      for (int d = 0; d < p_.directions; ++d)
+        memory.dh_zoneout[d] = zoneout ? arena.template take<T>(p_.batch * units_) : nullptr;
+      memory_.push_back(memory);
+    }
     if (p_.layer_norm) {
       dz_x_ = arena.template take<S>(p_.rows * dgates_stride_);
       dz_h_ = arena.template take<S>(p_.rows * dgates_stride_);
       for (int d = 0; d < p_.directions; ++d)
         terms_[d] = arena.template take<T>(p_.rows * kNormTerms * units_);
     }
-    for (int d = 0; d < p_.directions; ++d) {
+    for (int d = 0; d < p_.directions; ++d)
       dh_[d] = arena.template take<S>(p_.projected ? p_.rows * dh_stride_ : 0);
-      const bool zoneout = p_.cell.zoneout_h > 0;
-      dh_zoneout_[d] = zoneout ? arena.template take<T>(p_.batch * units_) : nullptr;
-    }
   }
 
-  // steps(layer) computes a layer's dgates (and, with a projection, dh) from the gradients of its
-  // output and last states.
-  template <class Steps>
-  void run_layers(Steps&& steps) {
+  // run(layer, steps) computes a layer's dgates (and, with a projection, dh) from the gradients of
+  // its output and last states.
+  template <class Run>
+  void run_layers(Run&& run) {
     stack_.fill_map();
     if (index_) stack_.fill_index(index_);
     // Zeros in the padding of each row: products read it.
     if (depth_ != 4 * units_) {
       const int64_t bytes = p_.rows * dgates_stride_ * int64_t(sizeof(S));
-      stack_.zero(dgates_, bytes);
+      for (const Memory& memory : memory_) stack_.zero(memory.dgates, bytes);
       if (p_.layer_norm) stack_.zero(dz_x_, bytes);
       if (p_.layer_norm) stack_.zero(dz_h_, bytes);
     }
-    for (int layer = p_.layers - 1; layer >= 0; --layer) {
-      steps(layer);
-      weight_gradients(layer);
-      if (layer > 0 || f_.grad_input) input_gradient(layer);
-    }
+    for_layers(stack_, Pass::backward, [&](int layer, const StepRange& steps) {
+      layer_ = layer + 1;
+      if (layer_ < p_.layers) upper_gradient(steps);
+      layer_ = layer;
+      run(layer, steps);
+      if (!stack_.at_once()) weight_gradients();
+    });
+    for (layer_ = p_.layers - 1; layer_ >= 0 && stack_.at_once(); --layer_) weight_gradients();
+    layer_ = 0;
+    if (f_.grad_input && stack_.dense(0)) bottom_gradient();
   }
 
   // The gradients of the current layer's pre-activations, in rows of dgates_stride().
-  S* dgates(int d) const { return dgates_ + d * depth_; }
+  S* dgates(int d) const { return memory().dgates + d * depth_; }
   // The gradients of the products W_ih x and W_hh h: the same but for layer normalisation.
-  S* to_input(int d) const { return dz_x_ + d * depth_; }
-  S* to_hidden(int d) const { return dz_h_ + d * depth_; }
+  S* to_input(int d) const { return (dz_x_ ? dz_x_ : memory().dgates) + d * depth_; }
+  S* to_hidden(int d) const { return (dz_h_ ? dz_h_ : memory().dgates) + d * depth_; }
   int64_t depth() const { return depth_; }
   int64_t dgates_stride() const { return dgates_stride_; }  // both directions side by side
 
   // The gradient of the upper layer's input, (rows, output_width), behind its dropout.
-  const T* upper_input() const { return upper_input_; }
+  const T* upper_input() const { return memory().upper_input; }
   // With a projection: the gradient of h, (rows, P).
   S* dh(int d) const { return dh_[d]; }
   // (B, H), the share of dh that zoneout passes to the previous h unchanged; null without zoneout.
-  T* dh_zoneout(int d) const { return dh_zoneout_[d]; }
+  T* dh_zoneout(int d) const { return memory().dh_zoneout[d]; }
   // Layer normalisation: (rows, kNormTerms * H).
   T* terms(int d) const { return terms_[d]; }
 
  private:
+  // Memory of one layer, or of all where they do not work at once.
+  struct Memory {
+    S *weights, *dgates;  // weights: all directions' W_ih, packed
+    T *upper_input, *dh_zoneout[2];
+  };
+  const Memory& memory() const { return memory_[stack_.at_once() ? layer_ : 0]; }
+
   // Whether y itself, shifted by one step, is every step's previous h: the first one is zero.
   bool shifted() const { return !p_.h0 && !p_.batch_sizes && p_.steps > 1 && whole_rows(out_); }
   static bool whole_rows(int64_t width) { return whole_pieces<S>(width) == width; }
@@ -121,7 +142,8 @@ class GradientPart {
     if (!direct) stack_.copy_matrix(product_, whole_n, static_cast<S*>(to), n, m, n);
   }
 
-  void weight_gradients(int layer) const {
+  void weight_gradients() const {
+    const int layer = layer_;
     const LayerGrads* grads = f_.grads + layer * p_.directions;
     bool need_input = false;
     for (int d = 0; d < p_.directions; ++d) need_input |= grads[d].w_ih != nullptr;
@@ -143,7 +165,7 @@ class GradientPart {
   }
 
   InputRows<S> dense_rows(int layer) const {
-    return stack_.dense(layer) ? stack_.input(layer, copy_) : InputRows<S>{};
+    return stack_.dense(layer) ? stack_.input(layer, copy_, stack_.all_rows()) : InputRows<S>{};
   }
   InputRows<S> one_hot_rows() const {
     const int64_t width = whole_pieces<S>(p_.input_size);
@@ -153,7 +175,7 @@ class GradientPart {
     args.to_stride = width;
     args.width = int(p_.input_size);
     args.index = index_;
-    stack_.make_rows(args);
+    stack_.make_rows(args, stack_.all_rows());
     return {one_hot_, width, width};
   }
 
@@ -189,7 +211,7 @@ class GradientPart {
     args.h0 = h0;
     args.direction = d;
     args.aligned = in_pieces<S>(h, h_stride, out_) && in_pieces<S>(h0, out_, out_);
-    stack_.make_rows(args);
+    stack_.make_rows(args, stack_.all_rows());
     sum_product(to, p_.rows, left, dgates_stride_, 4 * units_, previous_, args.to_stride, out_);
   }
 
@@ -227,7 +249,7 @@ class GradientPart {
     args.width = int(units_);
     args.from = stack_.gates(pseudo_layer);
     args.cell_states = stack_.cell_states(pseudo_layer);
-    stack_.make_rows(args);
+    stack_.make_rows(args, stack_.all_rows());
     sum_product(to, p_.rows, dh_[d], dh_stride_, out_, unprojected_, args.to_stride, units_);
   }
 
@@ -243,49 +265,70 @@ class GradientPart {
       stack_.multiply(end - begin, out_, 4 * units_, row_major(dgates, dgates_stride_),
                       row_major(p_.weights[pseudo_layer].w_hh, out_), to + begin * out_);
     }
-    if (dh_zoneout_[d])
+    if (dh_zoneout(d))
       stack_.run_kernel(add_kernel<S>, dim3(blocks_of(p_.batch * units_, kRowThreads)), kRowThreads,
-                        0, AddArgs<S>{to, dh_zoneout_[d], p_.batch * units_});
+                        0, AddArgs<S>{to, dh_zoneout(d), p_.batch * units_});
   }
 
-  // dgates of all directions side by side, times their W_ih one above the other: one product, which
-  // is rounded once.
-  void input_gradient(int layer) const {
-    if (!stack_.dense(layer)) return;
-    const int64_t width = stack_.input_width(layer), whole = whole_pieces<S>(width);
-    const LayerWeights* w = p_.weights + layer * p_.directions;
-    const S* weights = static_cast<const S*>(w[0].w_ih);
-    int64_t depth = 4 * units_;
-    if (p_.directions == 2 || !in_pieces<S>(weights, width, width) || !whole_rows(depth)) {
-      PackArgs<S, S> args;
-      args.row_stride = width;
-      args.rows = 4 * units_;
-      args.to_rows = depth_;
-      args.to_stride = whole;
-      args.depth = int(width);
-      for (int d = 0; d < p_.directions; ++d) {
-        args.from[d] = static_cast<const S*>(w[d].w_ih);
-        args.to[d] = weights_ + d * depth_ * whole;
-      }
-      stack_.pack(args);
-      weights = weights_;
-      depth = dgates_stride_;
+  // All directions' W_ih of the current layer, one above the other, as the right operand of a
+  // product with rows of their dgates side by side: in their place, or packed to `weights`.
+  struct InputWeights {
+    const S* data;
+    int64_t depth, stride;
+    bool packed;
+  };
+  InputWeights input_weights() const {
+    const int64_t width = stack_.input_width(layer_);
+    const S* w_ih = static_cast<const S*>(p_.weights[layer_ * p_.directions].w_ih);
+    if (p_.directions == 1 && in_pieces<S>(w_ih, width, width) && whole_rows(4 * units_))
+      return {w_ih, 4 * units_, width, false};
+    return {memory().weights, dgates_stride_, whole_pieces<S>(width), true};
+  }
+  void pack_input_weights() const {
+    const InputWeights to = input_weights();
+    if (!to.packed) return;
+    PackArgs<S, S> args;
+    args.row_stride = stack_.input_width(layer_);
+    args.rows = 4 * units_;
+    args.to_rows = depth_;
+    args.to_stride = to.stride;
+    args.depth = int(args.row_stride);
+    for (int d = 0; d < p_.directions; ++d) {
+      args.from[d] = static_cast<const S*>(p_.weights[layer_ * p_.directions + d].w_ih);
+      args.to[d] = memory().weights + d * depth_ * to.stride;
     }
-    const Operand left = row_major(to_input(0), dgates_stride_), right = row_major(weights, whole);
-    if (layer > 0) {
-      stack_.multiply(p_.rows, width, depth, left, right, upper_input_);
-    } else {
-      S* const to = static_cast<S*>(f_.grad_input);
-      stack_.multiply(p_.rows, whole, depth, left, right, whole == width ? to : grad_input_);
-      if (whole != width) stack_.copy_matrix(grad_input_, whole, to, width, p_.rows, width);
-    }
-    if (!stack_.dropped(layer)) return;
+    stack_.pack(args);
+  }
+
+  // The gradient of the current layer's input, a product that is rounded once: some rows of it, for
+  // the layer below.
+  void upper_gradient(const StepRange& steps) const {
+    if (steps.end == p_.steps) pack_input_weights();
+    const InputWeights weights = input_weights();
+    const RowRange rows = stack_.rows_of(steps);
+    const int64_t width = stack_.output_width;
+    T* const to = memory_[stack_.at_once() ? layer_ - 1 : 0].upper_input;
+    stack_.multiply(rows.count, width, weights.depth,
+                    row_major(to_input(0) + rows.begin * dgates_stride_, dgates_stride_),
+                    row_major(weights.data, weights.stride), to + rows.begin * width);
+    if (!stack_.dropped(layer_)) return;
     GradientArgs<T> args{};
     args.map = stack_.map;
-    args.gradient = upper_input_;
+    args.gradient = to;
+    args.begin = rows.begin;
     args.width = int(width);
-    args.dropout = stack_.dropout_of(layer - 1);
-    stack_.run_kernel(gradient_kernel<T>, dim3(unsigned(p_.rows)), kRowThreads, 0, args);
+    args.dropout = stack_.dropout_of(layer_ - 1);
+    stack_.run_kernel(gradient_kernel<T>, dim3(unsigned(rows.count)), kRowThreads, 0, args);
+  }
+  // All rows of it, for the call's input.
+  void bottom_gradient() const {
+    pack_input_weights();
+    const InputWeights weights = input_weights();
+    const int64_t width = p_.input_size, whole = weights.stride;
+    S* const to = static_cast<S*>(f_.grad_input);
+    stack_.multiply(p_.rows, whole, weights.depth, row_major(to_input(0), dgates_stride_),
+                    row_major(weights.data, whole), whole == width ? to : grad_input_);
+    if (whole != width) stack_.copy_matrix(grad_input_, whole, to, width, p_.rows, width);
   }
 
   const Backward& f_;
@@ -295,9 +338,11 @@ class GradientPart {
   const ColumnSums<S> sums_;
   int* index_ = nullptr;
   S *one_hot_ = nullptr, *copy_, *previous_, *unprojected_;  // right operands, by rows
-  S *product_, *weights_, *grad_input_;                      // in whole pieces
-  S *dgates_, *dz_x_, *dz_h_, *dh_[2];
-  T *upper_input_, *dh_zoneout_[2], *terms_[2];
+  S *product_, *grad_input_;                                 // in whole pieces
+  S *dz_x_ = nullptr, *dz_h_ = nullptr, *dh_[2];
+  T* terms_[2];
+  std::vector<Memory> memory_;
+  int layer_ = 0;  // the current layer
 };
 
 }  // namespace cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "cell.h"
 #include "device.cuh"
@@ -30,6 +31,10 @@ __device__ __forceinline__ void from_acc(float x, float& to) { to = x; }
 __device__ __forceinline__ void from_acc(double x, double& to) { to = x; }
 __device__ __forceinline__ void from_acc(float x, Bf16& to) { from_float(x, to); }
 __device__ __forceinline__ void from_acc(float x, F16& to) { from_float(x, to); }
+
+// The type of a storage type's elements as operands of mma: floats are tf32, rounded beforehand.
+template <class S>
+using MmaElement = std::conditional_t<std::is_same_v<S, float>, RoundedFloat, S>;
 
 // The value of an element that may be absent.
 template <class S>
@@ -68,6 +73,31 @@ struct FastMath {
  private:
   static constexpr float kLog2E = 1.4426950408889634f;
 };
+
+// For cells in full fp32, at the cost of FastMath and a few multiply-adds. Its tanh would lose
+// digits near 0, where 1 - e cancels: there a polynomial of relative error 1e-7 takes its place.
+struct FullMath : FastMath {
+  __device__ __forceinline__ static float tanh(float x) {
+    const float u = x * x;
+    const float p = ((0.01645872f * u - 0.05268412f) * u + 0.13320942f) * u - 0.3333296f;
+    float far = FastMath::tanh(x);
+    pin(far);  // no branch
+    return fabsf(x) < 0.55f ? p * u * x + x : far;
+  }
+};
+
+// The functions of a cluster's cells, by the type of the product's operands: float is full fp32,
+// RoundedFloat tf32.
+template <class Operand>
+struct CellMathOf {
+  typedef FastMath type;
+};
+template <>
+struct CellMathOf<float> {
+  typedef FullMath type;
+};
+template <class Operand>
+using CellMath = typename CellMathOf<Operand>::type;
 
 // Stores a unit's four gates, `stride` elements apart: i, f, g, o, as all matrices of gates have
 // them.

@@ -175,7 +175,7 @@ struct RowArgs {
   RowKind kind;
   RowMap map;
   S* to;
-  int64_t rows, to_stride;
+  int64_t begin, rows, to_stride;  // begin: the first row that is made, which `to` begins with
   int width;
   const S* from;  // copy: input; previous: y; unprojected_h: gates (rows, 4H)
   RowPlace place;
@@ -190,10 +190,11 @@ template <class S>
 __global__ void __launch_bounds__(kRowThreads, 4)
     row_kernel(const __grid_constant__ RowArgs<S> args) {
   const int lane = threadIdx.x % 32;
-  const int64_t row = int64_t(blockIdx.x) * kRowsOfBlock + threadIdx.x / 32;
-  if (row >= args.rows) return;
+  const int64_t made = int64_t(blockIdx.x) * kRowsOfBlock + threadIdx.x / 32;
+  if (made >= args.rows) return;
+  const int64_t row = args.begin + made;
   const S* from = args.from;
-  S* to = args.to + row * args.to_stride;
+  S* to = args.to + made * args.to_stride;
   if (args.kind == RowKind::copy) {
     from += args.place.at(args.map, row);
   } else if (args.kind == RowKind::previous) {
@@ -232,13 +233,14 @@ template <class T>
 struct GradientArgs {
   RowMap map;
   T* gradient;
+  int64_t begin;  // the first row that it applies to
   int width;
   DropoutArgs dropout;
 };
 template <class T>
 __global__ void __launch_bounds__(kRowThreads, 4)
     gradient_kernel(const __grid_constant__ GradientArgs<T> args) {
-  const int64_t row = blockIdx.x;
+  const int64_t row = args.begin + blockIdx.x;
   T* gradient = args.gradient + row * args.width;
   for (int j = threadIdx.x; j < args.width; j += kRowThreads)
     gradient[j] = args.dropout.apply(gradient[j], args.map, row, j);

@@ -12,6 +12,7 @@
 
 #include <vector>
 
+#include "../forked_streams.h"
 #include "../launch.h"
 #include "rows.cuh"
 
@@ -97,6 +98,14 @@ struct InputRows {
   int64_t stride, width;
 };
 
+// Steps from `begin` to `end` - 1.
+struct StepRange {
+  int64_t begin, end;
+};
+struct RowRange {
+  int64_t begin, count;
+};
+
 template <class S>
 class Stack {
  public:
@@ -109,7 +118,8 @@ class Stack {
         arena(context ? context->workspace : nullptr),
         first(problem.steps + 1),
         output_width(problem.directions * problem.out_size),
-        context_(context) {
+        context_(context),
+        stream_(context ? context->stream : nullptr) {
     const Problem& p = problem;
     for (int64_t t = 0; t < p.steps; ++t)
       first[t + 1] = first[t] + (p.batch_sizes ? p.batch_sizes[t] : p.batch);
@@ -131,6 +141,32 @@ class Stack {
   static int64_t before(int64_t t, int d) { return d == 0 ? t - 1 : t + 1; }
   static int64_t after(int64_t t, int d) { return d == 0 ? t + 1 : t - 1; }
 
+  // ---- chunks of steps, in each of which a layer is one launch (layers.cuh) ----
+  int64_t chunk_steps() const {
+    return plan.chunk_steps > 0 && plan.chunk_steps < problem.steps ? plan.chunk_steps
+                                                                    : problem.steps;
+  }
+  int64_t chunks() const {
+    return problem.steps > 0 ? (problem.steps + chunk_steps() - 1) / chunk_steps() : 1;
+  }
+  // Whether several layers work at once. Then each has memory of its own.
+  bool at_once() const { return chunks() > 1; }
+  StepRange chunk(int64_t k) const {
+    const int64_t end = (k + 1) * chunk_steps();
+    return {k * chunk_steps(), end < problem.steps ? end : problem.steps};
+  }
+  RowRange rows_of(const StepRange& steps) const {
+    return {first[steps.begin], first[steps.end] - first[steps.begin]};
+  }
+  StepRange all_steps() const { return {0, problem.steps}; }
+  RowRange all_rows() const { return {0, problem.rows}; }
+  // The first chunk has the most rows: sequences end, and none enters later.
+  int64_t most_rows_of_chunk() const { return rows_of(chunk(0)).count; }
+  // The same for kernels.
+  StepRows step_rows(const StepRange& steps) const {
+    return {map.steps.first, int(steps.end - steps.begin), active(steps.begin), int(steps.begin)};
+  }
+
   // ---- layers ----
   S* layer_output(int layer) const {
     return layer == problem.layers - 1 ? static_cast<S*>(saved.output)
@@ -140,13 +176,14 @@ class Stack {
   bool dense(int layer) const { return layer > 0 || problem.input_kind == InputKind::dense; }
   // Whether dropout applies to this layer's input.
   bool dropped(int layer) const { return layer > 0 && problem.dropout > 0; }
-  // Elements of the largest input that input() has to copy.
-  int64_t copied_input() const {
+  // Elements of a row of the widest input that input() has to copy, of layers from `begin` to
+  // `end` - 1.
+  int64_t copied_width(int begin, int end) const {
     int64_t most = 0;
-    for (int layer = 0; layer < problem.layers; ++layer)
+    for (int layer = begin; layer < end; ++layer)
       if (dense(layer) && !plain_input(layer) && input_width(layer) > most)
         most = input_width(layer);
-    return problem.rows * whole_pieces<S>(most);
+    return whole_pieces<S>(most);
   }
   // Dropout of this layer's output.
   DropoutArgs dropout_of(int layer) const {
@@ -179,7 +216,7 @@ class Stack {
   template <class Kernel, class Args>
   void run_kernel(Kernel kernel, dim3 grid, unsigned threads, size_t shared,
                   const Args& args) const {
-    launch(kernel, grid, threads, shared, context_->stream, args);
+    launch(kernel, grid, threads, shared, stream_, args);
   }
 
   void fill_map() const {
@@ -216,11 +253,12 @@ class Stack {
     pack(args);
   }
 
-  // Fills in what its caller leaves out: the map of the rows and their number.
-  void make_rows(RowArgs<S> args) const {
+  // Fills in what its caller leaves out: the map of the rows, and which of them.
+  void make_rows(RowArgs<S> args, const RowRange& rows) const {
     args.map = map;
-    args.rows = problem.rows;
-    run_kernel(row_kernel<S>, dim3(blocks_of(problem.rows, kRowsOfBlock)), kRowThreads, 0, args);
+    args.begin = rows.begin;
+    args.rows = rows.count;
+    run_kernel(row_kernel<S>, dim3(blocks_of(rows.count, kRowsOfBlock)), kRowThreads, 0, args);
   }
 
   void fill_index(int* index) const {
@@ -236,11 +274,12 @@ class Stack {
     run_kernel(index_kernel, dim3(blocks_of(p.rows, kRowThreads)), kRowThreads, 0, args);
   }
 
-  // A layer's dense input: in its place or, where a product cannot read that, copied to `copy`.
-  InputRows<S> input(int layer, S* copy) const {
-    const int64_t width = input_width(layer);
+  // Some rows of a layer's dense input: in their place or, where a product cannot read that, copied
+  // to `copy`.
+  InputRows<S> input(int layer, S* copy, const RowRange& rows) const {
+    const int64_t width = input_width(layer), stride = input_stride(layer);
     const S* from = input_data(layer);
-    if (plain_input(layer)) return {from, input_stride(layer), width};
+    if (plain_input(layer)) return {from + rows.begin * stride, stride, width};
     RowArgs<S> args{};
     args.kind = RowKind::copy;
     args.to = copy;
@@ -251,15 +290,18 @@ class Stack {
     args.dropout = dropout_of(layer - 1);
     args.aligned = !dropped(layer) && in_pieces<S>(from, args.place.stride_b, width) &&
                    whole_pieces<S>(args.place.stride_t) == args.place.stride_t;
-    make_rows(args);
+    make_rows(args, rows);
     return {copy, args.to_stride, args.to_stride};
   }
 
-  void* stream() const { return context_->stream; }
+  // Where work goes.
+  void* stream() const { return stream_; }
+  void set_stream(void* stream) { stream_ = stream; }
   // A large product: c (m x n) = a (m x k) b (k x n), of S, with a result of type To.
   template <class To>
   void multiply(int64_t m, int64_t n, int64_t k, const Operand& a, const Operand& b, To* c) const {
     Gemm gemm;
+    gemm.stream = stream_;
     gemm.in = dtype_of<S>();
     gemm.out = dtype_of<To>();
     gemm.m = m;
@@ -271,7 +313,7 @@ class Stack {
     context_->gemm(context_->gemm_context, gemm);
   }
   void zero(void* memory, int64_t bytes) const {
-    if (bytes > 0) zero_async(memory, size_t(bytes), context_->stream);
+    if (bytes > 0) zero_async(memory, size_t(bytes), stream_);
   }
 
   const Problem& problem;
@@ -299,6 +341,7 @@ class Stack {
   }
 
   const Context* context_;
+  void* stream_;
 };
 
 // An entry point of launch.h: the pass itself or, without a context, its workspace.

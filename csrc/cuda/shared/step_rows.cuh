@@ -2,6 +2,9 @@
 //
 // Packed sequences are sorted, longest first: step t has rows for the first so many of them. A
 // group therefore has as many steps as its first sequence, and its rows in a step are neighbours.
+//
+// A launch may run a range of the steps alone. Its steps are counted from the first of these; rows
+// stay those of the whole call.
 #pragma once
 
 #include "device.cuh"
@@ -16,27 +19,29 @@ struct GroupRows {
 };
 
 struct StepRows {
-  const int*
-      first;  // each step's first row (count + 1 of them); null: every step has all sequences
+  // The first row of each of the call's steps, and of what would follow; null: every step has all
+  // sequences.
+  const int* first;
   int count, batch;  // steps; sequences of the first step
+  int begin = 0;     // where these steps begin among the call's
 
   __device__ __forceinline__ int64_t first_row(int t) const {
-    return first ? first[t] : int64_t(t) * batch;
+    return first ? first[begin + t] : int64_t(begin + t) * batch;
   }
   __device__ __forceinline__ int sequences(int t) const {
-    return first ? first[t + 1] - first[t] : batch;
+    return first ? first[begin + t + 1] - first[begin + t] : batch;
   }
 
-  // Of up to `most` sequences from `begin` on, in step t.
-  __device__ __forceinline__ GroupRows group(int t, int begin, int most) const {
-    int64_t row = int64_t(t) * batch;
+  // Of up to `most` sequences from `from` on, in step t.
+  __device__ __forceinline__ GroupRows group(int t, int from, int most) const {
+    int64_t row = int64_t(begin + t) * batch;
     int active = batch;
     if (first) {
-      row = first[t];
-      active = int(first[t + 1] - row);
+      row = first[begin + t];
+      active = int(first[begin + t + 1] - row);
     }
-    const int left = min_of(active - begin, most);
-    return {row + begin, left > 0 ? left : 0};
+    const int left = min_of(active - from, most);
+    return {row + from, left > 0 ? left : 0};
   }
 
   // Steps of sequence b; 0 where there is no such sequence.
@@ -46,7 +51,7 @@ struct StepRows {
     int below = 0, from = count;  // b is in all steps before `below`, and in none from `from` on
     while (below < from) {
       const int middle = (below + from) / 2;
-      if (b < first[middle + 1] - first[middle])
+      if (b < sequences(middle))
         below = middle + 1;
       else
         from = middle;

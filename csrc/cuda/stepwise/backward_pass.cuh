@@ -46,7 +46,7 @@ class StepwiseBackwardPass {
     for (int d = 0; d < p_.directions; ++d)
       if (p_.projected && dh_stride_ != out_)
         stack_.zero(gradients_.dh(d), p_.rows * dh_stride_ * int64_t(sizeof(S)));
-    gradients_.run_layers([&](int layer) {
+    gradients_.run_layers([&](int layer, const StepRange&) {
       launcher_.pack_operands(hh_, layer, &LayerWeights::w_hh, out_, 4 * units_, 1, out_, false);
       if (p_.projected)
         launcher_.pack_operands(hr_, layer, &LayerWeights::w_hr, units_, out_, 1, units_, false);

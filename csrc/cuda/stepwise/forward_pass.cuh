@@ -67,7 +67,7 @@ class StepwiseForwardPass {
 
  private:
   void prepare(int layer) {
-    input_.multiply_input(layer);
+    input_.multiply_input(layer, stack_.all_steps());
     launcher_.pack_operands(hh_, layer, &LayerWeights::w_hh, 4 * units_, out_, out_, 1,
                             !p_.layer_norm);
     if (p_.projected)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +15,31 @@ from benchmarks import accuracy
 from fastlstm import _C
 from fastlstm.ops.native import missing_on_gpu
 
+ROOT = Path(__file__).parent
+
 
 def no_cuda():
     """Why tests marked ``cuda`` cannot run here; None where they can."""
     if not torch.cuda.is_available():
         return "no CUDA GPU that torch can use"
     return missing_on_gpu(torch.cuda.current_device())
+
+
+# Files that take a minute and more of processor time, the longest first.
+LONG = [
+    *("cuda/test_compile_gate.py", "cuda/test_emulated_cluster_backward.py"),
+    *("cuda/test_emulated_stepwise.py", "cuda/test_emulated_cluster.py"),
+    *("cuda/test_emulated_generate.py", "cuda/test_emulated_grid.py", "test_torch_versions.py"),
+    *("ops/test_operators.py", "cuda/test_emulated_single_step.py"),
+]
+
+
+def pytest_collection_modifyitems(config, items):
+    """pytest-xdist's workers get files in this order, and end together where the last are short."""
+    if not hasattr(config, "workerinput"):
+        return
+    place = {(ROOT / file).resolve(strict=True): j for j, file in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 def pytest_runtest_setup(item):

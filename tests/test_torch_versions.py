@@ -1,6 +1,7 @@
 """One build serves every supported torch: compiled and linked against releases, run beside one.
 
-The releases come from PyPI, without what they depend on; offline the tests are skipped.
+The releases come from PyPI, without what they depend on; offline the tests are skipped. The CUDA
+module is linked in cuda/test_compile_gate.py, where its kernels are compiled.
 """
 
 import shutil
@@ -12,22 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from setuptools import Extension
-from torches import newest, unpacked
+from torches import WITH_CUDA, newest, symbols, unpacked
 
 import setup as build
 
 ROOT = Path(__file__).parents[1]
 FLOOR = "2.10.0"
-WITH_CUDA = "2.11.0"  # its CUDA module is linked too
 RELEASES = [FLOOR, WITH_CUDA, "newest"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="symbols are read with nm")
-
-
-def symbols(path, *options):
-    command = ["nm", "-D", *options, str(path)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return {tuple(line.split("@")[0].split()[-2:]) for line in lines}
 
 
 def release(name):
@@ -62,21 +56,6 @@ def module(tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="module")
-def cuda_module(tmp_path_factory):
-    if build.find_cuda() is None:
-        pytest.skip("no CUDA toolkit")
-    folder = unpacked(WITH_CUDA)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-        return compile_module(
-            "fastlstm._C_cuda",
-            build.cuda_sources(),
-            folder,
-            tmp_path_factory.mktemp("cuda") / "cuda",
-        )
-
-
 def package_of(module, folder):
     """A copy of the package whose native module is this one."""
     shutil.copytree(ROOT / "fastlstm", folder / "fastlstm", ignore=shutil.ignore_patterns("*.so"))
@@ -105,18 +84,6 @@ def test_every_release_has_what_a_module_built_beside_another_needs(name, module
         of_torch = {s for kind, s in wanted if kind == "U" and s.startswith(("aoti_", "torch_"))}
         assert of_torch
         assert of_torch <= offered, f"built beside {other}"
-
-
-def test_the_cuda_module_is_linked_and_needs_only_what_torch_has(cuda_module):
-    libraries = unpacked(WITH_CUDA) / "lib"
-    offered = {symbol for path in libraries.glob("*.so") for _, symbol in symbols(path)}
-    wanted = symbols(cuda_module, "--undefined-only")
-    of_torch = {s for kind, s in wanted if kind == "U" and s.startswith(("aoti_", "torch_"))}
-    assert "aoti_torch_get_current_cuda_stream" in of_torch
-    assert of_torch <= offered
-    # CUDA's runtime is linked statically: no symbol of it is left to be found at load.
-    assert not {s for kind, s in wanted if s.startswith("cuda")}
-    assert {s for _, s in symbols(cuda_module, "--defined-only")} == {"PyInit__C_cuda"}
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -162,6 +129,7 @@ def test_errors_with_numbers_survive_a_static_libstdcxx(module, tmp_path, monkey
     """Where the compiler has libstdc++ as an archive alone, two copies of it are in the process."""
     folder = module(WITH_CUDA).parent
     shared = build.ninja_file
+    monkeypatch.setattr(build, "pybind11_include", lambda torch: torch / "include")  # as before
     monkeypatch.setattr(
         build,
         "ninja_file",

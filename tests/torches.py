@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "torches"
 LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
 SECONDS = 600
+WITH_CUDA = "2.11.0"  # its CUDA module is linked too
 
 
 def pip(*arguments):
@@ -64,3 +65,10 @@ def needed(name):
     top, _, rest = name.partition("/")
     kind, _, file = rest.partition("/")
     return top == "torch" and (kind in ("include", "version.py") or file in LIBRARIES)
+
+
+def symbols(path, *options):
+    """Kinds and names, as nm prints them."""
+    command = ["nm", "-D", *options, str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {tuple(line.split("@")[0].split()[-2:]) for line in lines}

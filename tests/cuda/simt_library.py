@@ -26,6 +26,7 @@ SIMT = Path(__file__).parent / "simt"
 ROOT = SIMT.parents[2]
 RULES = ("recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip")
 ORDERS = ("fifo", "lifo", "random", "block_up", "block_down", "uneven")
+TURNS = ("issued", "first", "last", "drawn")
 _i32, _i64, _p = c.c_int32, c.c_int64, c.c_void_p
 
 
@@ -57,13 +58,14 @@ _Options = _struct(
     "Options",
     **{"order": _i32, "races": _i32, "preempt": _i32, "tile": _i32, "algorithm": _i32},
     **{"allow_tf32": _i32, "capability": _i32, "shape": _i32, "active": _i32},
-    **{"ctas": _i32, "units": _i32, "sequences": _i32},
+    **{"ctas": _i32, "units": _i32, "sequences": _i32, "chunk_steps": _i32, "turn": _i32},
+    **{"forgotten": _i32},
     **{"seed": c.c_uint64},
 )
 _Report = _struct(
     "Report",
     **{"races": _i64, "launches": _i64, "largest_grid": _i64, "products": _i64},
-    **{"unaligned": _i64},
+    **{"unaligned": _i64, "follows": _i64},
     **{"error": c.c_char * 512, "first_race": c.c_char * 512},
 )
 
@@ -78,7 +80,7 @@ _Plan = _struct(
         "units": _i32,
         "sequences": _i32,
     },
-    **{"shape": _i32, "groups": _i32, "active": _i32},
+    **{"shape": _i32, "groups": _i32, "active": _i32, "chunk_steps": _i32},
     **{"microseconds": c.c_double, "reason": c.c_char_p},
 )
 
@@ -140,7 +142,7 @@ def load(variant: str) -> c.CDLL:
 class Schedule:
     """How the emulator runs the kernels.
 
-    The planner chooses where tile and shape are -1, and ctas and sequences 0.
+    The planner chooses where tile, shape and chunk_steps are -1, and ctas and sequences 0.
     """
 
     order: str = "fifo"
@@ -157,6 +159,9 @@ class Schedule:
     ctas: int = 0  # of a cluster, with ``units``; 0: the planner's choice
     units: int = 0
     sequences: int = 0
+    chunk_steps: int = 0  # of layers that work at once; 0: one after the other
+    turn: str = "issued"  # whose work goes first, of streams that need not wait for each other
+    forgotten: int = -1  # which wait of one stream for another is left out; -1: none
 
 
 class KernelError(RuntimeError):
@@ -171,6 +176,7 @@ class Emulated:
     races: int = 0
     launches: int = 0
     products: int = 0  # large ones, which torch would run
+    follows: int = 0  # waits of one stream for another
     unaligned: int = 0  # those whose rows are not whole pieces of 16 bytes
     first_race: str = ""
 
@@ -203,6 +209,9 @@ class Emulated:
             ctas=s.ctas,
             units=s.units,
             sequences=s.sequences,
+            chunk_steps=s.chunk_steps,
+            turn=TURNS.index(s.turn),
+            forgotten=s.forgotten,
             seed=s.seed,
         )
         with self._tracked(tensors):
@@ -213,6 +222,7 @@ class Emulated:
         self.launches += report.launches
         self.products += report.products
         self.unaligned += report.unaligned
+        self.follows += report.follows
         self.first_race = self.first_race or report.first_race.decode()
 
     @contextmanager

@@ -178,7 +178,8 @@ def test_tf32_carries_an_h0_that_zoneout_keeps():
 @pytest.mark.parametrize(
     ("hidden", "batch", "directions", "dtype", "capability", "algorithm"),
     [
-        (768, 16, 1, torch.bfloat16, 90, "grid"),
+        (768, 16, 1, torch.bfloat16, 90, "cluster"),
+        (800, 16, 1, torch.bfloat16, 90, "grid"),
         (1024, 64, 1, torch.float16, 90, "grid"),
         (1024, 16, 2, torch.bfloat16, 90, "grid"),
         (2048, 8, 1, torch.bfloat16, 90, "grid"),
@@ -268,9 +269,16 @@ MUTANTS = {
 }  # fmt: skip
 
 
+ONLY = [
+    (f"grid/{way}_pass.cuh", f"launch_cooperative(grid_{way}_kernel", "index.value == 1")
+    for way in ("forward", "backward")
+]
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return plant(MUTANTS, tmp_path_factory.mktemp("mutants"))
+    folder = tmp_path_factory.mktemp("mutants")
+    return plant(MUTANTS, folder, kinds="grid_forward grid_backward", only=ONLY)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

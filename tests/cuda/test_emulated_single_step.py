@@ -125,9 +125,13 @@ MUTANTS = {
 }  # fmt: skip
 
 
+ONLY = [("stepwise/step_launcher.cuh", "stack_.run_kernel(step_kernel<Shape, Step>", "kIndex == 0")]
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return plant(MUTANTS, tmp_path_factory.mktemp("mutants"))
+    folder = tmp_path_factory.mktemp("mutants")
+    return plant(MUTANTS, folder, kinds="stepwise cluster_backward", only=ONLY)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_checks import NEEDED, assert_matches, is_seen, plant, problems_of, sanitize
+from simt_checks import NEEDED, NORMED, assert_matches, is_seen, plant, problems_of, sanitize
 from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
 
 from benchmarks.accuracy import limit_of
-from benchmarks.problems import NORMED, OPTIONS, TOLERANCE, Problem, make
+from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make
 from fastlstm import reference
 
 pytestmark = NEEDED
@@ -46,6 +46,13 @@ def test_every_tile_at_odd_sizes(hidden, dtype, tile):
 def test_every_tile_of_a_batch_larger_than_it(tile):
     p = Problem(hidden_size=100, batch=70, steps=2, bidirectional=True, proj_size=33)
     assert_matches(replace(p, dtype=torch.bfloat16), Schedule("random", tile=tile))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sums_over_more_rows_than_one_launch_adds(dtype):
+    """Those of biases: a CTA adds 512 rows."""
+    p = Problem(hidden_size=3, input_size=2, batch=37, steps=14, dtype=dtype)
+    assert_matches(p, Schedule("random"))
 
 
 @pytest.mark.parametrize("name", ["three layers", "everything", "wide projection"])
@@ -297,9 +304,13 @@ MUTANTS = {
 }
 
 
+ONLY = [("stepwise/step_launcher.cuh", "stack_.run_kernel(step_kernel<Shape, Step>", "kIndex == 0")]
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return plant(MUTANTS, tmp_path_factory.mktemp("mutants"))
+    folder = tmp_path_factory.mktemp("mutants")
+    return plant(MUTANTS, folder, kinds="stepwise", only=ONLY)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simt_checks import NEEDED, assert_matches
+from simt_checks import NEEDED, NORMED, assert_matches
 from simt_library import Emulated, Schedule, input_part, load
 
 from benchmarks import problems
-from benchmarks.problems import NORMED, OPTIONS, Problem, make
+from benchmarks.problems import OPTIONS, Problem, make
 
 pytestmark = NEEDED
 

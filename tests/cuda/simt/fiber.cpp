@@ -26,24 +26,40 @@ size_t main_size = 0;
 constexpr size_t kStack = 64 << 10;
 #endif
 
-constexpr size_t kKept = 64 << 20;  // between launches
+constexpr int kNone = -1;
+constexpr size_t kKept = 4096;  // stacks, between launches
 
 // Stacks that all began at multiples of a power of two would share a few sets of the caches.
-size_t offset_of(int fiber) { return size_t(fiber) % 61 * 192; }
+size_t offset_of(int stack) { return size_t(stack) % 61 * 192; }
 
 char* stacks = nullptr;
-size_t stacks_bytes = 0;
+size_t stack_count = 0, stacks_used = 0;  // used: since the launch began
+std::vector<int> free_stacks;             // the last one that was left comes first
+std::vector<int> stack_of;                // of each fiber; kNone before it runs
+int left = kNone;                         // by a fiber that ended, which may still be on it
+int running = 0;                          // fibers that have a stack
+void (*entry_of_all)();
 
-void reserve(size_t bytes) {
+char* bottom_of(int stack) { return stacks + stack * kStack; }
+size_t size_of(int stack) { return kStack - offset_of(stack); }
+
+// What dead frames have poisoned. The frames of a fiber that ended are few.
+void clean(char* bottom, size_t bytes) {
 #if defined(SIMT_ASAN)
-  __asan_unpoison_memory_region(stacks, stacks_bytes);  // dead fibers leave poisoned frames
+  __asan_unpoison_memory_region(bottom, bytes);
 #endif
-  if (stacks_bytes < bytes) {
-    if (stacks) munmap(stacks, stacks_bytes);
-    stacks = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    stacks_bytes = bytes;
+}
+
+int take_stack() {
+  int stack = int(stacks_used);
+  if (free_stacks.empty()) {
+    ++stacks_used;
+  } else {
+    stack = free_stacks.back();
+    free_stacks.pop_back();
   }
+  clean(bottom_of(stack) + size_of(stack) - kStack / 16, kStack / 16);
+  return stack;
 }
 
 #if defined(__x86_64__)
@@ -57,12 +73,12 @@ asm(".text\n.globl simt_switch_stack\n.hidden simt_switch_stack\nsimt_switch_sta
 void* main_context;
 std::vector<void*> contexts;
 
-void prepare(int j, void (*entry)()) {
-  void** top = reinterpret_cast<void**>(stacks + (j + 1) * kStack - offset_of(j));
+void prepare(int fiber, int stack) {
+  void** top = reinterpret_cast<void**>(bottom_of(stack) + size_of(stack));
   *--top = nullptr;  // the alignment that a function expects at its entry
-  *--top = reinterpret_cast<void*>(entry);
+  *--top = reinterpret_cast<void*>(entry_of_all);
   for (int k = 0; k < 6; ++k) *--top = nullptr;
-  contexts[j] = top;
+  contexts[fiber] = top;
 }
 
 void swap(int from, int to) {
@@ -73,12 +89,13 @@ void swap(int from, int to) {
 ucontext_t main_context;
 std::vector<ucontext_t> contexts;
 
-void prepare(int j, void (*entry)()) {
-  getcontext(&contexts[j]);
-  contexts[j].uc_stack.ss_sp = stacks + j * kStack;
-  contexts[j].uc_stack.ss_size = kStack - offset_of(j);
-  contexts[j].uc_link = nullptr;
-  makecontext(&contexts[j], entry, 0);
+void prepare(int fiber, int stack) {
+  ucontext_t& context = contexts[fiber];
+  getcontext(&context);
+  context.uc_stack.ss_sp = bottom_of(stack);
+  context.uc_stack.ss_size = size_of(stack);
+  context.uc_link = nullptr;
+  makecontext(&context, entry_of_all, 0);
 }
 
 void swap(int from, int to) {
@@ -90,33 +107,48 @@ void swap(int from, int to) {
 }  // namespace
 
 void create(int count, void (*entry)()) {
-  reserve(count * kStack);
+  if (stack_count < size_t(count)) {
+    if (stacks) munmap(stacks, stack_count * kStack);
+    stack_count = size_t(count);
+    stacks = static_cast<char*>(mmap(nullptr, stack_count * kStack, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  }
+  entry_of_all = entry;
   contexts.resize(count);
-  for (int j = 0; j < count; ++j) prepare(j, entry);
+  stack_of.assign(count, kNone);
 }
 
 void destroy() {
-  if (stacks_bytes <= kKept) return;
-#if defined(SIMT_ASAN)
-  __asan_unpoison_memory_region(stacks, stacks_bytes);
-#endif
-  munmap(stacks, stacks_bytes);
-  stacks = nullptr;
-  stacks_bytes = 0;
+  if (running > 0) clean(stacks, stacks_used * kStack);  // an error ended the launch
+  if (stacks_used > kKept) madvise(bottom_of(kKept), (stacks_used - kKept) * kStack, MADV_DONTNEED);
+  free_stacks.clear();
+  stacks_used = 0;
+  left = kNone;
+  running = 0;
 }
 
 void switch_to(int from, int to, bool ends) {
+  if (left != kNone) free_stacks.push_back(left);
+  left = kNone;
+  if (to != kMain && stack_of[to] == kNone) {
+    stack_of[to] = take_stack();
+    prepare(to, stack_of[to]);
+    ++running;
+  }
+  if (ends) {
+    left = stack_of[from];
+    --running;
+  }
 #if defined(SIMT_ASAN)
   void* fake_stack = nullptr;
   void** save = ends ? nullptr : &fake_stack;
   if (to == kMain)
     __sanitizer_start_switch_fiber(save, main_bottom, main_size);
   else
-    __sanitizer_start_switch_fiber(save, stacks + to * kStack, kStack - offset_of(to));
+    __sanitizer_start_switch_fiber(save, bottom_of(stack_of[to]), size_of(stack_of[to]));
   swap(from, to);
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #else
-  (void)ends;
   swap(from, to);
 #endif
 }
@@ -126,7 +158,7 @@ void begin() {
   const void* bottom = nullptr;
   size_t size = 0;
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
-  const bool from_fiber = bottom >= stacks && bottom < stacks + stacks_bytes;
+  const bool from_fiber = bottom >= stacks && bottom < stacks + stack_count * kStack;
   if (!from_fiber) {
     main_bottom = bottom;
     main_size = size;

@@ -16,7 +16,7 @@ int64_t input_part(const Forward& f, int slots, int units, const Context* contex
   InputPart<float> input(stack, f.problem.layers, SlotLayout{slots, units});
   if (context) {
     input.begin();
-    input.multiply_input(0);
+    input.multiply_input(0, stack.all_steps());
     const int64_t part = rows * input.start_stride(), gates = 4 * f.problem.hidden_size;
     for (int d = 0; d < f.problem.directions; ++d)
       std::memcpy(starts + d * part, input.start(d), size_t(part) * sizeof(float));

@@ -26,14 +26,16 @@ __attribute__((weak)) extern const Passes kStepwiseF16 = {nullptr, nullptr};
   __attribute__((weak)) int64_t name(const Call&, const Plan&, const Context*) { \
     throw std::logic_error(#name " is not in this build");                       \
   }
-#define SIMT_PASSES_LEFT_OUT(type)                 \
-  SIMT_LEFT_OUT(cluster_forward_##type, Forward)   \
-  SIMT_LEFT_OUT(cluster_backward_##type, Backward) \
-  SIMT_LEFT_OUT(grid_forward_##type, Forward)      \
-  SIMT_LEFT_OUT(grid_backward_##type, Backward)
-SIMT_PASSES_LEFT_OUT(tf32)
-SIMT_PASSES_LEFT_OUT(bf16)
-SIMT_PASSES_LEFT_OUT(f16)
+#define SIMT_PASSES_LEFT_OUT(algorithm, type)        \
+  SIMT_LEFT_OUT(algorithm##_forward_##type, Forward) \
+  SIMT_LEFT_OUT(algorithm##_backward_##type, Backward)
+SIMT_PASSES_LEFT_OUT(cluster, f32)
+SIMT_PASSES_LEFT_OUT(cluster, tf32)
+SIMT_PASSES_LEFT_OUT(cluster, bf16)
+SIMT_PASSES_LEFT_OUT(cluster, f16)
+SIMT_PASSES_LEFT_OUT(grid, tf32)
+SIMT_PASSES_LEFT_OUT(grid, bf16)
+SIMT_PASSES_LEFT_OUT(grid, f16)
 
 }  // namespace cuda
 }  // namespace fastlstm
@@ -87,14 +89,16 @@ void gemm(void* products, const Gemm& g) {
   Products& counts = *static_cast<Products*>(products);
   ++counts.count;
   counts.unaligned += !aligned(g);
-  for (int64_t i = 0; i < g.m; ++i)
-    for (int64_t j = 0; j < g.n; ++j) {
-      double sum = 0;
-      for (int64_t k = 0; k < g.k; ++k)
-        sum += get(g.in, g.a.data, i * g.a.row + k * g.a.column) *
-               get(g.in, g.b.data, k * g.b.row + j * g.b.column);
-      set(g.out, g.c, i * g.n + j, sum);
-    }
+  static_cast<simt::Stream*>(g.stream)->add([g] {
+    for (int64_t i = 0; i < g.m; ++i)
+      for (int64_t j = 0; j < g.n; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < g.k; ++k)
+          sum += get(g.in, g.a.data, i * g.a.row + k * g.a.column) *
+                 get(g.in, g.b.data, k * g.b.row + j * g.b.column);
+        set(g.out, g.c, i * g.n + j, sum);
+      }
+  });
 }
 
 }  // namespace
@@ -102,11 +106,11 @@ void gemm(void* products, const Gemm& g) {
 // Mirrored by simt_library.py.
 struct Options {
   int32_t order, races, preempt, tile, algorithm, allow_tf32, capability, shape, active, ctas,
-      units, sequences;
+      units, sequences, chunk_steps, turn, forgotten;
   uint64_t seed;
 };
 struct Report {
-  int64_t races, launches, largest_grid, products, unaligned;
+  int64_t races, launches, largest_grid, products, unaligned, follows;
   char error[512], first_race[512];
 };
 
@@ -137,11 +141,15 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
       chosen.units = options.units;
     }
     if (options.sequences > 0) chosen.sequences = options.sequences;
+    if (options.chunk_steps >= 0 && chosen.algorithm == Algorithm::cluster)
+      chosen.chunk_steps = options.chunk_steps;
     simt::Stream stream;
     stream.config.order = simt::Order(options.order);
     stream.config.seed = options.seed;
     stream.config.races = options.races != 0;
     stream.config.preempt = unsigned(options.preempt);
+    stream.turn = simt::Turn(options.turn);
+    stream.forgotten = options.forgotten;
     Products products{};
     Context context{&stream, nullptr, gemm, &products};
     call(chosen, context);
@@ -150,6 +158,7 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     report->races = stream.races;
     report->launches = stream.launches;
     report->largest_grid = stream.largest_grid;
+    report->follows = stream.follows;
     snprintf(report->error, sizeof report->error, "%s", stream.error.c_str());
     snprintf(report->first_race, sizeof report->first_race, "%s", stream.first_race.c_str());
   } catch (const std::exception& e) {
@@ -189,6 +198,7 @@ __attribute__((visibility("default"))) void simt_forward(const Forward* f, const
     const Workspace workspace(forward_workspace(*f, plan));
     context.workspace = workspace.memory;
     forward(*f, plan, context);
+    static_cast<simt::Stream*>(context.stream)->finish();
   });
 }
 
@@ -198,6 +208,7 @@ __attribute__((visibility("default"))) void simt_backward(const Backward* f, con
     const Workspace workspace(backward_workspace(*f, plan));
     context.workspace = workspace.memory;
     backward(*f, plan, context);
+    static_cast<simt::Stream*>(context.stream)->finish();
   });
 }
 

@@ -247,33 +247,6 @@ Result launch(const Config& c, const std::function<void()>& kernel) {
   return outcome;
 }
 
-void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
-                 unsigned cluster) {
-  if (!error.empty()) return;
-  if (cluster < 1 || cluster > 16 || grid.count() % cluster != 0) {
-    error =
-        "a grid of " + std::to_string(grid.count()) + " in clusters of " + std::to_string(cluster);
-    return;
-  }
-  if (threads > 1024 || shared > 227 << 10) {
-    error = "a CTA of " + std::to_string(threads) + " threads with " + std::to_string(shared) +
-            " bytes of shared memory";
-    return;
-  }
-  Config c = config;
-  c.cluster = cluster;
-  c.grid = grid;
-  c.block = dim3(threads);
-  c.shared = shared;
-  c.seed = config.seed + uint64_t(launches++);
-  largest_grid = std::max(largest_grid, grid.count());
-  const Result outcome = launch(c, kernel);
-  error = outcome.error;
-  races += outcome.races;
-  if (first_race.empty()) first_race = outcome.first_race;
-  if (!error.empty() && !first_race.empty()) error += "; a race before that: " + first_race;
-}
-
 void fail(const std::string& message) {
   stop(message + " (block " + std::to_string(self->block->rank) + ", thread " +
        std::to_string(self->index.x) + ")");

@@ -30,6 +30,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -116,15 +117,48 @@ extern dim3 grid_size, block_size;
 Result launch(const Config& config, const std::function<void()>& kernel);
 [[noreturn]] void fail(const std::string& message);  // ends the launch with an error
 
-// In place of a CUDA stream: runs kernels immediately, and keeps the first error and race.
+// When streams do what they got: at once, or all of it when the first stream ends. Then what waits
+// for nothing is done in any order: that of the first stream first, that of the last stream first,
+// or drawn.
+enum class Turn { issued, first, last, drawn };
+
+// In place of a CUDA stream: keeps the first error and race, of the streams forked from it too.
 struct Stream {
   Config config;  // order, seed, races, preempt
+  Turn turn = Turn::issued;
   std::string error, first_race;
   long races = 0, launches = 0;
   unsigned largest_grid = 0;
+  long follows = 0;     // calls of follow(), of forked streams too
+  long forgotten = -1;  // which of them does nothing: a wait that is left out; -1: none
 
   void run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
            unsigned cluster = 1);
+  void zero(void* memory, size_t bytes);
+  // Work of any other kind.
+  void add(std::function<void()> work);
+  // What comes here from now on waits for what `other` has got so far.
+  void follow(Stream& other);
+  // Another stream, for work of this one.
+  Stream& forked(int index);
+  // Does what is left. It is an error if forked streams have work that this one does not wait for.
+  void finish();
+
+ private:
+  struct Item {
+    std::function<void()> work;  // empty: waits until `other` has done its first `count` items
+    Stream* other;
+    size_t count;
+  };
+  void launch_now(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
+                  unsigned cluster);
+  bool ready() const;
+  void need(size_t count);
+
+  std::vector<Item> items_;
+  size_t done_ = 0, needed_ = 0;  // items that are done, and that the first stream waits for
+  std::vector<std::unique_ptr<Stream>> forked_;
+  Stream* origin_ = this;
 };
 
 // Memory that the race checker watches, besides shared memory.

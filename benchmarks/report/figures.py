@@ -53,7 +53,9 @@ def cpu_table(result: Result) -> str:
         alone = geometric_mean(r["torch"] / r["fastlstm"] for r in grid)
         text = f"{kind} {alone:.2f}"
         if any(r.get("onnxruntime") for r in grid):
-            text += f" ({geometric_mean(r['ratio'] for r in grid):.2f} of the faster of both)"
+            text += f" ({geometric_mean(r['ratio'] for r in grid):.2f} of the faster of both"
+            packed = [r["prepacked_ratio"] for r in grid if "prepacked_ratio" in r]
+            text += f", {geometric_mean(packed):.2f} with packed weights)" if packed else ")"
         means.append(text)
     rates = ", ".join(
         f"{re.sub('2x512, ', '', row['case']).replace(': ', ' ')}"

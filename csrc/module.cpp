@@ -83,6 +83,8 @@ py::dict cpu_division(const std::string& costs, int64_t weight_bytes, int64_t in
   p.batch = batch;
   p.rows = steps * batch;
   p.hidden_size = p.out_size = hidden_size;
+  p.input_size = input_size;
+  p.layers = 1;
   p.directions = directions;
   const Costs* known = costs == "tiles"    ? &kTileCosts
                        : costs == "avx512" ? &kAvx512Costs

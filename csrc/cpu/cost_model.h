@@ -20,8 +20,9 @@
 //            = read_far * max(1, readers / 16)    of others: the shared cache delivers to 16
 //                                                 readers at full rate, and more divide that
 //   readers  = min(threads, tasks * members)
-//   late     = read_far / 4                    where W_hh exceeds 8 MiB: it does not stay in the
-//                                              shared cache, and arithmetic hides less of reading
+//   late     = read_far / 4                       where W_hh exceeds 8 MiB: it does not stay in
+//                                                 the shared cache, and arithmetic hides less of
+//                                                 reading it
 //   barrier  = ceil(log2(members)) * barrier      the rounds in which members meet, and reading
 //                                                 what the others computed
 //
@@ -62,7 +63,9 @@ constexpr const Costs& kCosts = kNarrowCosts;
 // where a layer's weights stay in the caches. Where it writes through them it costs as much as
 // eight steps of a row, or sixteen rows of one step, which share each read.
 inline bool runs_direct(const Problem& p) {
-  const bool cached = 8 * p.hidden_size * p.out_size < (1 << 18);
+  const int64_t above = p.layers > 1 ? p.directions * p.out_size : 0;
+  const int64_t input = max_of(above, p.input_kind == InputKind::dense ? p.input_size : 0);
+  const bool cached = 4 * p.hidden_size * (input + p.out_size) < (1 << 18);
   return !p.projected && !p.layer_norm && p.rows <= (cached ? 3 : p.steps > 1 ? 8 : 16);
 }
 

@@ -68,7 +68,8 @@ class Team {
       const int64_t before = member.meetings;
       body(step, member);
       if (member.size > 1 && member.meetings == before) meet(member, [] {});
-      if (member.number == 0 && *next != member.size) admit(step + 1, member.meetings, *next);
+      if (member.number == 0 && *next != member.size && step + 1 < steps_)
+        admit(step + 1, member.meetings, *next);
     }
     if (member.number == 0) admit(steps_, member.meetings, kFinished);
   }

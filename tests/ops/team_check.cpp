@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -37,7 +38,7 @@ void run(int threads, int expected, int64_t steps, int64_t pieces, unsigned seed
             int64_t sum = 1;
             for (int64_t k = 0; k < pieces; ++k) sum = (sum + row[k]) % 1000003;
             next[j] = sum + j;
-            if ((j + s) % 7 == 0) sched_yield();
+            if ((j + s) % 7 == 0) std::this_thread::sleep_for(std::chrono::microseconds(20));
           });
           team.share_ranges(member, pieces, [&](int64_t first, int64_t last) {
             for (int64_t j = first; j < last; ++j) row[j] = next[j];

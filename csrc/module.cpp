@@ -156,8 +156,11 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("name"), "Use this instruction set from now on, in all threads.");
   m.def("free_packed", &fastlstm::free_packed, py::arg("handle"));
-  m.def("kept_scratch", &fastlstm::kept_scratch,
-        "The bytes that the kernels keep on this thread for its next call.");
+  m.def(
+      "kept_scratch",
+      [] { return py::make_tuple(fastlstm::kept_by_thread(), fastlstm::kept_by_process()); },
+      "The bytes that are kept for the next calls: by this thread, and by the process.");
+  m.def("free_kept", &fastlstm::free_kept);
   auto multiply_adds = [&m](const char* name, DType dtype, const char* doc) {
     m.def(
         name,

@@ -242,10 +242,12 @@ ForwardResult forward(const Inputs& in, const Options& options, bool save, Run&&
                                 : empty({p.steps, p.batch, output_width}, like);
   Tensor h_n = empty({layers, p.batch, p.out_size}, like);
   Tensor c_n = empty({layers, p.batch, p.hidden_size}, like);
-  Tensor hidden = empty({p.layers - 1, p.rows, output_width}, like);
+  const int64_t saved_layers = save ? layers : 0;
+  Tensor hidden = empty_reused({p.layers - 1, p.rows, output_width}, like);
   Tensor gates =
-      empty({save ? layers : 0, p.rows, saved_per_unit(p.layer_norm) * p.hidden_size}, like);
-  Tensor states = empty({save ? layers : 0, p.rows, p.hidden_size}, like, accumulation_type(like));
+      empty_reused({saved_layers, p.rows, saved_per_unit(p.layer_norm) * p.hidden_size}, like);
+  Tensor states =
+      empty_reused({saved_layers, p.rows, p.hidden_size}, like, accumulation_type(like));
   if (p.rows > 0) {
     const Saved saved{mutable_data(output), mutable_data(hidden), mutable_data(gates),
                       mutable_data(states)};
@@ -297,7 +299,7 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
 
   const bool dense = p.input_kind == InputKind::dense;
   auto gradient = [&](bool needed, const std::vector<int64_t>& sizes) {
-    return needed ? empty(sizes, like) : empty({0}, like);
+    return needed ? empty_reused(sizes, like) : empty({0}, like);
   };
   Tensor grad_input = gradient(
       needs[0] && dense, p.batch_sizes ? std::vector<int64_t>{p.rows, p.input_size}

@@ -3,7 +3,8 @@
 //
 // What fails inside torch comes back as a status alone. It is thrown here as std::runtime_error
 // (a RuntimeError in Python) with torch's own reason where the torch that runs hands it out: since
-// 2.13, by a function that is looked for at load and not at link, for one build serves all.
+// 2.13, by a function that is looked for at load and not at link, for one build serves all. So is
+// the one that makes a tensor of memory that is not torch's.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -18,7 +19,16 @@
 #include <string>
 #include <vector>
 
-extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+#include "scratch.h"
+
+extern "C" {
+__attribute__((weak)) const char* torch_exception_get_what_without_backtrace();  // since 2.13
+__attribute__((weak)) AOTITorchError torch_from_blob(                            // since 2.11
+    void* data, int64_t dim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* tensor,
+    int32_t layout, const uint8_t* metadata, int64_t metadata_size,
+    void (*deleter)(void* data, void* context), void* context);
+}
 
 namespace fastlstm {
 namespace ops {
@@ -83,13 +93,43 @@ inline Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector
   return Tensor(handle);
 }
 
-inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like,
-                    std::optional<ScalarType> dtype = std::nullopt) {
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t elements = 1;
   for (size_t d = sizes.size(); d-- > 0; elements *= sizes[d])
     strides[d] = elements > 0 ? elements : 1;
-  return empty_strided(sizes, strides, like, dtype);
+  return strides;
+}
+
+inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  return empty_strided(sizes, contiguous_strides(sizes), like, dtype);
+}
+
+// The same, on a CPU in memory of scratch.h where it is large enough for that to pay. For what the
+// next call needs again: what forward keeps until backward, and gradients. Torch asks the system
+// for such memory in every call, and so do we beside torch 2.10.
+inline Tensor empty_reused(const std::vector<int64_t>& sizes, const Tensor& like,
+                           std::optional<ScalarType> dtype = std::nullopt) {
+  constexpr int64_t kLeast = 256 << 10;
+  const ScalarType type = dtype ? *dtype : like.scalar_type();
+  int64_t bytes = element_size(type);
+  for (const int64_t size : sizes) bytes *= size;
+  if (bytes < kLeast || !like.is_cpu() || torch_from_blob == nullptr)
+    return empty(sizes, like, type);
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  void* data = take_scratch(bytes);
+  if (data == nullptr) throw_not_allocated(bytes, -1, nullptr);
+  auto give = [](void* block, void*) { give_scratch(block); };
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError status =
+      torch_from_blob(data, int64_t(sizes.size()), sizes.data(), contiguous_strides(sizes).data(),
+                      0, to<int32_t>(from(type)), aoti_torch_device_type_cpu(), -1, &handle,
+                      aoti_torch_layout_strided(), nullptr, 0, give, nullptr);
+  if (status != TORCH_SUCCESS) give_scratch(data);
+  check_call(status, "a tensor of memory that was kept");
+  return Tensor(handle);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {

@@ -10,6 +10,7 @@ try:
     from .convert import from_torch, to_torch
     from .generation.generate import generate
     from .modules import LSTM, LSTMCell
+    from .ops.native import empty_cache
     from .packing import prepack
 except (ImportError, ValueError) as error:
     startup.refuse_command(error)
@@ -20,6 +21,7 @@ __all__ = [
     "LSTMCell",
     "__version__",
     "algorithm",
+    "empty_cache",
     "explain",
     "from_torch",
     "functional",

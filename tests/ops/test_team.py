@@ -1,9 +1,9 @@
 """The threads that work on a layer together (csrc/cpu/team.h), under the thread sanitizer."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from thread_sanitizer import changed, run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -12,28 +12,9 @@ TEAM = ROOT / "csrc/cpu/team.h"
 
 def check(folder, change=None):
     """The exit status and output of the checking program, of team.h with a change of its text."""
-    source = TEAM.read_text()
-    if change:
-        before, after = change
-        assert source.count(before) == 1
-        source = source.replace(before, after)
     (folder / "cpu").mkdir()
-    (folder / "cpu/team.h").write_text(source)
-    program = folder / "check"
-    command = ["g++", "-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=thread", f"-I{folder}",
-               str(HERE / "team_check.cpp"), "-o", str(program)]  # fmt: skip
-    built = subprocess.run(command, capture_output=True, text=True)
-    if "libtsan" in built.stderr:
-        pytest.skip("no thread sanitizer is installed")
-    assert built.returncode == 0, built.stderr
-    # The sanitizer asks for addresses that the kernel may have given away at random.
-    ran = subprocess.run(
-        ["setarch", "-R", str(program)], capture_output=True, text=True, timeout=600
-    )
-    output = ran.stdout + ran.stderr
-    if "unexpected memory mapping" in output:
-        pytest.skip("the thread sanitizer does not run on this kernel")
-    return ran.returncode, output
+    (folder / "cpu/team.h").write_text(changed(TEAM.read_text(), change))
+    return run_program(folder, [HERE / "team_check.cpp"])
 
 
 def test_every_piece_is_done_once_whenever_threads_come(tmp_path):

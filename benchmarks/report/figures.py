@@ -10,6 +10,7 @@ from ..cases import CPU_CASES
 from ..measured import KINDS, RESULTS, ROOT, Result, of_gpu, read, row_of, rows_of, said
 from ..tables import TITLES
 from ..timing import geometric_mean
+from . import expected
 
 SHOWN = ["Karpathy's batch", "small", "batch 1"]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "drop-in.md", ROOT / "docs" / "kernels.md"]
@@ -158,12 +159,36 @@ def gpu_steps(result: Result) -> str:
     )
 
 
+def gpu_expected(result: Result) -> str:
+    """docs/kernels.md's: whole calls as they are estimated, beside nn.LSTM as it was measured."""
+    found = expected.rows(result)
+    lines: dict[str, list[Any]] = {}
+    for row in found:
+        if row.kind == "bf16":
+            line = lines.setdefault(row.case.name, [f"{row.case.name} ({row.case.sizes()})"])
+            line += [row.theirs, row.ours, row.ratio]
+    means = [
+        f"{kind} {' and '.join(f'{mean:.2f} (least {least:.2f})' for mean, least in both)}"
+        for kind, both in expected.means(found).items()
+    ]
+    head = ["problem", "inference: nn.LSTM", "fastlstm, estimated", "ratio",
+            "training: nn.LSTM", "fastlstm, estimated", "ratio"]  # fmt: skip
+    return (
+        f"{_source(result)}. Milliseconds in half types; nn.LSTM measured, the shortest of bf16 "
+        "and fp16, called eagerly or replayed as a CUDA graph; fastlstm as a graph, an estimate of "
+        "the planner and of `benchmarks/report/expected.py`, not measured:\n\n"
+        + markdown(head, list(lines.values()))
+        + "\n\nnn.LSTM's measured time over fastlstm's estimate, geometric means in inference and "
+        f"training: {'; '.join(means)}."
+    )
+
+
 HALF = ("bf16", "fp16")
 FIGURES: dict[str, Callable[[Result], str]] = {
     "cpu": cpu_table, "packed": packed_table, "recomputation": recomputation_table,
-    "gpu": gpu_table, "steps": gpu_steps,
+    "gpu": gpu_table, "steps": gpu_steps, "expected": gpu_expected,
 }  # fmt: skip
-OF_GPUS = ("gpu", "steps")
+OF_GPUS = ("gpu", "steps", "expected")
 MARKED = re.compile(r"<!-- measured: (\w+), (\S+) -->\n.*?<!-- end -->", re.S)
 
 

@@ -23,10 +23,12 @@ constexpr double kCyclesPerMicrosecond = 1755;
 constexpr double kLaunchMicroseconds = 2;  // from one step's kernel to the next
 // A stage of the step kernel's operands takes at least this: 0.5 to 1.6 us on an H200.
 constexpr double kStageMicroseconds = 0.9;
-// cuBLAS: a product in half types (60 % of 800 TFLOP/s; fewer rows cost as much as kLibraryRows), a
-// kernel that passes over memory, and the launch of either. Estimates: none is measured yet.
-constexpr double kLibraryFlops = 480e6, kMemoryBytes = 3e6;  // per microsecond
-constexpr double kLibraryLaunch = 2.5;                       // microseconds
+// cuBLAS: 60 % of what large products reached on an H200 (778 TFLOP/s in half types, 50 in fp32,
+// which torch by default does not round to tf32; fewer rows cost as much as kLibraryRows), a kernel
+// that passes over memory, and the launch of either. Estimates: no step is measured yet.
+constexpr double kLibraryFlops = 467e6, kLibraryFp32Flops = 30e6;
+constexpr double kMemoryBytes = 3e6;    // per microsecond, as the others
+constexpr double kLibraryLaunch = 2.5;  // microseconds
 constexpr int64_t kLibraryRows = 64;
 constexpr double kFmaPerCycle = 128, kDoubleFmaPerCycle = 64, kTf32PerCycle = 512,
                  kHalfPerCycle = 1024;
@@ -82,9 +84,10 @@ inline Choice best_tile(const Product& x, DType type, bool tensor_cores, const D
 // A product by cuBLAS, and a kernel for the cells behind it, which moves `moved` bytes for every
 // sum besides the sum itself.
 inline double library_microseconds(const Product& x, DType type, double moved) {
+  const double flops = type == DType::f32 ? kLibraryFp32Flops : kLibraryFlops;
   const double rows = double(std::max(x.rows, kLibraryRows)), sums = double(x.rows) * x.columns;
   const double bytes = double(x.columns) * x.depth * bytes_of(type);
-  const double product = std::max(2 * rows * x.columns * x.depth / kLibraryFlops,
+  const double product = std::max(2 * rows * x.columns * x.depth / flops,
                                   bytes / kL2BytesPerCycle / kCyclesPerMicrosecond);
   return x.directions * (product + kLibraryLaunch + sums * (moved + 8) / kMemoryBytes) +
          kLibraryLaunch;

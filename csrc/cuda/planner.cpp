@@ -19,7 +19,7 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
   auto choose = [&](int64_t columns, int64_t depth, double moved) {
     const Product x{p.batch, columns, depth, p.directions};
     Choice best = best_tile(x, p.dtype, plan.tensor_cores, device);
-    if (!half || !plan.tensor_cores) return best;
+    if (p.dtype == DType::f64 || (half && !plan.tensor_cores)) return best;
     const double library = library_microseconds(x, p.dtype, moved);
     return library < best.microseconds ? Choice{kLibraryTile, library} : best;
   };

@@ -56,15 +56,24 @@ FASTLSTM_INLINE V zoned(V share, V fresh, V before) {
   return share * fresh + (before - share * before);
 }
 
+// Activates a cell's gates: sets i, f, g and o of `out`. A Math that is faster with all four at
+// once specialises it.
+template <class Math, class V>
+struct Activation {
+  FASTLSTM_INLINE static void of(V a_i, V a_f, V a_g, V a_o, CellForward<V>& out) {
+    out.i = Math::sigmoid(a_i);
+    out.f = Math::sigmoid(a_f);
+    out.g = Math::tanh(a_g);
+    out.o = Math::sigmoid(a_o);
+  }
+};
+
 // The gates and the new cell state; h is left to the caller.
 template <class Math, class V, class Rules>
 FASTLSTM_INLINE CellForward<V> cell_state(V a_i, V a_f, V a_g, V a_o, V c_prev,
                                           const Rules& rules) {
   CellForward<V> out;
-  out.i = Math::sigmoid(a_i);
-  out.f = Math::sigmoid(a_f);
-  out.g = Math::tanh(a_g);
-  out.o = Math::sigmoid(a_o);
+  Activation<Math, V>::of(a_i, a_f, a_g, a_o, out);
   out.c = unbound_cell(out.i, out.f, out.g, c_prev, rules);
   if constexpr (!Rules::kPlain) out.c = clipped(out.c, rules);
   return out;

@@ -180,6 +180,23 @@ def test_nan_stays_in_its_sequence(ctas, units):
     assert torch.equal(spoiled[:, others], y[:, others])
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_saturated_gates_are_right(dtype):
+    """One reciprocal serves four gates: their divisors may be as large as they like."""
+
+    def enlarge(x):
+        x.input *= 1024
+
+    p = Problem(hidden_size=40, batch=5, steps=3, dtype=dtype)
+    outputs, _ = forward(p, clustered(), change=enlarge)
+    x = make(p).to(torch.float64)
+    with torch.no_grad():
+        enlarge(x)
+        expected = reference.lstm(*x.arguments)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert (ours.double() - theirs).norm() < TOLERANCE[dtype] * theirs.norm()
+
+
 @settings(max_examples=15, deadline=None)
 @given(problems_of(dtype=st.sampled_from(HALF)), st.sampled_from(ORDERS), st.sampled_from([8, 16]))
 def test_drawn_problems_run_in_clusters(p, order, sequences):
@@ -246,12 +263,14 @@ def test_no_races_in_cluster_kernels(name):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("ctas", "units"), [(2, 64), (4, 32), (8, 32)])
-def test_no_races_in_a_cluster(ctas, units, order):
+@pytest.mark.parametrize(
+    ("ctas", "units", "sequences"), [(2, 64, 8), (4, 32, 8), (8, 32, 8), (2, 64, 16), (4, 32, 16)]
+)
+def test_no_races_in_a_cluster(ctas, units, sequences, order):
     p = Problem(hidden_size=units * ctas - 27, batch=9, steps=5, packed=True, dtype=torch.bfloat16)
     preempt = 50 * (order == "random")
-    schedule = clustered(order, races=True, preempt=preempt, ctas=ctas, units=units, sequences=8)
-    assert_matches(p, schedule, "race")
+    shape = {"ctas": ctas, "units": units, "sequences": sequences}
+    assert_matches(p, clustered(order, races=True, preempt=preempt, **shape), "race")
 
 
 @pytest.mark.parametrize("order", ["random", "block_down"])
@@ -280,9 +299,12 @@ def test_address_sanitizer_finds_nothing_in_clusters():
 _KERNEL, _MOVERS = "cluster/forward.cuh", "cluster/forward_movers.cuh"
 _ARMED = (
     "s + 2 < cta.steps)\n"
-    "      arrive_expecting(arrived + s % 2, Shape::kHiddenBytes / Shape::kParts);"
+    "      arrive_expecting(arrived + buffer, Shape::kHiddenBytes / Shape::kParts);"
 )
-_AWAITED = "if (Shape::kCtas > 1 && s > 0) wait(arrived + s % 2, (s - 1) >> 1 & 1, args.limit);"
+_AWAITED = "if (Shape::kCtas > 1 && s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);"
+_FILLED = "    wait(cta.filled(turn), turn >> 1 & 1, cta.args.limit);\n"
+_LOADED = "    loader.load(turn + Shape::kRing);\n"
+_FREED = "    __syncwarp();\n    if (threadIdx.x % 32 == 0) arrive(cta.freed(turn));\n"
 # (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
 MUTANTS = {
     "a phase not armed": (_KERNEL, _ARMED, _ARMED.replace("s + 2", "false && s + 2")),
@@ -292,35 +314,43 @@ MUTANTS = {
     "the wrong parity": (_KERNEL, "(s - 1) >> 1 & 1", "s >> 1 & 1"),
     "a parity that does not toggle": (_KERNEL, "(s - 1) >> 1 & 1", "0"),
     "h not waited for": (_KERNEL, _AWAITED, ""),
-    "one tile": (_KERNEL, "s % 2 * Shape::kTileBytes", "0 * Shape::kTileBytes"),
-    "one buffer of h": (_KERNEL, "s % 2 * Shape::kHiddenBytes +", "0 * Shape::kHiddenBytes +"),
-    "one buffer of outputs": (_MOVERS, "(s & 1) * Shape::kSequences", "0 * Shape::kSequences"),
+    "one tile": (_KERNEL, "turn % 2 * Shape::kTileBytes", "0 * Shape::kTileBytes"),
+    "one buffer of h": (_KERNEL, "buffer * Shape::kHiddenBytes + frag", "0 + frag"),
+    "one buffer of h for each group": (
+        _MOVERS, "unsigned(turn) % kBuffers", "unsigned(turn) % Shape::kGroups",
+    ),
+    "groups keep their turn": (
+        _KERNEL, "if constexpr (Shape::kGroups == 2)", "if constexpr (false)",
+    ),
+    "one buffer of outputs": (_MOVERS, "(turn & 1) * Shape::kSequences", "0 * Shape::kSequences"),
     "sent before all have written": (
         _KERNEL,
-        "    cta_barrier<Shape>();\n    if constexpr (Shape::kCtas > 1) {\n"
-        "      if (s + 1 < cta.steps) peers.send(sent, (s + 1) % 2);\n",
+        "    compute_barrier<Shape>();\n    if constexpr (Shape::kCtas > 1) {\n"
+        "      if (s + 1 < cta.steps) peers.send(sent, next);\n",
         "    if constexpr (Shape::kCtas > 1) {\n"
-        "      if (s + 1 < cta.steps) peers.send(sent, (s + 1) % 2);\n"
-        "      cta_barrier<Shape>();\n",
+        "      if (s + 1 < cta.steps) peers.send(sent, next);\n"
+        "      compute_barrier<Shape>();\n",
     ),
     "the last step sends": (_KERNEL, "if (s + 1 < cta.steps) peers.send", "peers.send"),
     "partial sums not barred": (
         "cluster/forward_product.cuh", "named_barrier(2 + block(), 32 * kSplit);", "",
     ),
-    "loaded one step early": (
-        _KERNEL,
-        "    cta_barrier<Shape>();\n    loader.load(s + Shape::kRing);\n",
-        "    loader.load(s + Shape::kRing);\n    cta_barrier<Shape>();\n",
+    "loaded one turn early": (_KERNEL, _FILLED + _LOADED, _LOADED + _FILLED),
+    "input part not waited for": (
+        _KERNEL, "    wait(cta.loaded(turn), turn / Shape::kRing & 1, args.limit);\n", "",
     ),
-    "input part not waited for": (_KERNEL, "if (waits && s", "if (false && waits && s"),
-    "stored one step early": (
-        _KERNEL, "if (s > 0) storer.store(s - 1);", "storer.store(s);",
+    "outputs stored before they are there": (_KERNEL, _FILLED, ""),
+    "outputs in a buffer that is not free": (
+        _KERNEL, "if (turn >= 2) wait(cta.freed(turn)", "if (false) wait(cta.freed(turn)",
+    ),
+    "a buffer said to be free before it is read": (
+        _KERNEL, "    storer.store(turn);\n" + _FREED, _FREED + "    storer.store(turn);\n",
     ),
     "ended sequences go on": (
         _KERNEL, "if (span[x].enter <= s && s < span[x].leave) {", "if (true) {",
     ),
     "another part of h waited for": (
-        _KERNEL, "Shape::kParts > 1 ? product.part() * 2", "Shape::kParts > 1 ? product.part() / 2",
+        _KERNEL, "? product.part() * cta.kBuffers", "? product.part()",
     ),
 }  # fmt: skip
 
@@ -344,7 +374,7 @@ def mutants(tmp_path_factory):
 def test_bug_planted_in_the_cluster_kernels_is_seen(name, mutants):
     p = Problem(hidden_size=99, batch=11, steps=12, packed=True, dtype=torch.bfloat16)
     schedules = [
-        clustered(races=True, preempt=50, ctas=ctas, units=units, sequences=8)
-        for ctas, units in ((4, 32), STREAMED)
+        clustered(races=True, preempt=50, ctas=ctas, units=units, sequences=sequences)
+        for ctas, units, sequences in ((4, 32, 8), (4, 32, 16), (*STREAMED, 8))
     ]
     assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules)

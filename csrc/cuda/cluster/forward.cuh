@@ -1,6 +1,6 @@
 // The forward pass in a thread-block cluster: one launch runs all steps of one direction of a layer
-// for a group of up to 16 sequences. Clusters exchange nothing: other groups and directions are
-// other clusters.
+// for up to 16 sequences. Clusters exchange nothing: other sequences and directions are other
+// clusters.
 //
 // What it computes: gates = W_hh h + the input part + biases, and the cell, for every step.
 //
@@ -9,27 +9,33 @@
 // whole cells, with c and h in registers. Its mover warps (forward_movers.cuh) load the input part
 // and store the outputs.
 //
-// What moves per step: each CTA sends the h of its units to every CTA of the cluster, 64 bytes for
-// each 32 units and sequence of a half type. It arrives in one of two buffers and is counted by an
-// mbarrier; in a cluster of 16 by one for each part of K, so that the warps with that part start
-// when it is there. A single CTA exchanges h through its own shared memory.
+// Turns: 16 sequences are two groups of eight that take turns, so that h of one group travels while
+// the other is multiplied. One CTA, and full fp32, multiply all sequences in one turn.
 //
-// Step s of a computing warp: read the input part | wait for h[s-1] | product, cells | store h[s]
-// in the tile | barrier s of all the CTA's warps | send the tile | store the outputs in their
-// buffer.
+// What moves per turn: each CTA sends the h of its units to every CTA of the cluster, 64 bytes for
+// each 32 units and sequence of a half type. It arrives in one of the group's two buffers and is
+// counted by an mbarrier; in a cluster of 16 by one for each part of K, so that the warps with that
+// part start when it is there. A single CTA exchanges h through its own shared memory.
+//
+// Turn v of a computing warp, step s of its group: read the input part | wait for h[s-1] | product,
+// cells | store h[s] in the tile | barrier v of the computing warps | send the tile | store the
+// outputs in their buffer | arrive at the buffer's mbarrier, for the movers. Nothing that movers do
+// stands between the arrival of h and the send.
 //
 // Why no buffer is overwritten too early:
-// - Buffers of h: h[s] overwrites h[s-2]. A peer sends h[s] after it has received all of h[s-1].
-// This
-//   CTA sent its part of that after barrier s-1, when all its warps had read h[s-2].
-// - Their mbarriers: the phase of h[s] is armed after h[s-2] was seen and before barrier s-1, hence
-//   before any peer can send h[s]; unarmed it cannot end. So no waiter is two phases behind. This
-//   holds for each part of h by itself, for all warps pass barrier s-1.
-// - Tile: h[s] overwrites h[s-2], which was read and sent before barrier s-1.
-// - Partial sums: written in step s after barrier s-1, before which all warps had read the last.
-// - Input ring: a slot is read before barrier s, and refilled for step s + kRing after it.
-// - Outputs of step s are written to one of two buffers between barriers s and s+1, and stored to
-//   global memory between barriers s+1 and s+2.
+// - Buffers of h: h[s] overwrites h[s-2] of its group. A peer sends h[s] after it has received all
+//   of h[s-1]. This CTA sent its part of that after the barrier of that turn, when all its warps
+//   had read h[s-2].
+// - Their mbarriers: the phase of h[s] is armed after h[s-2] was seen and before the barrier of the
+//   turn of h[s-1], hence before any peer can send h[s]; unarmed it cannot end. So no waiter is two
+//   phases behind. This holds for each part of h by itself, for all warps pass that barrier.
+// - Tile: turn v overwrites that of turn v-2, which was read and sent before barrier v-1.
+// - Partial sums: written in turn v after barrier v-1, before which all warps had read the last.
+// - Outputs of turn v go to one of two buffers after the movers have arrived at its mbarrier
+//   `freed`, which they do when they have read those of turn v-2. Movers read them after all
+//   computing warps have arrived at `filled`.
+// - Input ring: a slot is refilled for turn v + kRing after all have arrived at `filled` of turn v,
+//   hence have read it.
 // - The last step sends nothing, and everything sent has been waited for: no CTA exits while bytes
 //   are in flight to it.
 // Floor: docs/kernels.md.
@@ -60,47 +66,64 @@ class HiddenSender {
   static constexpr int kRounds = (kJobs + kAtOnce - 1) / kAtOnce;
   static constexpr int kPeers = Shape::kCtas > kAtOnce ? Shape::kCtas / kAtOnce : 1;
   static_assert(32 * Shape::kWarps % kJob == 0 && (kJob == 32 || kPieces == kJob), "whole jobs");
+  static_assert(kRounds % kPeers == 0, "whole rounds");
 
  public:
   __device__ __forceinline__ HiddenSender(unsigned char* shared, int rank, int thread) {
     const int job = job_ = thread / kJob, piece = thread % kJob;
+    int to;  // of a thread's first piece, in a buffer of h
+    if constexpr (kJob == 32) {
+      from_ = piece * 16 + job / Shape::kCtas * 512;
+      to = from_ + rank * Shape::kSentBytes;
+    } else {  // a CTA's units need not begin with a slab
+      const int unit = piece / Shape::kSequences * Shape::kPiece;
+      from_ = Shape::hidden_at(unit, piece % Shape::kSequences);
+      to = Shape::hidden_at(rank * Shape::kUnits + unit, piece % Shape::kSequences);
+    }
+    const int barrier = Shape::kBarriersAt + rank * Shape::kParts / Shape::kCtas *
+                                                 ClusterForwardCta<Shape>::kBuffers *
+                                                 int(sizeof(Mbarrier));
+    if constexpr (!Shape::kStreams) from_ = opaque(from_);
 #pragma unroll
     for (int j = 0; j < kPeers; ++j) {
       // CTAs of different ranks begin with different peers. Where one round does not reach all, the
       // first goes to their own half of the cluster: the h of its half reaches a CTA first.
       const int group = kPeers > 1 ? (rank / kAtOnce + j) % kPeers * kAtOnce : 0;
       constexpr int kReached = kPeers > 1 ? kAtOnce : Shape::kCtas;
-      peer_[j] = remote(shared, group + (rank + job) % kReached);
+      const Remote peer = remote(shared, group + (rank + job) % kReached);
+      to_[j] = kept(peer + to);
+      barrier_[j] = kept(peer + barrier);
     }
-    if constexpr (kJob == 32) {
-      from_ = piece * 16 + job / Shape::kCtas * 512;
-      to_ = from_ + rank * Shape::kSentBytes;
-    } else {  // a CTA's units need not begin with a slab
-      const int unit = piece / Shape::kSequences * Shape::kPiece;
-      from_ = Shape::hidden_at(unit, piece % Shape::kSequences);
-      to_ = Shape::hidden_at(rank * Shape::kUnits + unit, piece % Shape::kSequences);
-    }
-    barrier_ = Shape::kBarriersAt + rank * Shape::kParts / Shape::kCtas * 2 * int(sizeof(Mbarrier));
   }
 
   __device__ __forceinline__ void send(const unsigned char* tile, int buffer) const {
     if (kJobs < kAtOnce && job_ >= kJobs) return;
+    // In round j + r * kPeers the piece of job job_ + round * kAtOnce goes to peer j.
+    constexpr int kPerPeer = kRounds / kPeers;
+    uint4 piece[kPerPeer];
+    auto at = [](int r) { return (kPeers > 1 ? r : r * kAtOnce / Shape::kCtas) * 512; };
+#pragma unroll
+    for (int r = 0; r < kPerPeer; ++r)
+      piece[r] = *reinterpret_cast<const uint4*>(tile + from_ + at(r));
 #pragma unroll
     for (int j = 0; j < kPeers; ++j)
 #pragma unroll
-      for (int r = j; r < kRounds; r += kPeers) {
-        // The piece of job job_ + r * kAtOnce.
-        const int at = r * kAtOnce / Shape::kCtas * 512;
-        send_async(peer_[j] + (buffer * Shape::kHiddenBytes + to_ + at),
-                   *reinterpret_cast<const uint4*>(tile + from_ + at),
-                   peer_[j] + (barrier_ + buffer * int(sizeof(Mbarrier))));
-      }
+      for (int r = 0; r < kPerPeer; ++r)
+        send_async(to_[j] + (buffer * Shape::kHiddenBytes + at(r)), piece[r],
+                   barrier_[j] + buffer * int(sizeof(Mbarrier)));
   }
 
  private:
-  Remote peer_[kPeers];
-  // from_, to_: a thread's first piece in the tile, and its place in a buffer of h.
-  int job_, from_, to_, barrier_;
+  // Behind the barrier no address waits for the CTA's rank: registers hold what streaming, which
+  // has none left, computes anew in every step.
+  __device__ __forceinline__ static Remote kept(Remote place) {
+    if constexpr (!Shape::kStreams) place.address = opaque(place.address);
+    return place;
+  }
+
+  int job_;
+  uint32_t from_;  // a thread's first piece in the tile
+  Remote to_[kPeers], barrier_[kPeers];
 };
 
 template <class Shape>
@@ -108,7 +131,13 @@ struct NoSender {
   __device__ __forceinline__ NoSender(unsigned char*, int, int) {}
 };
 
-// The rules of this thread's cells in the next step: drawn when registers are free, and kept in
+// A barrier of a CTA's computing warps.
+template <class Shape>
+__device__ __forceinline__ void compute_barrier() {
+  named_barrier(1, 32 * Shape::kWarps);
+}
+
+// The rules of this thread's cells in the next turn: drawn when registers are free, and kept in
 // shared memory that no other thread accesses.
 template <class Shape>
 class StoredRules {
@@ -152,42 +181,63 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
   const int local = product.unit(), unit = cta.rank * Shape::kUnits + local;
   product.load(layer.w_hh, hidden_size, cta.rank * Shape::kUnits);
   // Of the part of h that this warp multiplies, and whether this thread arms them.
-  Mbarrier* const arrived = cta.barriers() + (Shape::kParts > 1 ? product.part() * 2 : 0);
+  Mbarrier* const arrived =
+      cta.barriers() + (Shape::kParts > 1 ? product.part() * cta.kBuffers : 0);
   const bool arms = thread % (32 * Shape::kWarps / Shape::kParts) == 0;
-  float c[Shape::kCells];
-  S h[Shape::kCells];
+  // The states of the groups, from that of this turn on.
+  float c[Shape::kGroups][Shape::kCells];
+  S h[Shape::kGroups][Shape::kCells];
   CellForward<float> out[Shape::kCells];
 #pragma unroll
-  for (int x = 0; x < Shape::kCells; ++x) {
-    const int sequence = product.sequence(x);
-    const bool inside = cta.span(sequence)->leave > 0 && unit < hidden_size;
-    const int64_t at = int64_t(cta.begin + sequence) * hidden_size + unit;
-    c[x] = !inside ? 0.0f : layer.c_before ? layer.c_before[at] : value_or_zero(layer.c0, at);
-    from_acc(inside ? value_or_zero(layer.h0, at) : 0.0f, h[x]);
-  }
+  for (int g = 0; g < Shape::kGroups; ++g)
+#pragma unroll
+    for (int x = 0; x < Shape::kCells; ++x) {
+      const int sequence = g * Shape::kSequences + product.sequence(x);
+      const bool inside = cta.span(sequence)->leave > 0 && unit < hidden_size;
+      const int64_t at = int64_t(cta.begin + sequence) * hidden_size + unit;
+      c[g][x] = !inside ? 0.0f : layer.c_before ? layer.c_before[at] : value_or_zero(layer.c0, at);
+      from_acc(inside ? value_or_zero(layer.h0, at) : 0.0f, h[g][x]);
+    }
+  auto next_group = [&] {
+    if constexpr (Shape::kGroups == 2) {
+#pragma unroll
+      for (int x = 0; x < Shape::kCells; ++x) {
+        const float other_c = c[1][x];
+        const S other_h = h[1][x];
+        c[1][x] = c[0][x], h[1][x] = h[0][x];
+        c[0][x] = other_c, h[0][x] = other_h;
+      }
+    }
+  };
   typedef std::conditional_t<(Shape::kCtas > 1), HiddenSender<Shape>, NoSender<Shape>> Sender;
   const Sender sender(cta.shared, cta.rank, thread);
 
+  // Registers hold them: constants that a direction indexes take as long as a read of memory.
+  const bool plain = opaque(layer.rules.plain), saves = opaque(layer.gates != nullptr);
   const StoredRules<Shape> rules(cta.shared, thread);
-  if (!layer.rules.plain) rules.draw(layer.rules, product, cta.time_of_call(0), cta.begin, unit);
+  if (!plain) rules.draw(layer.rules, product, cta.time_of_call(0), cta.begin_of(0), unit);
 
-  auto put_outputs = [&](int s, int local) {
+  auto put_outputs = [&](int turn, int local) {
+    if (turn >= 2) wait(cta.freed(turn), (turn - 2) >> 1 & 1, args.limit);
 #pragma unroll
     for (int x = 0; x < Shape::kCells; ++x) {
       const int sequence = product.sequence(x);
-      S* to = cta.output(s, sequence, local);
-      *to = h[x];
-      if (layer.gates == nullptr) continue;
+      S* to = cta.output(turn, sequence, local);
+      *to = h[0][x];
+      if (!saves) continue;
       store_gates(out[x], to + Shape::kUnits, Shape::kUnits);
-      *cta.output_c(s, sequence, local) = c[x];
+      *cta.output_c(turn, sequence, local) = c[0][x];
     }
+    __syncwarp();
+    if (product.thread() % 32 == 0) arrive(cta.filled(turn));
   };
 
-  auto begin_sums = [&](int s, int local, typename Product::Sums& sums) {
+  auto begin_sums = [&](int turn, int local, typename Product::Sums& sums) {
+    wait(cta.loaded(turn), turn / Shape::kRing & 1, args.limit);
     const float4 bias = *reinterpret_cast<const float4*>(cta.shared + Shape::kBiasAt + local * 16);
 #pragma unroll
     for (int x = 0; x < Shape::kCells; ++x) {
-      const float* input = cta.input(s, product.sequence(x)) + local;
+      const float* input = cta.input(turn, product.sequence(x)) + local;
       sums[x][0] = input[0] + bias.x;
       sums[x][1] = input[Shape::kUnits] + bias.y;
       sums[x][2] = input[2 * Shape::kUnits] + bias.z;
@@ -203,119 +253,137 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
     return Shape::kStreams ? StoredRules<Shape>(cta.shared, product.thread()) : rules;
   };
   const uint32_t fragments_at = opaque(product.fragments_at());
-  wait(cta.loaded(0), 0, args.limit);  // the first input part; movers wait for the later ones
-  for (int s = 0; s < cta.steps; ++s) {
+  const int turns = cta.turns();
+  for (int turn = 0; turn < turns; ++turn) {
+    const int s = cta.step_of(turn), buffer = cta.buffer_of(turn);
     typename Product::Sums sums;
     // What does not depend on other CTAs: the input part, addresses. Streaming leaves no registers
-    // to hold them during the product.
-    if constexpr (!Shape::kStreams) begin_sums(s, local, sums);
-    uint32_t at = s % 2 * Shape::kHiddenBytes + fragments_at;
+    // to hold them during the product; and a single CTA has h at once, and waits for its product.
+    constexpr bool kEarly = !Shape::kStreams && Shape::kCtas > 1;
+    if constexpr (kEarly) begin_sums(turn, local, sums);
+    uint32_t at = buffer * Shape::kHiddenBytes + fragments_at;
     pin(at);
-    if (Shape::kCtas > 1 && s > 0) wait(arrived + s % 2, (s - 1) >> 1 & 1, args.limit);
+    if (Shape::kCtas > 1 && s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);
     product.multiply(cta.shared + at);
     if (Shape::kCtas > 1 && arms && s > 0 && s + 2 < cta.steps)
-      arrive_expecting(arrived + s % 2, Shape::kHiddenBytes / Shape::kParts);
-    if (Shape::kCtas == 1 && s > 0) put_outputs(s - 1, local);
+      arrive_expecting(arrived + buffer, Shape::kHiddenBytes / Shape::kParts);
     const int own = Shape::kStreams ? product.unit() : local;  // the same
-    if constexpr (Shape::kStreams) begin_sums(s, own, sums);
+    if constexpr (!kEarly) begin_sums(turn, own, sums);
+    if (Shape::kCtas == 1 && turn > 0) put_outputs(turn - 1, local);
     SequenceSpan span[Shape::kCells];
 #pragma unroll
-    for (int x = 0; x < Shape::kCells; ++x) span[x] = *cta.span(product.sequence(x));
+    for (int x = 0; x < Shape::kCells; ++x)
+      span[x] = *cta.span(cta.begin_of(turn) - cta.begin + product.sequence(x));
     product.add(sums);
 
+    const int next = cta.buffer_of(turn + Shape::kGroups);
     unsigned char* const sent = Shape::kCtas > 1
-                                    ? cta.shared + Shape::kTileAt + s % 2 * Shape::kTileBytes
-                                    : cta.hidden(s + 1);
+                                    ? cta.shared + Shape::kTileAt + turn % 2 * Shape::kTileBytes
+                                    : cta.shared + next * Shape::kHiddenBytes;
     unsigned char* const tile = sent + Shape::hidden_at(own, product.sequence(0));
+    if (plain) {  // all cells at once: a branch in each would put one behind the other
+#pragma unroll
+      for (int x = 0; x < Shape::kCells; ++x)
+        out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[0][x]);
+    } else {
+#pragma unroll
+      for (int x = 0; x < Shape::kCells; ++x)
+        out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[0][x],
+                                    to_acc(h[0][x]), rules_now().of(x, layer.rules.clip));
+    }
 #pragma unroll
     for (int x = 0; x < Shape::kCells; ++x) {
-      if (layer.rules.plain)
-        out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[x]);
-      else
-        out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[x],
-                                    to_acc(h[x]), rules_now().of(x, layer.rules.clip));
       // A sequence that is not in this step keeps its states.
       if (span[x].enter <= s && s < span[x].leave) {
-        c[x] = out[x].c;
-        from_acc(out[x].h, h[x]);
+        c[0][x] = out[x].c;
+        from_acc(out[x].h, h[0][x]);
       }
-      *reinterpret_cast<S*>(tile + Product::hidden_offset(x)) = Shape::operand(h[x]);
+      *reinterpret_cast<S*>(tile + Product::hidden_offset(x)) = Shape::operand(h[0][x]);
     }
     const Sender peers = sender_now();
-    cta_barrier<Shape>();
+    compute_barrier<Shape>();
     if constexpr (Shape::kCtas > 1) {
-      if (s + 1 < cta.steps) peers.send(sent, (s + 1) % 2);
-      put_outputs(s, own);
+      if (s + 1 < cta.steps) peers.send(sent, next);
+      put_outputs(turn, own);
     }
-    if (!layer.rules.plain && s + 1 < cta.steps)
-      rules_now().draw(layer.rules, product, cta.time_of_call(s + 1), cta.begin,
+    if (!plain && turn + 1 < turns)
+      rules_now().draw(layer.rules, product, cta.time_of_call(cta.step_of(turn + 1)),
+                       cta.begin_of(turn + 1),
                        Shape::kStreams ? cta.rank * Shape::kUnits + product.unit() : unit);
+    next_group();
   }
-  if (Shape::kCtas == 1) put_outputs(cta.steps - 1, local);
-  cta_barrier<Shape>();
+  if (Shape::kCtas == 1) put_outputs(turns - 1, local);
   // The addresses below are computed here, and occupy no registers during the steps.
   uint32_t begin = uint32_t(cta.begin);
   pin(begin);
   const int last = Shape::kStreams ? cta.rank * Shape::kUnits + product.unit() : unit;
   if (last >= hidden_size) return;
 #pragma unroll
-  for (int x = 0; x < Shape::kCells; ++x) {
-    if (cta.span(product.sequence(x))->leave == 0) continue;
-    const int64_t at = int64_t(begin + product.sequence(x)) * hidden_size + last;
-    layer.h_n[at] = h[x];
-    from_acc(c[x], layer.c_n[at]);
-    if (layer.c_after) layer.c_after[at] = c[x];
-  }
+  for (int g = 0; g < Shape::kGroups; ++g)
+#pragma unroll
+    for (int x = 0; x < Shape::kCells; ++x) {
+      const int sequence = g * Shape::kSequences + product.sequence(x);
+      if (cta.span(sequence)->leave == 0) continue;
+      const int64_t at = int64_t(begin + sequence) * hidden_size + last;
+      layer.h_n[at] = h[g][x];
+      from_acc(c[g][x], layer.c_n[at]);
+      if (layer.c_after) layer.c_after[at] = c[g][x];
+    }
 }
 
 template <class Shape, bool kAligned>
 __device__ __forceinline__ void move_forward(const ClusterForwardCta<Shape>& cta) {
   InputLoader<Shape> loader(cta);
 #pragma unroll 1
-  for (int s = 0; s < Shape::kRing; ++s) loader.load(s);
+  for (int turn = 0; turn < Shape::kRing; ++turn) loader.load(turn);
   OutputStorer<Shape, kAligned> storer(cta);
-  const bool waits = threadIdx.x / 32 == Shape::kWarps;
-  for (int s = 0; s < cta.steps; ++s) {
-    if (waits && s + 1 < cta.steps) loader.await(s + 1);
-    cta_barrier<Shape>();
-    loader.load(s + Shape::kRing);
-    if (s > 0) storer.store(s - 1);
+  for (int turn = 0; turn < cta.turns(); ++turn) {
+    wait(cta.filled(turn), turn >> 1 & 1, cta.args.limit);
+    loader.load(turn + Shape::kRing);
+    storer.store(turn);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(cta.freed(turn));
   }
-  cta_barrier<Shape>();
-  storer.store(cta.steps - 1);
 }
 
 template <class Shape>
 __device__ __forceinline__ void cluster_forward(const ClusterForwardArgs<typename Shape::S>& args) {
   typedef typename Shape::S S;
   FASTLSTM_SHARED_BUFFER(shared);
+  constexpr int kSequences = Shape::kGroups * Shape::kSequences, kBuffers = 2 * Shape::kGroups;
   const int cluster = blockIdx.x / Shape::kCtas, direction = cluster % args.directions;
   int rank = 0;
   if constexpr (Shape::kCtas > 1) rank = int(cluster_rank());
-  const int begin = cluster / args.directions * Shape::kSequences;
+  const int begin = cluster / args.directions * kSequences;
   const ClusterForwardDirection<S>& layer = args.direction[direction];
   const int steps = args.steps.length_of(begin);
   const ClusterForwardCta<Shape> cta{args, layer, shared, direction, rank, begin, steps};
 
   const int thread = threadIdx.x;
   if (thread == 0) {
-    for (int j = 0; j < 2 * Shape::kParts; ++j) init(cta.barriers() + j, 1);
+    for (int j = 0; j < kBuffers * Shape::kParts; ++j) init(cta.barriers() + j, 1);
     for (int j = 0; j < Shape::kRing; ++j) init(cta.loaded(j), Shape::kMovers);
+    for (int j = 0; j < 2; ++j) {
+      init(cta.filled(j), Shape::kWarps);
+      init(cta.freed(j), Shape::kMovers);
+    }
     publish_mbarriers();
   }
-  if (thread < Shape::kSequences) {
+  if (thread < kSequences) {
     const int length = args.steps.length_of(begin + thread);
     const bool enters_late = direction == 1 && length > 0;
     *cta.span(thread) = {enters_late ? steps - length : 0, enters_late ? steps : length};
   }
   // h before the first step, of all the cluster's units.
-  for (int j = thread; j < Shape::kDepth * Shape::kSequences; j += Shape::kThreads) {
+  for (int j = thread; j < Shape::kDepth * kSequences; j += Shape::kThreads) {
     const int unit = j % Shape::kDepth, sequence = j / Shape::kDepth;
     S value;
     from_acc(0.0f, value);
     if (layer.h0 && unit < args.hidden_size && begin + sequence < args.steps.batch)
       value = layer.h0[int64_t(begin + sequence) * args.hidden_size + unit];
-    *reinterpret_cast<S*>(shared + Shape::hidden_at(unit, sequence)) = Shape::operand(value);
+    *reinterpret_cast<S*>(shared + sequence / Shape::kSequences * Shape::kHiddenBytes +
+                          Shape::hidden_at(unit, sequence % Shape::kSequences)) =
+        Shape::operand(value);
   }
   if (thread < Shape::kUnits) {
     const int unit = cta.rank * Shape::kUnits + thread;
@@ -327,11 +395,10 @@ __device__ __forceinline__ void cluster_forward(const ClusterForwardArgs<typenam
   }
   __syncthreads();
   if constexpr (Shape::kCtas > 1) {
-    // h[0] goes to buffer 1, h[1] to buffer 0.
-    for (int part = 0; part < Shape::kParts; ++part)
-      for (int buffer = 0; buffer < 2; ++buffer)
-        if (thread == 0 && steps > 2 - buffer)
-          arrive_expecting(cta.barriers() + 2 * part + buffer, Shape::kHiddenBytes / Shape::kParts);
+    // h[0] goes to the second half of the buffers, h[1] to the first.
+    for (int j = 0; j < kBuffers * Shape::kParts; ++j)
+      if (thread == 0 && steps > (j % kBuffers < Shape::kGroups ? 2 : 1))
+        arrive_expecting(cta.barriers() + j, Shape::kHiddenBytes / Shape::kParts);
     cluster_barrier();
   }
   if (thread < 32 * Shape::kWarps) {

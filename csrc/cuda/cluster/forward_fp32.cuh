@@ -20,6 +20,7 @@ struct ClusterForwardFp32 {
   static constexpr int kSequences = 8 * kTiles, kElementBytes = 4, kPiece = 4;
   static constexpr bool kStreams = false;
   static constexpr int kParts = 1;  // of a buffer of h
+  static constexpr int kGroups = 1;
   static constexpr int kWarps = kFmaThreads / 32, kDepth = kCtas * kUnits;
   static constexpr int kTileCells = kUnits / 32;  // of a thread, for eight sequences
   static constexpr int kCells = kTiles * kTileCells;
@@ -75,7 +76,8 @@ struct ClusterForwardFp32 {
   static constexpr int kSpansAt = kRulesAt + 12 * kCells * kFmaThreads;
   static constexpr int kWeightsAt = kSpansAt + 8 * kSequences;
   static constexpr int kBarriersAt = kWeightsAt + kSharedDepth * 4 * kFmaRows * kFmaThreads;
-  static constexpr int kSharedBytes = kBarriersAt + (2 + kRing) * int(sizeof(Mbarrier));
+  static constexpr int kSharedBytes =
+      kBarriersAt + (2 + kRing + kOutputBarriers) * int(sizeof(Mbarrier));
   static_assert(kWeightsAt % 16 == 0 && kSharedBytes <= 227 * 1024, "fits an SM");
 };
 

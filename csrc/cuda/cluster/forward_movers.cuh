@@ -43,7 +43,8 @@ struct SequenceSpan {
   int enter, leave;
 };
 
-// A CTA's place in its cluster, its part of the batch, and the layout of its shared memory.
+// A CTA's place in its cluster, its part of the batch, and the layout of its shared memory. Groups
+// take turns: turn 0 is step 0 of the first group, turn 1 that of the second, and so on.
 template <class Shape>
 struct ClusterForwardCta {
   typedef typename Shape::S S;
@@ -53,50 +54,64 @@ struct ClusterForwardCta {
   int direction, rank, begin;  // begin: its cluster's first sequence
   int steps;                   // of its cluster's first sequence, the longest
 
+  __device__ __forceinline__ int turns() const { return steps * Shape::kGroups; }
+  __device__ __forceinline__ static int step_of(int turn) {
+    return int(unsigned(turn) / Shape::kGroups);
+  }
+  // The first sequence of a turn's group.
+  __device__ __forceinline__ int begin_of(int turn) const {
+    return begin + int(unsigned(turn) % Shape::kGroups) * Shape::kSequences;
+  }
   __device__ __forceinline__ int time(int s) const { return direction == 0 ? s : steps - 1 - s; }
   __device__ __forceinline__ int time_of_call(int s) const { return args.steps.begin + time(s); }
-  __device__ __forceinline__ unsigned char* hidden(int s) const {
-    return shared + s % 2 * Shape::kHiddenBytes;
+  // The buffer of h that a turn multiplies; what it computes goes to that of its group's next turn.
+  static constexpr int kBuffers = 2 * Shape::kGroups;
+  __device__ __forceinline__ static int buffer_of(int turn) {
+    return int(unsigned(turn) % kBuffers);
   }
-  // The mbarriers: for each part of h those of its two buffers; then those of the input ring.
+  // The mbarriers: for each part of h those of its buffers; those of the input ring; those by which
+  // computing warps say that the outputs of a turn are in their buffer, and movers that they have
+  // read them.
   __device__ __forceinline__ Mbarrier* barriers() const {
     return reinterpret_cast<Mbarrier*>(shared + Shape::kBarriersAt);
   }
-  __device__ __forceinline__ Mbarrier* loaded(int s) const {
-    return barriers() + 2 * Shape::kParts + s % Shape::kRing;
+  __device__ __forceinline__ Mbarrier* loaded(int turn) const {
+    return barriers() + kBuffers * Shape::kParts + turn % Shape::kRing;
   }
+  __device__ __forceinline__ Mbarrier* filled(int turn) const { return loaded(0) + ring_end(turn); }
+  __device__ __forceinline__ Mbarrier* freed(int turn) const {
+    return loaded(0) + ring_end(turn) + 2;
+  }
+  // Of a sequence of the cluster.
   __device__ __forceinline__ SequenceSpan* span(int sequence) const {
     return reinterpret_cast<SequenceSpan*>(shared + Shape::kSpansAt) + sequence;
   }
-  // A sequence's input part in step s, and its outputs. Step -1 has the place of step 1.
-  __device__ __forceinline__ float* input(int s, int sequence) const {
+  // The input part of a sequence of a turn's group, and its outputs.
+  __device__ __forceinline__ float* input(int turn, int sequence) const {
     return reinterpret_cast<float*>(shared + Shape::kInputAt +
-                                    (s % Shape::kRing * Shape::kSequences + sequence) *
+                                    (turn % Shape::kRing * Shape::kSequences + sequence) *
                                         Shape::kInputBytes);
   }
-  __device__ __forceinline__ S* output(int s, int sequence, int unit) const {
+  __device__ __forceinline__ S* output(int turn, int sequence, int unit) const {
     return reinterpret_cast<S*>(shared + Shape::kOutputAt +
-                                ((s & 1) * Shape::kSequences + sequence) * Shape::kOutputBytes) +
+                                ((turn & 1) * Shape::kSequences + sequence) * Shape::kOutputBytes) +
            unit;
   }
-  __device__ __forceinline__ float* output_c(int s, int sequence, int unit) const {
-    return reinterpret_cast<float*>(output(s, sequence, 5 * Shape::kUnits)) + unit;
+  __device__ __forceinline__ float* output_c(int turn, int sequence, int unit) const {
+    return reinterpret_cast<float*>(output(turn, sequence, 5 * Shape::kUnits)) + unit;
   }
+
+ private:
+  __device__ __forceinline__ static int ring_end(int turn) { return Shape::kRing + (turn & 1); }
 };
 
-// A barrier of all warps of a CTA, those that compute and the movers.
-template <class Shape>
-__device__ __forceinline__ void cta_barrier() {
-  named_barrier(1, Shape::kThreads);
-}
-
-// Each mover warp loads an equal share of the sequences. A lane holds the address in `start` of one
-// of them in one of the next steps: a warp looks up several steps at once, long before they are
-// needed.
+// Each mover warp loads an equal share of a turn's sequences. A lane holds the address in `start`
+// of one of them in one of the next turns: a warp looks up several turns at once, long before they
+// are needed.
 template <class Shape>
 class InputLoader {
   static constexpr int kShare = Shape::kSequences / Shape::kMovers;
-  static constexpr int kSteps = 32 / kShare;  // steps that a warp looks up at once
+  static constexpr int kTurns = 32 / kShare;  // that a warp looks up at once
 
  public:
   __device__ __forceinline__ explicit InputLoader(const ClusterForwardCta<Shape>& cta)
@@ -104,33 +119,30 @@ class InputLoader {
     look_up(lane() / kShare);
   }
 
-  // Called for steps 0, 1, 2, ...
-  __device__ __forceinline__ void load(int s) {
-    if (s % kSteps == 0) {
+  // Called for turns 0, 1, 2, ...
+  __device__ __forceinline__ void load(int turn) {
+    if (turn % kTurns == 0) {
       from_ = next_;
       count_ = next_count_;
-      look_up(s + kSteps + lane() / kShare);
+      look_up(turn + kTurns + lane() / kShare);
     }
-    if (s >= cta_.steps) return;
+    if (turn >= cta_.turns()) return;
     const int j = lane() % kShare;
-    const bool turn = lane() / kShare == s % kSteps;
-    if (turn && j == 0) arrive_expecting(cta_.loaded(s), count_ * 16 * Shape::kUnits);
+    const bool loads = lane() / kShare == turn % kTurns;
+    if (loads && j == 0) arrive_expecting(cta_.loaded(turn), count_ * 16 * Shape::kUnits);
     __syncwarp();
-    if (turn && j < count_)
-      bulk_load(cta_.input(s, begin_ + j), from_, 16 * Shape::kUnits, cta_.loaded(s));
-  }
-  // Waits for a step's input part.
-  __device__ __forceinline__ void await(int s) const {
-    wait(cta_.loaded(s), s / Shape::kRing % 2, cta_.args.limit);
+    if (loads && j < count_)
+      bulk_load(cta_.input(turn, begin_ + j), from_, 16 * Shape::kUnits, cta_.loaded(turn));
   }
 
  private:
   __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
 
-  __device__ __forceinline__ void look_up(int s) {
+  __device__ __forceinline__ void look_up(int turn) {
     next_count_ = 0;
-    if (s >= cta_.steps) return;
-    const GroupRows rows = cta_.args.steps.group(cta_.time(s), cta_.begin + begin_, kShare);
+    if (turn >= cta_.turns()) return;
+    const GroupRows rows =
+        cta_.args.steps.group(cta_.time(cta_.step_of(turn)), cta_.begin_of(turn) + begin_, kShare);
     next_count_ = rows.count;
     if (lane() % kShare >= rows.count) return;
     const int64_t row = rows.first + lane() % kShare;
@@ -142,11 +154,11 @@ class InputLoader {
   const ClusterForwardCta<Shape>& cta_;
   const int begin_;  // of the share, among the group's sequences
   const float *from_ = nullptr, *next_ = nullptr;
-  int count_ = 0, next_count_ = 0;  // sequences of the share that the step has
+  int count_ = 0, next_count_ = 0;  // sequences of the share that the turn has
 };
 
-// All mover warps store a step together, 16 bytes of each thread in a round, neighbouring threads
-// to neighbouring addresses. From step to step only the row of a thread's pieces changes. Where
+// All mover warps store a turn together, 16 bytes of each thread in a round, neighbouring threads
+// to neighbouring addresses. From turn to turn only the row of a thread's pieces changes. Where
 // rows are not aligned to 16 bytes (kAligned), they store element by element: a loop of its own,
 // for it has other registers.
 template <class Shape, bool kAligned>
@@ -185,23 +197,24 @@ class OutputStorer {
     }
   }
 
-  // Called for steps 0, 1, 2, ...
-  __device__ __forceinline__ void store(int s) {
+  // Called for turns 0, 1, 2, ...
+  __device__ __forceinline__ void store(int turn) {
     if constexpr (kAligned)
-      store_pieces(s);
+      store_pieces(turn);
     else
-      store_elements(s);
-    if (s + 1 < cta_.steps) rows_ = rows(s + 1);
+      store_elements(turn);
+    if (turn + 1 < cta_.turns()) rows_ = rows(turn + 1);
   }
 
  private:
   __device__ __forceinline__ static int mover() { return int(threadIdx.x) - 32 * Shape::kWarps; }
-  __device__ __forceinline__ GroupRows rows(int s) const {
-    return cta_.args.steps.group(cta_.time(s), cta_.begin, Shape::kSequences);
+  __device__ __forceinline__ GroupRows rows(int turn) const {
+    return cta_.args.steps.group(cta_.time(cta_.step_of(turn)), cta_.begin_of(turn),
+                                 Shape::kSequences);
   }
 
-  __device__ __forceinline__ void store_pieces(int s) const {
-    const unsigned char* from = reinterpret_cast<const unsigned char*>(cta_.output(s, 0, 0));
+  __device__ __forceinline__ void store_pieces(int turn) const {
+    const unsigned char* from = reinterpret_cast<const unsigned char*>(cta_.output(turn, 0, 0));
     const uint32_t row = uint32_t(rows_.first);
     constexpr int kAtOnce = Shape::kStreams ? 2 : 4;
 #pragma unroll
@@ -218,7 +231,7 @@ class OutputStorer {
     }
   }
 
-  __device__ __forceinline__ void store_elements(int s) const {
+  __device__ __forceinline__ void store_elements(int turn) const {
     const ClusterForwardDirection<S>& layer = cta_.layer;
     const int hidden_size = cta_.args.hidden_size;
 #pragma unroll 1
@@ -227,17 +240,17 @@ class OutputStorer {
       const int unit = cta_.rank * Shape::kUnits + local;
       if (unit >= hidden_size) continue;
       const int64_t row = rows_.first + sequence;
-      const S* from = cta_.output(s, sequence, local);
+      const S* from = cta_.output(turn, sequence, local);
       layer.y[row * cta_.args.y_stride + unit] = from[0];
       if (layer.gates == nullptr) continue;
       S* gates = layer.gates + row * 4 * hidden_size + unit;
       for (int q = 0; q < 4; ++q) gates[q * hidden_size] = from[(q + 1) * Shape::kUnits];
-      layer.cell_states[row * hidden_size + unit] = *cta_.output_c(s, sequence, local);
+      layer.cell_states[row * hidden_size + unit] = *cta_.output_c(turn, sequence, local);
     }
   }
 
   const ClusterForwardCta<Shape>& cta_;
-  GroupRows rows_;               // of the next step
+  GroupRows rows_;               // of the next turn
   char* to_[kRounds];            // in row 0 of the call
   uint32_t row_bytes_[kRounds];  // bytes from row to row
   int from_[kRounds];            // in the buffer of outputs

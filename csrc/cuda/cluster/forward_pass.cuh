@@ -20,9 +20,12 @@ void with_forward_shape(const Plan& plan, Use&& use) {
     constexpr ForwardCluster kCluster = kForwardClusters[kIndex];
     if constexpr (runs_forward(kCluster, sizeof(S))) {
       if (plan.ctas == kCluster.ctas && plan.units == kCluster.units) {
+        // One CTA has no exchange that a second group could hide: it multiplies 16 sequences.
+        constexpr int kGroups = kCluster.ctas == 1 ? 1 : 2;
         if constexpr (!streams_weights(kCluster.ctas, kCluster.units, sizeof(S)))
           if (plan.sequences > 8)
-            return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 2>());
+            return use(
+                ClusterForwardShape<S, kCluster.ctas, kCluster.units, 2 / kGroups, kGroups>());
         return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 1>());
       }
     }
@@ -82,7 +85,8 @@ class ClusterForwardPass {
     auto start = [&](auto shape) {
       typedef decltype(shape) Shape;
       const unsigned ctas = unsigned(p_.directions) *
-                            blocks_of(args.steps.batch, Shape::kSequences) * unsigned(Shape::kCtas);
+                            blocks_of(args.steps.batch, Shape::kGroups * Shape::kSequences) *
+                            unsigned(Shape::kCtas);
       if (Shape::kCtas == 1)
         launch(cluster_forward_kernel<Shape>, dim3(ctas), Shape::kThreads, Shape::kSharedBytes,
                stack_.stream(), args);

@@ -116,11 +116,16 @@ class ClusterForwardProduct {
   // Computes W_hh h; this thread's fragments of h begin at `from`. Where several warps split a
   // block, stores the others' sums for them.
   __device__ __forceinline__ void multiply(const unsigned char* from) {
-    // With few tiles there are few independent sums: each is split in two chains.
-    constexpr int kChains = Shape::kTiles * Shape::kWarpTiles == 2 ? 2 : 1;
-    float acc[kChains][Shape::kWarpTiles][Shape::kTiles][4] = {};
+#pragma unroll
+    for (int chain = 0; chain < kChains; ++chain)
+#pragma unroll
+      for (int tile = 0; tile < Shape::kWarpTiles; ++tile)
+#pragma unroll
+        for (int n = 0; n < Shape::kTiles; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) acc_[chain][tile][n][e] = 0.0f;
     if constexpr (Shape::kStreams) {
-      stream(from, acc[0]);
+      stream(from, acc_[0]);
     } else {
 #pragma unroll
       for (int j = 0; j < Shape::kWarpSlabs; ++j)
@@ -132,7 +137,7 @@ class ClusterForwardProduct {
             const uint32_t right[2] = {half ? b.z : b.x, half ? b.w : b.y};
 #pragma unroll
             for (int tile = 0; tile < Shape::kWarpTiles; ++tile) {
-              float (&sum)[4] = acc[half % kChains][tile][n];
+              float (&sum)[4] = acc_[half % kChains][tile][n];
               if (in_shared(j, half, tile))
                 multiply_add(sum, *shared_fragment(j, tile), right);
               else
@@ -141,27 +146,9 @@ class ClusterForwardProduct {
           }
         }
     }
-    if (kChains == 2) {
-#pragma unroll
-      for (int tile = 0; tile < Shape::kWarpTiles; ++tile)
-#pragma unroll
-        for (int n = 0; n < Shape::kTiles; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) acc[0][tile][n][e] += acc[kChains - 1][tile][n][e];
-    }
     if constexpr (Shape::kStreams) renew();
-    // A fragment has the columns 2 * (lane % 4) + {0, 1} of two gates. A lane's sums in turn: all
-    // columns of its unit of the first eight, then of the next eight.
-    auto gate = [&](int j, int q) {
-      const int column = j % (2 * Shape::kTiles), eight = j / (2 * Shape::kTiles);
-      return acc[0][2 * eight + q / 2][column / 2][q % 2 * 2 + column % 2];
-    };
-    if constexpr (kSplit == 1) {
-#pragma unroll
-      for (int x = 0; x < kCells; ++x)
-#pragma unroll
-        for (int q = 0; q < 4; ++q) sums_[x][q] = gate(x, q);
-    } else if constexpr (kSplit == 2) {
+    if constexpr (kSplit > 1) join_chains();
+    if constexpr (kSplit == 2) {
       const bool second = part() == 1;
 #pragma unroll
       for (int x = 0; x < kCells; ++x) {
@@ -175,7 +162,7 @@ class ClusterForwardProduct {
         partial(1 - part(), x)[block() * 32 + lane()] =
             make_float4(handed[0], handed[1], handed[2], handed[3]);
       }
-    } else {  // its own sums as well: a choice among four would take registers
+    } else if constexpr (kSplit > 2) {  // its own sums as well: a choice would take registers
 #pragma unroll
       for (int to = 0; to < kSplit; ++to)
         partial(to, 0)[thread_] = make_float4(gate(to, 0), gate(to, 1), gate(to, 2), gate(to, 3));
@@ -183,13 +170,14 @@ class ClusterForwardProduct {
   }
 
   // Adds the result to the sums of this thread's cells.
-  __device__ __forceinline__ void add(Sums& sums) const {
+  __device__ __forceinline__ void add(Sums& sums) {
     if constexpr (kSplit > 1) named_barrier(2 + block(), 32 * kSplit);
+    if constexpr (kSplit == 1) join_chains();  // here: the caller works while tensor cores do
 #pragma unroll
     for (int x = 0; x < kCells; ++x) {
       if constexpr (kSplit <= 2) {
 #pragma unroll
-        for (int q = 0; q < 4; ++q) sums[x][q] += sums_[x][q];
+        for (int q = 0; q < 4; ++q) sums[x][q] += kSplit == 1 ? gate(x, q) : sums_[x][q];
       }
       if constexpr (kSplit > 1) {
 #pragma unroll
@@ -202,6 +190,25 @@ class ClusterForwardProduct {
   }
 
  private:
+  // With few tiles there are few independent sums: each is split in two chains.
+  static constexpr int kChains = Shape::kTiles * Shape::kWarpTiles == 2 ? 2 : 1;
+
+  __device__ __forceinline__ void join_chains() {
+    if constexpr (kChains == 2) {
+#pragma unroll
+      for (int tile = 0; tile < Shape::kWarpTiles; ++tile)
+#pragma unroll
+        for (int n = 0; n < Shape::kTiles; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) acc_[0][tile][n][e] += acc_[1][tile][n][e];
+    }
+  }
+  // A fragment has the columns 2 * (lane % 4) + {0, 1} of two gates. Gate q of a lane's sum j: all
+  // columns of its unit of the first eight in turn, then of the next eight.
+  __device__ __forceinline__ float gate(int j, int q) const {
+    const int column = j % (2 * Shape::kTiles), eight = j / (2 * Shape::kTiles);
+    return acc_[0][2 * eight + q / 2][column / 2][q % 2 * 2 + column % 2];
+  }
   __device__ __forceinline__ static void multiply_add(float (&sum)[4], const uint4& a,
                                                       const uint32_t (&right)[2]) {
     const uint32_t left[4] = {a.x, a.y, a.z, a.w};
@@ -262,7 +269,8 @@ class ClusterForwardProduct {
   unsigned char* shared_;
   uint32_t thread_;
   uint32_t weights_[Shape::kFragments - Shape::kSharedFragments][4];
-  float sums_[kCells][4];
+  float acc_[kChains][Shape::kWarpTiles][Shape::kTiles][4];
+  float sums_[kCells][4];  // its own cells', where two warps split K
 };
 
 #endif

@@ -9,12 +9,17 @@
 namespace fastlstm {
 namespace cuda {
 
-// A cluster of kCtas CTAs, each with kUnits hidden units, for kTiles times eight sequences.
-template <class S_, int kCtas_, int kUnits_, int kTiles_>
+// The mbarriers that computing warps and movers share: for two steps' outputs, each for the buffer
+// being filled and being free.
+constexpr int kOutputBarriers = 4;
+
+// A cluster of kCtas CTAs, each with kUnits hidden units, for kGroups groups that take turns, each
+// of kTiles times eight sequences.
+template <class S_, int kCtas_, int kUnits_, int kTiles_, int kGroups_ = 1>
 struct ClusterForwardShape {
   typedef S_ S;
   typedef MmaElement<S> Operand;
-  static constexpr int kCtas = kCtas_, kUnits = kUnits_, kTiles = kTiles_;
+  static constexpr int kCtas = kCtas_, kUnits = kUnits_, kTiles = kTiles_, kGroups = kGroups_;
   static constexpr int kSequences = 8 * kTiles, kElementBytes = int(sizeof(S));
 
   // Whether a part of the weights is in shared memory because registers hold no more.
@@ -63,7 +68,7 @@ struct ClusterForwardShape {
   static constexpr int kRing = kStreams ? 4 : 8;
 
   // ---- bytes of shared memory ----
-  // Two buffers of h: slab after slab, in each 64 bytes a sequence.
+  // Two buffers of h for each group: slab after slab, in each 64 bytes a sequence.
   static constexpr int kSlabBytes = 64 * kSequences,
                        kHiddenBytes = kDepth * kSequences * kElementBytes;
   // What a CTA sends to each of the cluster.
@@ -81,7 +86,7 @@ struct ClusterForwardShape {
   static constexpr int kOutputBytes = (kResultBytes + 63) / 64 * 64 + 16;
   static_assert(kInputBytes % 64 == 16 && kOutputBytes % 64 == 16, "banks");
 
-  static constexpr int kTileAt = 2 * kHiddenBytes;
+  static constexpr int kTileAt = 2 * kGroups * kHiddenBytes;
   static constexpr int kTileBytes = (kUnits + kSlab - 1) / kSlab * kSlabBytes;
   static constexpr int kSumsAt = kTileAt + (kCtas > 1 ? 2 * kTileBytes : 0);
   static constexpr int kInputAt = kSumsAt + kSumsBytes;
@@ -89,10 +94,11 @@ struct ClusterForwardShape {
   static constexpr int kBiasAt = kOutputAt + 2 * kSequences * kOutputBytes;
   static constexpr int kRulesAt = kBiasAt + 16 * kUnits;
   static constexpr int kSpansAt = kRulesAt + 12 * kCells * 32 * kWarps;
-  static constexpr int kWeightsAt = kSpansAt + 8 * kSequences;
+  static constexpr int kWeightsAt = kSpansAt + 8 * kGroups * kSequences;
   static constexpr int kBarriersAt = kWeightsAt + kRoomForFragments * 512 * kWarps;
-  // Two for each part of h, then those of the input ring.
-  static constexpr int kSharedBytes = kBarriersAt + (2 * kParts + kRing) * int(sizeof(Mbarrier));
+  // For each part of h those of its buffers, then those of the input ring, then of the outputs.
+  static constexpr int kSharedBytes =
+      kBarriersAt + (2 * kGroups * kParts + kRing + kOutputBarriers) * int(sizeof(Mbarrier));
   static_assert(kBarriersAt % 8 == 0 && kSharedBytes <= 227 * 1024, "fits an SM");
 
   // The place of a unit of a sequence, in bytes from the beginning of a buffer of h (or from that

@@ -106,9 +106,12 @@ __device__ __forceinline__ bool try_wait(const Mbarrier* barrier, unsigned parit
       : "memory");
   return done != 0;
 }
-// Waits for the end of the phase of that parity, no longer than `limit` (see Patience).
+// Waits for the end of the phase of that parity, no longer than `limit` (see Patience). A read of
+// the clock would delay a step that waits for less than a microsecond: many tries come before it.
 __device__ __forceinline__ void wait(const Mbarrier* barrier, unsigned parity, uint64_t limit) {
-  if (try_wait(barrier, parity)) return;
+#pragma unroll 1
+  for (int tries = 0; tries < 256; ++tries)
+    if (try_wait(barrier, parity)) return;
   const Patience patience(limit);
   while (!try_wait(barrier, parity)) patience.check();
 }

@@ -102,11 +102,11 @@ inline double single_step_microseconds(const Problem& p) {
 
 // ---- cluster ----
 
-// A step in a cluster, for 8 and for 16 sequences, with what backward needs saved. In bf16 on an
-// H200. Backward is measured (benchmarks/results/steps) but for those marked as estimates. Forward
-// is estimated, for the kernel has changed since it was measured (in the comments): from what its
-// prototype took and its machine code (benchmarks/NOTES.md, 2026-11-28), and not below two thirds
-// of what was measured. tf32 takes kFloatFactor times as long.
+// A step in a cluster, for 8 and for 16 sequences, with what backward needs saved, in bf16 on an
+// H200; tf32 takes kFloatFactor times as long. Both kernels have changed since they were measured
+// (benchmarks/results/steps; the comments have what was measured), so these are estimates from what
+// their prototypes took there, and from the machine code (benchmarks/NOTES.md, 2026-11-28). Forward
+// counts no less than two thirds of what was measured.
 struct ClusterMicroseconds {
   int ctas, units;
   double eight, sixteen;
@@ -117,21 +117,24 @@ constexpr ClusterMicroseconds kForwardMicroseconds[] = {
     {4, 32, 0.66 /* 0.80 in 50 steps, launch included */, 0.95},
     {8, 32, 0.68 /* 0.68 */, 0.95 /* 1.23 */},
     {16, 32, 0.95 /* 1.19 */, 1.45 /* 2.13 */}};
-constexpr ClusterMicroseconds kBackwardMicroseconds[] = {{1, 32, 0.59, 1.15 /* estimate */},
-                                                         {1, 64, 0.96, 1.9 /* estimate */},
-                                                         {1, 128, 1.67, 3.3 /* estimate */},
-                                                         {2, 32, 0.62, 1.2 /* estimate */},
+// With 8 and 16 CTAs a prototype with as many instructions between a wait and the send took 0.62,
+// 1.08, 1.09 and 1.57 to 1.69 us. The others are what the kernel took before, and guesses for 16.
+constexpr ClusterMicroseconds kBackwardMicroseconds[] = {{1, 32, 0.59, 1.15},
+                                                         {1, 64, 0.96, 1.9},
+                                                         {1, 128, 1.67, 3.3},
+                                                         {2, 32, 0.62, 1.2},
                                                          {4, 32, 0.67, 1.27},
-                                                         {8, 32, 0.75, 1.44},
-                                                         {16, 32, 1.18, 1.95}};
+                                                         {8, 32, 0.65 /* 0.75 */, 1.15 /* 1.44 */},
+                                                         {16, 32, 1.1 /* 1.18 */, 1.7 /* 1.95 */}};
 constexpr double kFloatFactor = 1.3;
 // Where weights are streamed: a half type with 48 units a CTA, and tf32 with 32. Estimates, for
 // none is measured: the exchange, what shared memory moves at 128 bytes a cycle, and the cells,
-// times 1.3, which H = 512 took beyond such a sum. docs/kernels.md, benchmarks/NOTES.md
+// times 1.3, which H = 512 took beyond such a sum; backward in a half type as long as a prototype
+// of that shape took (1.97). docs/kernels.md, benchmarks/NOTES.md
 struct StreamedMicroseconds {
   double half, tf32;
 };
-constexpr StreamedMicroseconds kForwardStreamed = {1.75, 1.9}, kBackwardStreamed = {2.1, 2.1};
+constexpr StreamedMicroseconds kForwardStreamed = {1.75, 1.9}, kBackwardStreamed = {2.0, 2.1};
 // Rows of H elements that 16-byte copies cannot take are moved one element at a time.
 constexpr double kForwardUnalignedFactor = 1.4, kBackwardUnalignedFactor = 1.8;
 

@@ -228,54 +228,46 @@ def test_address_sanitizer_finds_nothing():
 # ---- planted bugs ----
 
 KERNEL, MOVERS = "cluster/backward.cuh", "cluster/backward_movers.cuh"
+PRODUCT = "cluster/backward_product.cuh"
 BARRIER = "        cta_barrier(cta);\n"
+STORE = "        mover.store(g, s, stored[g]);\n"
+LOAD = "      mover.load(g, s + kStages, loaded[g]);\n"
+SEND = "      if (s < exchanges[g]) product.send(operands_at, 2 * g + s % 2);\n"
+WAIT = "wait(cta.arrived(g, s - 1), unsigned(s) / 2 % 2,"
 # (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
 MUTANTS = {
-    "exchange not armed again": (
-        KERNEL, "threadIdx.x == 0 && s + 1 < cta.exchanges(g))", "false)",
-    ),
+    "exchange not armed again": (KERNEL, "thread == 0 && s + 1 < exchanges[g])", "false)"),
     "armed for more bytes than come": (
         KERNEL, "arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes)",
         "arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes + 16)",
     ),
-    "parity of the step before": (
-        KERNEL, "wait(cta.arrived(g, s - 1), (s - 1) / 2 % 2,",
-        "wait(cta.arrived(g, s - 1), s / 2 % 2,",
-    ),
-    "phase that does not toggle": (
-        KERNEL, "wait(cta.arrived(g, s - 1), (s - 1) / 2 % 2,", "wait(cta.arrived(g, s - 1), 0,",
-    ),
+    "the exchange before the first never ends": (KERNEL, "arrive(cta.arrived(g, 1));", ""),
+    "parity of the step before": (KERNEL, WAIT, WAIT.replace("(s)", "(s + 1)")),
+    "phase that does not toggle": (KERNEL, WAIT, "wait(cta.arrived(g, s - 1), 0,"),
     "one buffer of sums": (
-        KERNEL, "send(operands_at, 2 * g + s % 2,", "send(operands_at, 2 * g,",
+        PRODUCT, "to_[block] + buffer * Shape::kSumsBytes",
+        "to_[block] + buffer / 2 * 2 * Shape::kSumsBytes",
     ),
-    "sums not waited for": (
-        KERNEL, "wait(cta.arrived(g, s - 1),", "if (false) wait(cta.arrived(g, s),",
-    ),
+    "sums not waited for": (KERNEL, WAIT, "if (false) " + WAIT),
     "sums of a lone CTA not barred": (
-        KERNEL, "          named_barrier(2, 32 * Shape::kWarps);\n        }", "        }",
+        KERNEL, "        named_barrier(2, 32 * Shape::kWarps);\n      }", "      }",
     ),
     "product before the dgates are there": (
-        KERNEL,
-        BARRIER[2:] + "      if (s < cta.exchanges(g)) product.send(operands_at, "
-        "2 * g + s % 2, cta.arrived(g, s));\n",
-        "      if (s < cta.exchanges(g)) product.send(operands_at, "
-        "2 * g + s % 2, cta.arrived(g, s));\n" + BARRIER,
+        KERNEL, BARRIER[2:] + SEND, SEND + BARRIER[2:],
     ),
     "one buffer of dgates": (
         MOVERS, "(2 * g + (s & 1)) * Shape::kDgatesBytes", "2 * g * Shape::kDgatesBytes",
     ),
-    "dgates stored before they are there": (
-        MOVERS, BARRIER + "        mover.store(g, s);\n", "        mover.store(g, s);\n" + BARRIER,
-    ),
+    "dgates stored before they are there": (MOVERS, BARRIER + STORE, STORE + BARRIER),
     "stage loaded one step early": (
-        MOVERS, BARRIER + "        mover.store(g, s);\n      }\n"
-        "      mover.load(g, s + kStages);\n",
-        "        mover.load(g, s + kStages);\n" + BARRIER + "        mover.store(g, s);\n      }\n",
+        MOVERS, BARRIER + STORE + "      }\n" + LOAD, "  " + LOAD + BARRIER + STORE + "      }\n",
     ),
     "stage not waited for": (MOVERS, "        wait_async<kLater>();\n" + BARRIER, BARRIER),
     "c of the step before not waited for": (
         MOVERS, "kLater = (kStages - 2) * kGroups - 1", "kLater = (kStages - 1) * kGroups - 1",
     ),
+    "rows looked up a step late": (MOVERS, "const int entry = entry_ + move_;",
+                                   "const int entry = entry_;"),
     "stages not zeroed": (
         KERNEL, "make_uint4(0, 0, 0, 0);", "make_uint4(0, 0, 0, 0xffffffff);",
     ),
@@ -283,9 +275,9 @@ MUTANTS = {
         KERNEL, "if constexpr (kCtas > 1) cluster_barrier();", "",
     ),
     "sums of another owner": (
-        "cluster/backward_product.cuh", "(owner + next / Shape::kUnits)", "(owner + 0 * next)",
+        PRODUCT, "(owner + next / Shape::kUnits)", "(owner + 0 * next)",
     ),
-    "the last step sends as well": (KERNEL, "if (s < cta.exchanges(g)) product", "product"),
+    "the last step sends as well": (KERNEL, SEND, SEND.replace("if (s < exchanges[g]) ", "")),
 }  # fmt: skip
 
 

@@ -214,10 +214,14 @@ MUTANTS = {
         "if (steps.end < p_.steps) result.c_after = c_[0];",
     ),
     "sums not waited for at the end": (
-        _BACKWARD, "wait(cta.arrived(g, last), last / 2 % 2, args.limit);", ";",
+        _BACKWARD, "wait(cta.arrived(g, last), unsigned(last + 1) / 2 % 2, args.limit);", ";",
     ),
     "the last step of a chunk sends nothing": (
-        _BACKWARD, "if (s < cta.exchanges(g)) product", "if (s + 1 < cta.length[g]) product",
+        _BACKWARD, "if (s < exchanges[g]) product", "if (s + 1 < cta.length[g]) product",
+    ),
+    "sums of the chunk before are those of another buffer": (
+        _BACKWARD, "cta.shared + cta.sums_at(g, -1) + places.sum",
+        "cta.shared + cta.sums_at(g, 0) + places.sum",
     ),
 }  # fmt: skip
 

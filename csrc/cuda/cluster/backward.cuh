@@ -18,13 +18,16 @@
 // tiles than there are warps, several warps split the K of a tile, and each is a source of sums of
 // its own.
 //
-// The dgates of a step are in shared memory in chunks of 16 bytes: one gate of one sequence, kChunk
-// neighbouring units. Lane (sequence, gate) of an mma needs exactly such a chunk for two of its
-// k-steps, and a 16-byte store takes one to global memory. fp32 has planes of four sequences
-// instead.
+// The dgates of a step are in shared memory cell by cell, the four gates of a cell side by side:
+// one store of the cell, and what lane (sequence, unit) of an mma needs for a k-step of it. 16
+// bytes serve two k-steps: two cells of a half type, or one whose four gates are floats. The movers
+// turn them into rows of gates. fp32 has planes of four sequences instead.
 //
-// Why no buffer is overwritten too early. Exchange s follows step s. Barrier s is the barrier of
-// all warps (cta_barrier) between the cells and the product of step s of a group.
+// Exchange s follows step s. Exchange -1, before the first step, has ended when the kernel begins:
+// its sums are zero, or what an earlier launch handed on. So every step is like the others.
+//
+// Why no buffer is overwritten too early. Barrier s is the barrier of all warps (cta_barrier)
+// between the cells and the product of step s of a group.
 // - Sums, two buffers in turn: a peer sends exchange s + 2 after it received exchange s + 1, hence
 //   after every warp of this CTA sent its part of that, hence after barrier s + 1. All threads
 //   arrived there after they had added the sums of exchange s.
@@ -51,15 +54,6 @@
 
 namespace fastlstm {
 namespace cuda {
-
-// Stores what the product reads: for tf32 rounded.
-template <class Operand, class S>
-__device__ __forceinline__ void store_operand(float x, S& to) {
-  if constexpr (std::is_same_v<Operand, RoundedFloat>)
-    to = __uint_as_float(round_tf32(__float_as_uint(x)));
-  else
-    from_acc(x, to);
-}
 
 template <int kCount>
 __device__ __forceinline__ float sum_of(const float* values) {
@@ -107,32 +101,44 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
   const ClusterBackwardDirection<S>& layer = cta.layer;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = args.units;
 
-  const BackwardProduct<Shape> product(args, layer.w_hh, cta.shared, unsigned(cta.rank));
+  const uint32_t thread = opaque(threadIdx.x);
+  const BackwardProduct<Shape> product(args, layer.w_hh, cta.shared, unsigned(cta.rank), thread);
 
   // A warp has the cells of two sequences and 16 units: it reads 128 contiguous bytes of sums.
-  uint32_t row = opaque(warp / Shape::kSpread * 2 + lane % 2);
-  uint32_t first_local = opaque(warp % Shape::kSpread * 16 + lane / 2);
+  uint32_t row = warp / Shape::kSpread * 2 + lane % 2;
+  uint32_t first_local = warp % Shape::kSpread * 16 + lane / 2;
   auto local_of = [&](int e) { return int(first_local) + 32 * e; };
   auto inside = [&](int e) { return cta.first_unit() + local_of(e) < units; };
   // Where weights are streamed the product leaves no registers for places: they are computed anew
   // before it and after it.
-  uint32_t thread_cell = row * 256 + first_local;
+  uint32_t thread_cell = opaque(row * 256 + first_local);
   auto locate = [&] {
     if constexpr (Shape::kStreams) {
       pin(thread_cell);
       row = thread_cell / 256, first_local = thread_cell % 256;
     }
   };
+  if constexpr (Shape::kStreams)
+    locate();
+  else
+    row = opaque(row), first_local = opaque(first_local);
   CellPlaces<Shape> places(row, first_local);
   if constexpr (!Shape::kStreams) places.keep();
 
-  uint32_t steps[kGroups];  // of this thread's sequence of a group
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g)
-    steps[g] = args.steps.length_of(cta.first_sequence + 8 * g + int(row));
-  const bool plain = layer.rules.plain, upper = layer.upper_input != nullptr;
-  // Whether the sequence has had steps in an earlier launch.
+  // Of this thread's sequence of a group: the step that it enters in, or -1 where it has had steps
+  // in an earlier launch, or kNever; and the last of its steps here, or -1.
+  constexpr int kNever = 0x7fffffff;
   auto goes_on = [&](int g) { return cta.first_sequence + 8 * g + int(row) < args.going_on; };
+  int enters[kGroups], leaves[kGroups], exchanges[kGroups];
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    const int steps = args.steps.length_of(cta.first_sequence + 8 * g + int(row));
+    const int first = layer.direction == 0 ? cta.length[g] - steps : 0;
+    enters[g] = steps == 0 ? kNever : goes_on(g) ? -1 : first;
+    leaves[g] = steps == 0 ? -1 : first + steps - 1;
+    exchanges[g] = Shape::kStreams ? cta.exchanges(g) : int(opaque(cta.exchanges(g)));
+  }
+  const bool plain = layer.rules.plain, upper = layer.upper_input != nullptr;
 
   float dc[kGroups][kCells] = {}, dh_zoneout[kGroups][kCells] = {};
   auto place_of = [&](int g, int e) {
@@ -153,122 +159,124 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
       parts[k] = reinterpret_cast<const float*>(from + k * Shape::kSourceBytes)[64 * e];
     return sum_of<Shape::kSources>(parts);
   };
+  // The sums of the exchange before the first, all of them the first source's.
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g)
+#pragma unroll
+    for (int e = 0; e < kCells; ++e)
+      if (goes_on(g) && inside(e))
+        reinterpret_cast<float*>(cta.shared + cta.sums_at(g, -1) + places.sum)[64 * e] =
+            layer.sums[place_of(g, e)];
   cta_barrier(cta);  // the first stages are there
   for (int s = 0; s < cta.length[0]; ++s) {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (s >= cta.length[g]) continue;
       locate();
-      if constexpr (Shape::kStreams) {
-        pin(steps[g]);
-        places = CellPlaces<Shape>(row, first_local);
-      }
-      // The first step of the sequence; and whether it is in this one, and for the last time.
-      const int own_steps = int(steps[g]);
-      const int enters = layer.direction == 0 ? cta.length[g] - own_steps : 0;
-      const bool entering = own_steps > 0 && s == enters && !goes_on(g);
-      const bool leaving = own_steps > 0 && s == enters + own_steps - 1;
+      if constexpr (Shape::kStreams) places = CellPlaces<Shape>(row, first_local);
+      const bool entering = s == enters[g], leaving = s == leaves[g];
       auto sequence = [&] { return cta.first_sequence + 8 * g + int(row); };
 
       // What does not depend on other CTAs. Stages are zero where a sequence has not entered, in
       // padding and where there is no gradient. Results of a sequence that has left are not used.
-      float dh[kCells], dc_state[kCells], dc_kept[kCells];
-      CellFactors<float> factors[kCells];
+      float act[kCells][4], c[kCells], c_prev[kCells], dh[kCells], d[kCells];
       const unsigned char* const stage = cta.stage(g, s);
       const unsigned char* const next = cta.stage(g, s + 1);
 #pragma unroll
       for (int e = 0; e < kCells; ++e) {
-        float act[4];
 #pragma unroll
         for (int q = 0; q < 4; ++q)
-          act[q] = to_acc(reinterpret_cast<const S*>(stage + places.gate +
-                                                     q * (8 * Shape::kGateStride))[32 * e]);
+          act[e][q] = to_acc(reinterpret_cast<const S*>(stage + places.gate +
+                                                        q * (8 * Shape::kGateStride))[32 * e]);
         auto state = [&](const unsigned char* of, int at) {
           return reinterpret_cast<const float*>(of + places.state + at)[32 * e];
         };
-        const float c = state(stage, Shape::kStatesAt);
-        float c_prev = state(next, Shape::kStatesAt);
+        c[e] = state(stage, Shape::kStatesAt);
+        c_prev[e] = state(next, Shape::kStatesAt);
         dh[e] = dh_zoneout[g][e] +
                 (upper ? state(stage, Shape::kGradOutputAt)
                        : to_acc(reinterpret_cast<const S*>(stage + places.above)[32 * e]));
-        float d = dc[g][e];
-        const int unit = cta.first_unit() + local_of(e);
-        const int64_t at = int64_t(sequence()) * units + unit;
-        if (leaving)
-          c_prev = !inside(e)       ? 0
-                   : layer.c_before ? layer.c_before[at]
-                                    : value_or_zero(layer.c0, at);
-        if (entering && inside(e)) {
-          d = value_or_zero(layer.grad_c_n, at);
-          dh[e] += value_or_zero(layer.grad_h_n, at);
+        d[e] = dc[g][e] + state(stage, Shape::kGradStatesAt);
+      }
+      if (entering || leaving) {
+#pragma unroll
+        for (int e = 0; e < kCells; ++e) {
+          const int64_t at = place_of(g, e);
+          if (leaving)
+            c_prev[e] = !inside(e)       ? 0
+                        : layer.c_before ? layer.c_before[at]
+                                         : value_or_zero(layer.c0, at);
+          if (entering && inside(e)) {
+            d[e] += value_or_zero(layer.grad_c_n, at);
+            dh[e] += value_or_zero(layer.grad_h_n, at);
+          }
         }
-        d += state(stage, Shape::kGradStatesAt);
+      }
+      float dc_state[kCells], dc_kept[kCells];
+      CellFactors<float> factors[kCells];
+      auto factors_of = [&](auto&& rules_of) {
+#pragma unroll
+        for (int e = 0; e < kCells; ++e)
+          factors[e] = cell_factors<Cell>(act[e][0], act[e][1], act[e][2], act[e][3], c_prev[e],
+                                          c[e], rules_of(e));
+      };
+      if (plain) {
+        factors_of([](int) { return PlainCell(); });
+      } else {
+        const RuleRow drawn = layer.rules.row(cta.time_of_call(g, s), sequence());
+        factors_of([&](int e) { return layer.rules.at(drawn, cta.first_unit() + local_of(e)); });
+      }
+#pragma unroll
+      for (int e = 0; e < kCells; ++e) {
         CellFactors<float>& x = factors[e];
-        if (plain)
-          x = cell_factors<Cell>(act[0], act[1], act[2], act[3], c_prev, c);
-        else
-          x = cell_factors<Cell>(
-              act[0], act[1], act[2], act[3], c_prev, c,
-              layer.rules.at(layer.rules.row(cta.time_of_call(g, s), sequence()), unit));
-        dc_state[e] = d * x.state_c;
-        dc_kept[e] = d * x.c_kept;
+        dc_state[e] = d[e] * x.state_c;
+        dc_kept[e] = d[e] * x.c_kept;
         pin(x.state_h), pin(x.a_i), pin(x.a_f), pin(x.a_g), pin(x.a_o), pin(x.c_prev);
         pin(x.h_prev), pin(dc_state[e]), pin(dc_kept[e]), pin(dh[e]);
       }
 
-      uint32_t sums_at = uint32_t(cta.sums(g, s - 1) - cta.shared) + places.sum;
-      uint32_t to_at = uint32_t(cta.dgates(g, s) - cta.shared) + places.dgates;
-      uint32_t operands_at = product.operands(cta.dgates(g, s));
-      pin(sums_at), pin(to_at);
-      if constexpr (!Shape::kStreams) pin(operands_at);
+      uint32_t sums_at = cta.sums_at(g, s - 1) + places.sum;
+      uint32_t to_at = cta.dgates_at(g, s) + places.dgates;
+      uint32_t operands_at = product.operands(cta.dgates_at(g, s));
+      pin(sums_at), pin(to_at), pin(operands_at);
       // A sequence that enters adds no sums: they would hand it a NaN of the weights.
-      const bool takes = own_steps > 0 && s > enters;
-
-      if (s > 0) {
-        if constexpr (kCtas > 1) {
-          wait(cta.arrived(g, s - 1), (s - 1) / 2 % 2, args.limit);
-        } else {
-          named_barrier(2, 32 * Shape::kWarps);
-        }
-        const unsigned char* const from = cta.shared + sums_at;
+      uint32_t taken[kCells];
 #pragma unroll
-        for (int e = 0; e < kCells; ++e) {
-          const float sum = sum_at_owner(from, e);
-          dh[e] += takes && inside(e) ? sum : 0.0f;
-        }
-        if (kCtas > 1 && threadIdx.x == 0 && s + 1 < cta.exchanges(g))
-          arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes);
-      } else if (goes_on(g)) {
-#pragma unroll
-        for (int e = 0; e < kCells; ++e)
-          if (inside(e)) dh[e] += layer.sums[place_of(g, e)];
+      for (int e = 0; e < kCells; ++e) {
+        taken[e] = s > enters[g] && inside(e) ? ~0u : 0;
+        pin(taken[e]);
       }
 
-      unsigned char* const to = cta.shared + to_at;
+      if constexpr (kCtas > 1) {
+        wait(cta.arrived(g, s - 1), unsigned(s) / 2 % 2, args.limit);
+      } else {
+        named_barrier(2, 32 * Shape::kWarps);
+      }
+      float sums[kCells];
+#pragma unroll
+      for (int e = 0; e < kCells; ++e) sums[e] = sum_at_owner(cta.shared + sums_at, e);
+      if (kCtas > 1 && thread == 0 && s + 1 < exchanges[g])
+        arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes);
+
 #pragma unroll
       for (int e = 0; e < kCells; ++e) {
         const CellFactors<float>& x = factors[e];
+        dh[e] += float_of(bits_of(sums[e]) & taken[e]);
         const float d_state = dh[e] * x.state_h + dc_state[e];
-        const float d[4] = {d_state * x.a_i, d_state * x.a_f, d_state * x.a_g, dh[e] * x.a_o};
+        const float dgates[4] = {d_state * x.a_i, d_state * x.a_f, d_state * x.a_g, dh[e] * x.a_o};
         dc[g][e] = d_state * x.c_prev + dc_kept[e];
         dh_zoneout[g][e] = dh[e] * x.h_prev;
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          unsigned char* const place = to + e * Shape::kOperandNext + q * Shape::kOperandGate;
-          store_operand<typename Shape::Operand>(d[q], *reinterpret_cast<S*>(place));
-          if constexpr (Shape::kStoredAt > 0)
-            *reinterpret_cast<S*>(place + Shape::kStoredAt) = d[q];
-        }
+        Shape::store_cell(dgates, cta.shared + to_at + e * Shape::kOperandNext);
       }
       cta_barrier(cta);
-      if (s < cta.exchanges(g)) product.send(operands_at, 2 * g + s % 2, cta.arrived(g, s));
+      if (s < exchanges[g]) product.send(operands_at, 2 * g + s % 2);
 
       if (leaving) {
         locate();
 #pragma unroll
         for (int e = 0; e < kCells; ++e) {
           if (!inside(e)) continue;
-          const int64_t at = int64_t(sequence()) * units + cta.first_unit() + local_of(e);
+          const int64_t at = place_of(g, e);
           if (args.hands_on)
             layer.dc[at] = dc[g][e];
           else if (layer.grad_c0)
@@ -286,13 +294,13 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
     const int last = cta.length[g] - 1;
     if (last < 0) continue;
     if constexpr (kCtas > 1)
-      wait(cta.arrived(g, last), last / 2 % 2, args.limit);
+      wait(cta.arrived(g, last), unsigned(last + 1) / 2 % 2, args.limit);
     else
       named_barrier(2, 32 * Shape::kWarps);
 #pragma unroll
     for (int e = 0; e < kCells; ++e) {
-      const float sum = sum_at_owner(cta.sums(g, last) + places.sum, e);
-      if (steps[g] > 0 && inside(e)) layer.sums[place_of(g, e)] = sum;
+      const float sum = sum_at_owner(cta.shared + cta.sums_at(g, last) + places.sum, e);
+      if (enters[g] != kNever && inside(e)) layer.sums[place_of(g, e)] = sum;
     }
   }
 }
@@ -315,15 +323,20 @@ __device__ __forceinline__ void cluster_backward(
     for (int g = 0; g < kGroups; ++g)
       for (int j = 0; j < 2; ++j) init(cta.arrived(g, j), 1);
     publish_mbarriers();
-    // Exchange s follows every step but the last.
-    for (int g = 0; g < kGroups; ++g)
-      for (int j = 0; j < 2; ++j)
-        if (kCtas > 1 && j < cta.exchanges(g))
-          arrive_expecting(cta.arrived(g, j), Shape::kSumsBytes);
+    // Exchange s follows every step but the last. That before the first step has ended.
+    for (int g = 0; kCtas > 1 && g < kGroups; ++g) {
+      if (cta.exchanges(g) > 0) arrive_expecting(cta.arrived(g, 0), Shape::kSumsBytes);
+      arrive(cta.arrived(g, 1));
+    }
   }
-  uint4* const stages = reinterpret_cast<uint4*>(shared + Shape::kStagesAt);
-  for (int j = threadIdx.x; j < (Shape::kSharedBytes - Shape::kStagesAt) / 16; j += Shape::kThreads)
-    stages[j] = make_uint4(0, 0, 0, 0);
+  auto clear = [&](uint32_t from, int bytes) {
+    uint4* const words = reinterpret_cast<uint4*>(shared + from);
+    for (int j = threadIdx.x; j < bytes / 16; j += Shape::kThreads)
+      words[j] = make_uint4(0, 0, 0, 0);
+  };
+  clear(Shape::kStagesAt, Shape::kSharedBytes - Shape::kStagesAt);
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) clear(cta.sums_at(g, -1), Shape::kSumsBytes);
   __syncthreads();
   if constexpr (kCtas > 1) cluster_barrier();
 

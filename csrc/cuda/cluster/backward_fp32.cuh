@@ -47,10 +47,19 @@ struct ClusterBackwardFp32 {
   __device__ __forceinline__ static constexpr unsigned operand_at(int unit, int sequence) {
     return sequence / 4 * kPlaneBytes + unit * 16 + sequence % 4 * 4;
   }
-  // 16 bytes of a gate of a sequence, neighbouring units.
-  __device__ __forceinline__ static uint4 stored_piece(const unsigned char* from) {
-    const uint32_t* const words = reinterpret_cast<const uint32_t*>(from);
-    return make_uint4(words[0], words[4], words[8], words[12]);
+  // Stores a cell's dgates.
+  __device__ __forceinline__ static void store_cell(const float (&d)[4], unsigned char* to) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) *reinterpret_cast<float*>(to + q * kOperandGate) = d[q];
+  }
+  // Of a sequence, the dgates of four units, by gate.
+  static constexpr int kChunk = 4;
+  __device__ __forceinline__ static void load_chunk(const unsigned char* from, uint4 (&gates)[4]) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const uint32_t* const words = reinterpret_cast<const uint32_t*>(from + q * kOperandGate);
+      gates[q] = make_uint4(words[0], words[4], words[8], words[12]);
+    }
   }
   // For FmaTile. Sums by pair of columns, pair of sequences; then, as they are sent, by column and
   // sequence.
@@ -88,14 +97,14 @@ class ClusterBackwardFp32Product {
  public:
   __device__ __forceinline__ ClusterBackwardFp32Product(const ClusterBackwardArgs<float>& args,
                                                         const float* w_hh, unsigned char* shared,
-                                                        unsigned rank)
-      : shared_(shared), tile_(shared + Shape::kWeightsAt, int(threadIdx.x)) {
-    const int lane = threadIdx.x % kLanes, units = args.units;
+                                                        unsigned rank, uint32_t thread)
+      : shared_(shared), tile_(shared + Shape::kWeightsAt, int(thread)) {
+    const int lane = thread % kLanes, units = args.units;
     from_ = opaque(lane * 16);
     // Each CTA begins with its own columns: otherwise all would send to one CTA at a time.
     constexpr int kBlocks = Shape::kCtas * Shape::kUnits / kFmaRows;
     const int first_unit = int(rank) * Shape::kUnits;
-    const int block = (first_unit / kFmaRows + int(threadIdx.x) / kLanes) % kBlocks;
+    const int block = (first_unit / kFmaRows + int(thread) / kLanes) % kBlocks;
     // The pair that this thread keeps comes first.
     const int pair_at = lane / (kLanes / 4) * 2, column = block * kFmaRows + pair_at;
     tile_.load([&](int j, int c) {
@@ -118,15 +127,13 @@ class ClusterBackwardFp32Product {
     }
   }
 
-  // This thread's first operand in the dgates at `dgates`, as an offset in shared memory.
-  __device__ __forceinline__ uint32_t operands(const unsigned char* dgates) const {
-    return uint32_t(dgates - shared_) + from_;
-  }
+  // This thread's first operand in the dgates at `dgates`; both are offsets in shared memory.
+  __device__ __forceinline__ uint32_t operands(uint32_t dgates) const { return dgates + from_; }
 
   // Multiplies the dgates (this thread's begin at `at`) and sends the sums to buffer `buffer` of
-  // their owners, whose mbarriers `arrived` count them.
-  __device__ __forceinline__ void send(uint32_t at, int buffer, const Mbarrier* arrived) const {
-    const unsigned barrier = unsigned(reinterpret_cast<const unsigned char*>(arrived) - shared_);
+  // their owners, whose mbarriers of that number count them.
+  __device__ __forceinline__ void send(uint32_t at, int buffer) const {
+    const unsigned barrier = unsigned(buffer) * sizeof(Mbarrier);
     const uint32_t to = to_ + buffer * Shape::kSumsBytes;
     if constexpr (kSharesPlanes) {
       float both[8];

@@ -9,28 +9,6 @@
 namespace fastlstm {
 namespace cuda {
 
-// A register's share of K for each of two neighbouring columns of a row-major matrix: rows unit and
-// unit + 1 of a half type, or row unit rounded to tf32. Zero beyond its `units` rows and columns.
-template <class S>
-__device__ __forceinline__ void weight_words(const S* gate, int units, int unit, int column,
-                                             uint32_t (&words)[2]) {
-  words[0] = words[1] = 0;
-  if (column >= units) return;
-#pragma unroll
-  for (int e = 0; e < 4 / int(sizeof(S)); ++e) {
-    if (unit + e >= units) continue;
-    const S* from = gate + int64_t(unit + e) * units + column;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      if (column + m >= units) continue;
-      if constexpr (sizeof(S) == 4)
-        words[m] = round_tf32(__float_as_uint(from[m]));
-      else
-        words[m] |= uint32_t(reinterpret_cast<const uint16_t*>(from)[m]) << 16 * e;
-    }
-  }
-}
-
 #if FASTLSTM_SM90
 
 template <class Shape>
@@ -41,9 +19,9 @@ class ClusterBackwardProduct {
  public:
   __device__ __forceinline__ ClusterBackwardProduct(const ClusterBackwardArgs<S>& args,
                                                     const S* w_hh, unsigned char* shared,
-                                                    unsigned rank)
-      : shared_(shared), rank_(rank) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+                                                    unsigned rank, uint32_t thread)
+      : shared_(shared), rank_(rank), thread_(thread) {
+    const int warp = thread / 32, lane = thread % 32;
     const int slice = warp * Shape::kSlices / Shape::kWarps;
     from_ = opaque(unsigned(slice * Shape::kWarpChunks * Shape::kChunkPitch + lane * 16));
     const int first_unit = int(rank) * Shape::kUnits;
@@ -63,23 +41,21 @@ class ClusterBackwardProduct {
         }
       }
     }
-    const S* const gate = w_hh + int64_t(lane % 4) * args.units * args.units;
-    const int begin = first_unit + slice * Shape::kWarpChunks * Shape::kChunk;
+    const int begin = first_unit + slice * Shape::kWarpChunks * Shape::kChunk + lane % 4;
     if (args.pairs)
-      load_pairs(gate, args.units, begin, first);
+      load_weights<true>(w_hh, args.units, begin, first);
     else
-      load_elements(gate, args.units, begin, first);
+      load_weights<false>(w_hh, args.units, begin, first);
   }
 
-  // This lane's first operand in the dgates at `dgates`, as an offset in shared memory.
-  __device__ __forceinline__ uint32_t operands(const unsigned char* dgates) const {
-    const uint32_t from = Shape::kStreams ? threadIdx.x % 32 * 16 : from_;
-    return uint32_t(dgates - shared_) + from;
+  // This lane's first operand in the dgates at `dgates`; both are offsets in shared memory.
+  __device__ __forceinline__ uint32_t operands(uint32_t dgates) const {
+    return dgates + (Shape::kStreams ? thread_ % 32 * 16 : from_);
   }
 
   // Multiplies the dgates (this lane's are at `at`) and sends the sums to buffer `buffer` of their
-  // owners, whose mbarriers `arrived` count them.
-  __device__ __forceinline__ void send(uint32_t at, int buffer, const Mbarrier* arrived) const {
+  // owners, whose mbarriers of that number count them.
+  __device__ __forceinline__ void send(uint32_t at, int buffer) const {
     const unsigned char* const from = shared_ + at;
     auto load = [&](int k) {
       return *reinterpret_cast<const uint4*>(from + k * Shape::kChunkPitch);
@@ -93,13 +69,13 @@ class ClusterBackwardProduct {
     // go in the CTAs that own them, and the first of those.
     uint32_t place = 0, owner = 0;
     if constexpr (Shape::kStreams) {
-      uint32_t thread = threadIdx.x;
+      uint32_t thread = thread_;
       pin(thread);
       const int tile = int(rank_ * (Shape::kUnits / 16) + thread / 32);
       place = place_of(tile, int(rank_), int(thread % 32));
       owner = tile * 16 / Shape::kUnits;
     }
-    const unsigned barrier = unsigned(reinterpret_cast<const unsigned char*>(arrived) - shared_);
+    const unsigned barrier = unsigned(buffer) * sizeof(Mbarrier);
 #pragma unroll
     for (int block = 0; block < Shape::kBlocks; ++block) {
       // Loads that the compiler cannot move above the stores of the previous block. Without them it
@@ -167,9 +143,13 @@ class ClusterBackwardProduct {
     return uint32_t(Shape::kSumsAt + source * Shape::kSourceBytes + lane % 4 * (8 * Shape::kUnits) +
                     (tile * 16 % Shape::kUnits + lane / 4 * 2) * 8);
   }
-  // The first unit of word w of chunk k, relative to this warp's first unit.
+  // Word w of chunk k, of which a step of an mma takes two: its unit, relative to this lane's
+  // first, and its first gate. Words of a half type have two gates.
   __device__ __forceinline__ static constexpr int unit_at(int k, int w) {
-    return k * Shape::kChunk + w * Shape::kChunk / 4;
+    return k * Shape::kChunk + (sizeof(S) == 2 ? w / 2 * 4 : 0);
+  }
+  __device__ __forceinline__ static constexpr int gate_at(int w) {
+    return sizeof(S) == 2 ? w % 2 * 2 : w;
   }
   __device__ __forceinline__ static int tile_of(int first, int j) {
     return (first + j * Shape::kTileStride) % Shape::kTiles;
@@ -189,7 +169,7 @@ class ClusterBackwardProduct {
   // A lane's 16 bytes of a fragment in shared memory, beside its neighbours'.
   __device__ __forceinline__ uint4* shared_fragment(int k, int tile) const {
     return reinterpret_cast<uint4*>(shared_ + Shape::kWeightsAt) +
-           (k * Shape::kWarpTiles + tile) * 32 * Shape::kWarps + threadIdx.x;
+           (k * Shape::kWarpTiles + tile) * 32 * Shape::kWarps + thread_;
   }
   // Puts a tile's weights in their place, those from chunk `chunk` on.
   template <int kCount>
@@ -208,10 +188,12 @@ class ClusterBackwardProduct {
       }
   }
 
-  // Issues all loads before it uses the first; where weights are streamed, those of two chunks.
-  __device__ __forceinline__ void load_pairs(const S* gate, int units, int begin, int first) {
-    constexpr int kTiles = Shape::kStreams ? 1 : Shape::kWarpTiles;
-    constexpr int kCount = Shape::kStreams ? 2 : Shape::kWarpChunks;
+  // Issues the loads of up to four chunks before it uses the first; where weights are streamed, of
+  // two. kPairs: two neighbouring columns are aligned to their size.
+  template <bool kPairs>
+  __device__ __forceinline__ void load_weights(const S* w_hh, int units, int begin, int first) {
+    constexpr int kTiles = Shape::kStreams || !kPairs ? 1 : Shape::kWarpTiles;
+    constexpr int kCount = !kPairs ? 1 : min_of(Shape::kStreams ? 2 : 4, Shape::kWarpChunks);
     static_assert(Shape::kWarpChunks % kCount == 0, "whole parts");
 #pragma unroll
     for (int from = 0; from < Shape::kWarpTiles; from += kTiles)
@@ -220,22 +202,26 @@ class ClusterBackwardProduct {
         uint32_t words[kTiles][kCount][2][4];
 #pragma unroll
         for (int j = 0; j < kTiles; ++j)
-          load_words(gate, units, begin, column_of(first, from + j), chunk, words[j]);
+          load_words<kPairs>(w_hh, units, begin, column_of(first, from + j), chunk, words[j]);
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
           pair_words(units, begin, column_of(first, from + j), chunk, words[j]);
           hold(from + j, chunk, words[j]);
         }
-        if constexpr (Shape::kStreams) __syncwarp();  // the next loads stay behind it
+        if constexpr (kCount < Shape::kWarpChunks) __syncwarp();  // the next loads stay behind it
       }
   }
   // Elements of a tile, in pairs of neighbouring columns.
-  template <int kCount>
-  __device__ __forceinline__ static void load_words(const S* gate, int units, int begin, int column,
+  template <bool kPairs, int kCount>
+  __device__ __forceinline__ static void load_words(const S* w_hh, int units, int begin, int column,
                                                     int chunk, uint32_t (&tile)[kCount][2][4]) {
-    // Rows of this CTA below H: no address of a padding row is formed.
+    // Parts have no offsets in common, which would take registers.
+    uint32_t size = uint32_t(units);
+    pin(size);
+    units = int(size);
+    // Units of this CTA below H: no address of a padding row is formed.
     const int rows = column < units ? units - begin : 0;
-    const S* const from = rows > 0 ? gate + int64_t(begin) * units + column : gate;
+    const S* const from = rows > 0 ? w_hh + int64_t(begin) * units + column : w_hh;
 #pragma unroll
     for (int j = 0; j < kCount; ++j)
 #pragma unroll
@@ -243,19 +229,26 @@ class ClusterBackwardProduct {
         uint32_t (&words)[4] = tile[j][w / 2];
 #pragma unroll
         for (int e = 0; e < kRows; ++e) {
-          const int unit = unit_at(chunk + j, w) + e;
-          const S* const at = from + (unit < rows ? unit * units : 0);
-          if constexpr (sizeof(S) == 4) {
+          const int unit = unit_at(chunk + j, w);
+          const S* const at = from + ((unit < rows ? unit : 0) + (gate_at(w) + e) * units) * units;
+          uint32_t* const two = words + w % 2 * 2;  // of two columns
+          if constexpr (!kPairs) {
+            const uint32_t one = bits_of(at[0]);
+            const uint32_t other = column + 1 < units ? bits_of(at[1]) : 0;
+            if constexpr (sizeof(S) == 4)
+              two[0] = one, two[1] = other;
+            else
+              two[e] = one | other << 16;
+          } else if constexpr (sizeof(S) == 4) {
             const uint64_t both = *reinterpret_cast<const uint64_t*>(at);
-            words[w % 2 * 2] = uint32_t(both);
-            words[w % 2 * 2 + 1] = uint32_t(both >> 32);
+            two[0] = uint32_t(both), two[1] = uint32_t(both >> 32);
           } else {
-            words[w % 2 * 2 + e] = *reinterpret_cast<const uint32_t*>(at);
+            two[e] = *reinterpret_cast<const uint32_t*>(at);
           }
         }
       }
   }
-  // ... as pairs of neighbouring rows of one column, or rounded to tf32; zero in padding.
+  // ... as pairs of gates of one column, or rounded to tf32; zero in padding.
   template <int kCount>
   __device__ __forceinline__ static void pair_words(int units, int begin, int column, int chunk,
                                                     uint32_t (&tile)[kCount][2][4]) {
@@ -265,37 +258,20 @@ class ClusterBackwardProduct {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         uint32_t &x = tile[j][w / 2][w % 2 * 2], &y = tile[j][w / 2][w % 2 * 2 + 1];
-        const int unit = unit_at(chunk + j, w);
+        const bool inside = unit_at(chunk + j, w) < rows;
         if constexpr (sizeof(S) == 4) {
-          x = unit < rows ? round_tf32(x) : 0;
-          y = unit < rows ? round_tf32(y) : 0;
+          x = inside ? round_tf32(x) : 0;
+          y = inside ? round_tf32(y) : 0;
         } else {
-          const uint32_t upper = unit < rows ? x : 0, lower = unit + 1 < rows ? y : 0;
-          x = (upper & 0xffff) | lower << 16;
-          y = upper >> 16 | (lower & 0xffff0000);
+          const uint32_t upper = inside ? x : 0, lower = inside ? y : 0;
+          x = lower_halves(upper, lower);
+          y = upper_halves(upper, lower);
         }
-      }
-  }
-
-  __device__ __forceinline__ void load_elements(const S* gate, int units, int begin, int first) {
-#pragma unroll
-    for (int tile = 0; tile < Shape::kWarpTiles; ++tile)
-#pragma unroll
-      for (int chunk = 0; chunk < Shape::kWarpChunks; ++chunk) {
-        uint32_t held_words[1][2][4];
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          uint32_t words[2];
-          weight_words(gate, units, begin + unit_at(chunk, w), column_of(first, tile), words);
-          held_words[0][w / 2][w % 2 * 2] = words[0];
-          held_words[0][w / 2][w % 2 * 2 + 1] = words[1];
-        }
-        hold(tile, chunk, held_words);
       }
   }
 
   unsigned char* shared_;
-  uint32_t rank_, from_;  // from_: a lane's place in the dgates
+  uint32_t rank_, thread_, from_;  // from_: a lane's place in the dgates
   uint32_t weights_[Shape::kFragments - Shape::kSharedFragments][4];
   uint32_t to_[Shape::kBlocks];
   Remote peer_[Shape::kBlocks];

@@ -108,15 +108,51 @@ struct ClusterBackwardShape {
                        kGradOutputAt = kStatesAt + 8 * kStateStride,
                        kGradStatesAt = kGradOutputAt + 8 * kStateStride,
                        kStageBytes = kGradStatesAt + 8 * kStateStride;
-  static constexpr int kChunkPitch = 512 + 32;
-  static constexpr int kOperandGate = 16,
+  // The four dgates of a cell are neighbours: one store. Chunks are so far apart that a mover's
+  // reads of several chunks have no conflict.
+  static constexpr int kChunkPitch = 512 + 16, kCellBytes = 4 * int(sizeof(S));
+  static constexpr int kOperandGate = int(sizeof(S)),
                        kOperandNext = 32 / kChunk * kChunkPitch;  // to the unit 32 further
   __device__ __forceinline__ static constexpr unsigned operand_at(int unit, int sequence) {
-    return unit / kChunk * kChunkPitch + sequence * 64 + unit % kChunk * int(sizeof(S));
+    return unit / kChunk * kChunkPitch + sequence * 64 + unit % 4 * 16 +
+           unit % kChunk / 4 * kCellBytes;
   }
-  // 16 bytes of a gate of a sequence, neighbouring units.
-  __device__ __forceinline__ static uint4 stored_piece(const unsigned char* from) {
-    return *reinterpret_cast<const uint4*>(from);
+  // Stores a cell's dgates.
+  __device__ __forceinline__ static void store_cell(const float (&d)[4], unsigned char* to) {
+    if constexpr (sizeof(S) == 4) {
+      *reinterpret_cast<uint4*>(to) =
+          make_uint4(round_tf32(bits_of(d[0])), round_tf32(bits_of(d[1])),
+                     round_tf32(bits_of(d[2])), round_tf32(bits_of(d[3])));
+      *reinterpret_cast<uint4*>(to + kStoredAt) =
+          make_uint4(bits_of(d[0]), bits_of(d[1]), bits_of(d[2]), bits_of(d[3]));
+    } else {
+      *reinterpret_cast<uint64_t*>(to) =
+          pair_of(d[0], d[1], S()) | uint64_t(pair_of(d[2], d[3], S())) << 32;
+    }
+  }
+  // Of a sequence, the dgates of a chunk of units, by gate.
+  __device__ __forceinline__ static void load_chunk(const unsigned char* from, uint4 (&gates)[4]) {
+    uint32_t words[4][4];  // of unit j; of a half type also of unit j + 4
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4 v = reinterpret_cast<const uint4*>(from)[j];
+      words[j][0] = v.x, words[j][1] = v.y, words[j][2] = v.z, words[j][3] = v.w;
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      uint32_t gate[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (sizeof(S) == 4) {
+          gate[j] = words[j][q];
+        } else {
+          const int at = j / 2 * 2 + q / 2;  // two gates of a unit, and of the next
+          const uint32_t a = words[j % 2 * 2][at], b = words[j % 2 * 2 + 1][at];
+          gate[j] = q % 2 ? upper_halves(a, b) : lower_halves(a, b);
+        }
+      }
+      gates[q] = make_uint4(gate[0], gate[1], gate[2], gate[3]);
+    }
   }
   static constexpr int kTileBytes = kChunks * kChunkPitch;
   // The product reads floats rounded to tf32; those that go to global memory, not rounded, follow.

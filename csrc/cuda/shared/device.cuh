@@ -132,6 +132,22 @@ __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x)
 __device__ __forceinline__ uint32_t bits_of(Bf16 x) { return __bfloat16_as_ushort(x); }
 __device__ __forceinline__ uint32_t bits_of(F16 x) { return __half_as_ushort(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+// Two elements of a half type as a word, rounded by one instruction.
+__device__ __forceinline__ uint32_t pair_of(float low, float high, Bf16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint32_t pair_of(float low, float high, F16) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+// Of two words the lower halves, or the upper ones, as a word.
+__device__ __forceinline__ uint32_t lower_halves(uint32_t a, uint32_t b) {
+  return __byte_perm(a, b, 0x5410);
+}
+__device__ __forceinline__ uint32_t upper_halves(uint32_t a, uint32_t b) {
+  return __byte_perm(a, b, 0x7632);
+}
 
 // 2^x and 1/x by the special function unit: about 2 units in the last place.
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -249,6 +265,15 @@ struct Patience {
 inline uint32_t bits_of(float x) { return simt::as_bits(x); }
 inline uint32_t bits_of(Bf16 x) { return x.bits; }
 inline uint32_t bits_of(F16 x) { return x.bits; }
+inline uint32_t lower_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
+inline uint32_t upper_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000); }
+template <class S>
+uint32_t pair_of(float low, float high, S) {
+  S pair[2];
+  from_float(low, pair[0]);
+  from_float(high, pair[1]);
+  return lower_halves(bits_of(pair[0]), bits_of(pair[1]));
+}
 inline float float_of(uint32_t bits) { return simt::as_float(bits); }
 
 inline float exp2_fast(float x) { return std::exp2(x); }

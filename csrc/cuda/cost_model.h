@@ -232,13 +232,16 @@ inline ChunkChoice best_chunks(const Problem& p, const Device& device, int ctas,
 // ---- grid ----
 
 // A step of a grid team, with what backward needs saved: a constant, and an amount for each part of
-// 256 units of a half type (128 of float). Forward is fitted to measurements on an H200, H = 512 to
-// 2048. Backward is an estimate: what a prototype took, and what forward took beyond its prototype.
+// 256 units of a half type (128 of float). Estimates. Forward was measured on an H200 at H = 512 to
+// 2048 before its step was rearranged: {1.1, 0.3}, {1.5, 0.44}, {3.0, 0.35} and {2.0, 0.78} fit it
+// (benchmarks/results/steps). A prototype whose step it has now took 1.17 us at H768 B16, 1.33 and
+// 3.13 at H1024 B16 and B64, and 5.27 at H2048 B32; these are between the two, near the prototype.
+// Backward: what a prototype took, and what forward took beyond its prototype.
 struct GridMicroseconds {
   double constant, part;
 };
 constexpr GridMicroseconds kGridForwardMicroseconds[kGridForwardCount] = {
-    {1.1, 0.3}, {1.5, 0.44}, {3.0, 0.35}, {2.0, 0.78}};
+    {0.85, 0.19}, {1.0, 0.31}, {2.0, 0.25}, {1.9, 0.47}};
 constexpr GridMicroseconds kGridBackwardMicroseconds[kGridBackwardCount] = {
     {1.65, 0.42}, {1.7, 0.65}, {1.7, 0.9}};
 

@@ -178,7 +178,7 @@ def test_tf32_carries_an_h0_that_zoneout_keeps():
 @pytest.mark.parametrize(
     ("hidden", "batch", "directions", "dtype", "capability", "algorithm"),
     [
-        (768, 16, 1, torch.bfloat16, 90, "cluster"),
+        (512, 16, 1, torch.bfloat16, 90, "cluster"),
         (800, 16, 1, torch.bfloat16, 90, "grid"),
         (1024, 64, 1, torch.float16, 90, "grid"),
         (1024, 16, 2, torch.bfloat16, 90, "grid"),
@@ -231,27 +231,38 @@ def test_address_sanitizer_finds_nothing():
 MUTANTS = {
     "phase that does not toggle": ("grid/phase.cuh", "step & 2 ? 0u : bits", "bits"),
     "one place for h": (
-        "grid/forward.cuh", "(j + s % 2) * uint32_t", "j * uint32_t",
+        "grid/forward.cuh", "exchange + (s & 1) * slot_bytes +", "exchange +",
     ),
     "memory that is not zeroed": (
         "grid/forward_pass.cuh", "stack_.zero(exchange_, count *", "stack_.zero(exchange_, 0 *",
     ),
-    "only the first words are looked at": (
-        "grid/forward_product.cuh",
-        "look(v[j].x), look(v[j].y), look(v[j].z), look(v[j].w);",
-        "look(v[j].x);",
+    "only the first packet of a poll is looked at": (
+        "grid/phase.cuh", "j < kCount; ++j) off |= off_phase(v[j]",
+        "j < 1; ++j) off |= off_phase(v[j]",
+    ),
+    "a packet is not polled again": (
+        "grid/forward_product.cuh", "k + d < slabs ? off_phase",
+        "k + d < slabs && d > 0 ? off_phase",
     ),
     "partial sums not barred": (
-        "grid/forward_product.cuh", "before_barrier();\n      __syncthreads();",
-        "before_barrier();",
+        "grid/forward.cuh", "wait_async<kGrid.stages - 1>();\n    __syncthreads();",
+        "wait_async<kGrid.stages - 1>();",
     ),
-    "input part not waited for": ("grid/forward.cuh", "wait_async<kGrid.stages - 2>();", ""),
+    "outputs not barred": (
+        "grid/forward.cuh", "s < walk.length; ++s) {\n    __syncthreads();",
+        "s < walk.length; ++s) {",
+    ),
+    "outputs overwritten while they are read": (
+        "grid/forward.cuh", "partial.begin(sums, initial);\n      __syncthreads();",
+        "partial.begin(sums, initial);",
+    ),
+    "input part not waited for": ("grid/forward.cuh", "wait_async<kGrid.stages - 1>();", ""),
     "stage filled a step early": (
-        "grid/forward.cuh", "char* stage = stages + s % kGrid.stages",
-        "char* stage = stages + (s + 1) % kGrid.stages",
+        "grid/forward_rows.cuh", "char* stage = stages_ + s % kStages",
+        "char* stage = stages_ + (s + 1) % kStages",
     ),
     "late sequences begin from nothing": (
-        "grid/forward.cuh", "if (!late) return;", "if (!late || steps.active(0) >= 0) return;",
+        "grid/forward.cuh", "return {steps.active(s - 1), steps.active(s)};", "return {0, 0};",
     ),
     "sums not waited for": (
         "grid/backward_product.cuh",
@@ -270,8 +281,8 @@ MUTANTS = {
 
 
 ONLY = [
-    (f"grid/{way}_pass.cuh", f"launch_cooperative(grid_{way}_kernel", "index.value == 1")
-    for way in ("forward", "backward")
+    ("grid/forward_pass.cuh", "run_steps<index.value>", "index.value == 1"),
+    ("grid/backward_pass.cuh", "launch_cooperative(grid_backward_kernel", "index.value == 1"),
 ]
 
 

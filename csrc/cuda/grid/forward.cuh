@@ -5,12 +5,17 @@
 //
 // Who owns what: a team of CTAs has a group of sequences and one direction; teams exchange nothing.
 // A CTA owns some units: their weights for the whole sequence (forward_product.cuh), and their
-// cells, one or more to a thread. The owners of cells also store gates, c and y.
+// cells, one or two to a thread of the first warps.
 //
 // What moves per step: every CTA sends the h of its units to a place in the L2 cache, and every CTA
-// first_packet all of h, each element once, straight into the registers that are the product's
-// operand. There are no flags and no fences: a word carries the phase of its step (phase.cuh). The
-// input part comes by asynchronous copies, two or three steps ahead.
+// polls all of h, each element once, straight into the registers that are the product's operand.
+// There are no flags and no fences: a word carries the phase of its step (phase.cuh). While h
+// travels, all threads store the outputs of the step before and load the input part of later steps
+// (forward_rows.cuh): between a step's send and the next polls stands one barrier.
+//
+// Step s: barrier | issue polls of h[s-1] | store outputs of step s-1, read the input part |
+// barrier | load the input part of a later step | wait for h[s-1], multiply | hand over partial
+// sums | barrier | add them, cells, send h[s], put outputs in shared memory.
 //
 // Why two places for h, in turn, are enough. h of step s goes to place s % 2, with another phase
 // than h of step s - 2 had there. The memory begins as zeros, the phase of neither first exchange.
@@ -19,253 +24,213 @@
 //    s - 4 or older: the same thread has read s - 2 at the same address, and loads of one location
 //    by one thread never go back in time.
 //  * h of step s + 2 overwrites that of step s only after all have read it. Its writer has
-//  multiplied
-//    all of h of step s + 1. Each CTA computed its part of that from partial sums, behind a barrier
-//    at which all its warps arrived after their loads of step s had returned and been checked. So a
-//    chain of data dependencies and CTA barriers leads from every read of step s to each write of
-//    step s + 2.
+//    multiplied all of h of step s + 1. Each CTA computed its part of that from partial sums,
+//    behind a barrier at which all its warps arrived after their loads of step s had returned and
+//    been checked. So a chain of data dependencies and CTA barriers leads from every read of step s
+//    to each write of step s + 2.
 //  * A wait ends for any value. h of a half type beyond 1 is never sent: it can only stem from h0,
 //    which is read from the caller's memory; zoneout, which would keep it, is refused together with
-//    h0. A NaN is sent as a number that h never is, and read as a NaN.
-// The input part: a stage is read before the barrier of its step, and refilled after it.
-// Partial sums: forward_product.cuh. Floor: docs/kernels.md.
+//    h0. A NaN is sent as a number that h never is, and its reader makes NaNs of the sums.
+// Shared memory:
+//  * Partial sums of step s are written after its second barrier, and read by their owner behind
+//    its third. The owner then puts outputs in their place; those are read between the first two
+//    barriers of step s + 1.
+//  * The input part: a stage is read between the first two barriers of its step, and refilled after
+//    the second. Its copies are waited for before the third barrier of the step before.
+// Floor: docs/kernels.md.
 #pragma once
 
-#include "forward_product.cuh"
-#include "rules.h"
-#include "walk.cuh"
+#include "forward_rows.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
-template <class S>
-struct GridForwardDirection {  // one direction of a layer
-  typedef Acc<S> T;
-  const uint4* fragments;           // of all CTAs (GridPackArgs)
-  const unsigned char* h0_packets;  // h0 as packets, group after group; or null
-  const T* start;                   // the input part by slots, one slot for each CTA
-  const int* index;                 // or null
-  const T* bias;                    // (4H) or null
-  const S *h0, *c0;                 // (B, H) or null
-  S *y, *gates, *h_n, *c_n;         // gates: (rows, 4H) or null
-  T* cell_states;
-  DrawnRules<T> rules;
-};
+// Sends h of a thread's cells, which are of one unit, and of neighbouring sequences. `to` is the
+// place of the first. Of two cells of a half type, threads of neighbouring units send one sequence
+// each, so that a warp's store is of whole packets.
+template <class S, int kCells>
+__device__ __forceinline__ void send_hidden(unsigned char* to, const S (&h)[kCells],
+                                            uint32_t phase) {
+  if constexpr (kCells == 2 && sizeof(S) == 2) {
+    const bool odd = lane_of_thread() / 4 % 2;  // its unit
+    const uint32_t first = PhaseCode<S>::encode(h[0], phase),
+                   second = PhaseCode<S>::encode(h[1], phase);
+    const uint32_t received = __shfl_xor_sync(~0u, odd ? first : second, 4);
+    send_word(odd ? to + 14 : to, odd ? received | second << 16 : first | received << 16);
+  } else {
+#pragma unroll
+    for (int r = 0; r < kCells; ++r) send_element(to + r * 16, h[r], phase);
+  }
+}
 
-template <class S>
-struct GridForwardArgs {
-  GridForwardDirection<S> direction[2];
-  unsigned char* exchange;  // (teams of the launch, 2, slot_bytes), zeroed
-  // Team number: direction * groups + group. This launch has those from first_team on.
-  int groups, first_team;
-  GridTeam team;
-  StepRows steps;
-  int units;  // H
-  int64_t y_stride;
-  uint64_t limit;  // of a wait, in nanoseconds; 0: none
-};
-
-template <class S, int kShape>
+// kPlain: the cell has no rules (rules.h).
+template <class S, int kShape, bool kPlain>
 __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
   typedef Acc<S> T;
   typedef GridForwardProduct<S, kShape> Product;
   typedef PartialSums<Product> Partial;
+  typedef GridInput<S, Product> Input;
   constexpr GridShape kGrid = Product::kGrid;
   constexpr ForwardLayout kLayout = Product::kLayout;
   constexpr int kCells = Partial::kCells, kSequences = Product::kSequences, kUnits = kGrid.units;
   FASTLSTM_SHARED_BUFFER(shared);
-  const int slot = blockIdx.x % args.team.ctas, local_team = blockIdx.x / args.team.ctas;
-  const int team = args.first_team + local_team;
-  const int group = team % args.groups, direction = team / args.groups;
-  // The direction's arguments are loaded where they are used: in registers from step to step, they
-  // would leave too few for weights.
-  auto layer = [&]() -> const GridForwardDirection<S>& {
-    uint32_t d = direction;
-    pin(d);
-    return args.direction[d];
-  };
+  const int team = args.first_team + blockIdx.y, group = team % args.groups;
+  const GridForwardCta<S> cta{args, team / args.groups};
   const int units = args.units;
-  const GroupWalk walk(args.steps, group * kSequences, kSequences, direction);
+  const GroupWalk walk(args.steps, group * kSequences, kSequences, cta.direction);
 
   unsigned char* const partial_at =
       shared + blocks_shared(kGrid, args.team.slabs) * kGridWarps * kGridBlockBytes;
-  unsigned char* const stages = partial_at + kLayout.buffers * kLayout.partial_bytes;
-  const Product product(
-      layer().fragments + int64_t(slot) * args.team.slabs * Product::kBlocks * kGridBlockFragments,
-      shared, args.team.slabs);
+  unsigned char* const stages = partial_at + kLayout.partial_bytes;
+  const Product product(cta.layer().fragments + int64_t(cta.slot()) * args.team.slabs *
+                                                    Product::kBlocks * kGridBlockFragments,
+                        shared, args.team.slabs);
   const Partial partial(partial_at);
 
   T* const bias = reinterpret_cast<T*>(stages + kGrid.stages * kLayout.stage_bytes);
-  T* const h = bias + 4 * kUnits + threadIdx.x;  // h of cell r is at r * kGridThreads
+  // Of this thread's cells, the one of cell r at r * kGridThreads: with rules h before the step,
+  // without them c where registers are short.
+  T* const state = bias + 4 * kUnits + threadIdx.x;
+  constexpr bool kStoresCell = kPlain && kCells > 1;
   const GroupSteps steps(
       reinterpret_cast<unsigned char*>(bias + 4 * kUnits + kCells * kGridThreads));
   const bool looks_ahead = threadIdx.x == kGridThreads - 1;
   if (looks_ahead) steps.begin(walk);
-
-  // ---- the input part: copies of 16 bytes, kUnits of them to a sequence ----
-  constexpr int kJobs = (kSequences * kUnits + kGridThreads - 1) / kGridThreads;
-  const int start_stride = args.team.ctas * 4 * kUnits;
-  int source[kJobs];  // the row of `start` of the next copies, or -1
-  auto look_up_sources = [&](int s) {
-    const int me = recomputed_thread();
-    const int row = int(steps.row(s)), count = steps.active(s);
-#pragma unroll
-    for (int j = 0; j < kJobs; ++j) {
-      const int n = (me + j * kGridThreads) / kUnits;
-      source[j] = n >= count ? -1 : layer().index ? layer().index[row + n] : row + n;
-    }
-  };
-  auto copy = [&](int s) {
-    const int me = recomputed_thread();
-    unsigned char* stage = stages + s % kGrid.stages * kLayout.stage_bytes;
-#pragma unroll
-    for (int j = 0; j < kJobs; ++j) {
-      const int x = me + j * kGridThreads, n = x / kUnits, chunk = x % kUnits;
-      if (n >= kSequences) continue;
-      const T* from = layer().start;
-      if (source[j] >= 0) from += int64_t(source[j]) * start_stride + slot * 4 * kUnits + chunk * 4;
-      copy_async(stage + (n * kLayout.row_floats + chunk * 4) * 4, from, source[j] >= 0 ? 16 : 0);
-    }
-    commit_async();
-  };
+  const GridOutputs<S, Product> outputs(cta, steps, partial_at);
+  Input input(cta, steps, stages);
   __syncthreads();
   for (int s = 0; s < kGrid.stages; ++s) {
-    look_up_sources(s);
-    copy(s);
+    input.look_up(s);
+    input.copy(s);
   }
-  look_up_sources(kGrid.stages);
+  input.look_up(kGrid.stages);
 
   // ---- this thread's cells ----
-  auto unit_of_thread = [&] { return slot * kUnits + partial.unit(); };
-  const int first_unit = unit_of_thread();
-  const bool inside = partial.owns() && first_unit < units;
+  const int unit = cta.slot() * kUnits + Partial::unit(threadIdx.x);
+  const bool inside = partial.owns() && unit < units;
   for (int j = threadIdx.x; j < 4 * kUnits; j += kGridThreads) {
-    const int u = slot * kUnits + j % kUnits;
-    bias[j] = u < units ? value_or_zero(layer().bias, j / kUnits * units + u) : T(0);
+    const int u = cta.slot() * kUnits + j % kUnits;
+    bias[j] = u < units ? value_or_zero(cta.layer().bias, j / kUnits * units + u) : T(0);
   }
   T c[kCells];
 #pragma unroll
   for (int r = 0; r < kCells; ++r) {
-    const int b = walk.first + partial.sequence(r);
+    const int b = walk.first + Partial::sequence(r, threadIdx.x);
     const bool exists = inside && b < args.steps.batch;
-    c[r] = exists ? value_or_zero(layer().c0, int64_t(b) * units + first_unit) : T(0);
-    h[r * kGridThreads] =
-        exists ? value_or_zero(layer().h0, int64_t(b) * units + first_unit) : T(0);
+    c[r] = exists ? value_or_zero(cta.layer().c0, int64_t(b) * units + unit) : T(0);
+    if (kStoresCell)
+      state[r * kGridThreads] = c[r];
+    else if (!kPlain)
+      state[r * kGridThreads] =
+          exists ? value_or_zero(cta.layer().h0, int64_t(b) * units + unit) : T(0);
   }
 
-  // The place of h of step s in the exchange.
-  auto place = [&](int s) {
-    uint32_t j = local_team * 2;
-    pin(j);
-    return (j + s % 2) * uint32_t(args.team.slot_bytes);
+  // h of the step before: in the first step h0, later what the CTAs sent.
+  const uint32_t slot_bytes = uint32_t(args.team.slot_bytes), first_packet = product.offset();
+  const uint32_t exchange = blockIdx.y * 2 * slot_bytes;  // this and what follows: offsets
+  auto h0_packets = [&]() -> const unsigned char* {
+    uint32_t group = walk.first / kSequences;
+    pin(group);
+    const unsigned char* packets = cta.layer().h0_packets;
+    return packets ? packets + group * int64_t(slot_bytes) + first_packet : nullptr;
   };
-  const int first_packet = product.offset();
-  auto h0_packets = [&] {
-    uint32_t j = group;
-    pin(j);
-    return layer().h0_packets + j * args.team.slot_bytes + first_packet;
+  const uint32_t from = exchange + first_packet;
+  auto sent_to = [&] {  // h of this thread's first cell
+    constexpr int kPacket = 16 / int(sizeof(S));
+    const unsigned me = thread_in_step<Product>();
+    const int unit = cta.slot() * kUnits + Partial::unit(me);
+    return unit / kPacket * kSequences * 16 + unit % kPacket * int(sizeof(S)) +
+           Partial::sequence(0, me) * 16;
   };
-  constexpr int kPacket = 16 / int(sizeof(S));
-  bool late = false;  // whether sequences enter in this step
-  const bool plain = layer().rules.plain;
+  const uint32_t first_sent_to = sent_to();
   wait_async<0>();
-  __syncthreads();
 
   for (int s = 0; s < walk.length; ++s) {
-    typename Product::Sums sums = {};
-    if (s > 0 || layer().h0_packets) {
-      product.multiply(
-          sums, s > 0 ? args.exchange + place(s - 1) + first_packet : h0_packets(),
-          s > 0 ? phase_of(s - 1, PhaseCode<S>::kPhase) : 0, s > 0 ? PhaseCode<S>::kPhase : 0,
-          args.limit, [&](uint4& packet, int tile, int offset) {
-            if (!late) return;
-            const int n = tile * 8 + lane_of_thread() / 4;
-            if (n < steps.active(s - 1)) return;
-            packet = layer().h0_packets ? *reinterpret_cast<const uint4*>(h0_packets() + offset)
-                                        : make_uint4(0, 0, 0, 0);
-          });
-    }
-    // What does not depend on other CTAs is read before the barrier.
-    T gates[kCells][4] = {}, pre[kCells][4];
-    int active = 0;
-    uint32_t to = 0;
-    partial.add_up(sums, s, gates, [&] {
+    __syncthreads();
+    typename Product::Sums sums;
+    auto meanwhile = [&]() -> SequenceRange {
+      T initial[kCells][4] = {};
       if (partial.owns()) {
-        const int local = partial.unit(), unit = slot * kUnits + local;
-        const float* stage =
-            reinterpret_cast<const float*>(stages + s % kGrid.stages * kLayout.stage_bytes) + local;
+        const unsigned me = thread_in_step<Product>();
+        const int local = Partial::unit(me);
+        const float* stage = input.stage(s) + local;
 #pragma unroll
         for (int r = 0; r < kCells; ++r)
 #pragma unroll
           for (int q = 0; q < 4; ++q)
-            pre[r][q] = stage[partial.sequence(r) * kLayout.row_floats + q * kUnits] +
-                        bias[q * kUnits + local];
-        active = steps.active(s);
-        to = place(s) + unit / kPacket * kSequences * 16 + unit % kPacket * int(sizeof(S));
+            initial[r][q] = stage[Partial::sequence(r, me) * kLayout.row_floats + q * kUnits] +
+                            bias[q * kUnits + local];
       }
-      wait_async<kGrid.stages - 2>();
-    });
+      if (s > 0) outputs.store(s - 1);
+      partial.begin(sums, initial);
+      __syncthreads();
+      input.copy(s + kGrid.stages);
+      input.look_up(s + kGrid.stages + 1);
+      if (looks_ahead) steps.look_up(walk, s + GroupSteps::kAhead);
+      if (s == 0 || !cta.layer().h0_packets) return {0, 0};
+      return {steps.active(s - 1), steps.active(s)};
+    };
+    HiddenOperand before{args.exchange + (from + (s + 1 & 1) * slot_bytes),
+                         phase_of(s - 1, PhaseCode<S>::kPhase), PhaseCode<S>::kPhase};
+    if (s == 0) before = {h0_packets(), 0, 0};
+    product.multiply(sums, before, args.limit, meanwhile, h0_packets);
+    T gates[kCells][4];
+    partial.hand_over(sums, gates);
+    wait_async<kGrid.stages - 1>();
+    __syncthreads();
+    if (!partial.owns()) continue;
 
+    const uint32_t to =
+        exchange + (s & 1) * slot_bytes + (kShortOfRegisters<Product> ? sent_to() : first_sent_to);
+    const int first_sequence = Partial::sequence(0, thread_in_step<Product>());
+    const int active = steps.active(s), active_next = steps.active(s + 1);
+    partial.add_parts(gates);
     CellForward<T> out[kCells];
-    S stored[kCells] = {};
-    if (partial.owns()) {
-      const uint32_t phase = phase_of(s, PhaseCode<S>::kPhase);
+    S stored[kCells];
 #pragma unroll
-      for (int r = 0; r < kCells; ++r) {
-        const int n = partial.sequence(r);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) gates[r][q] += pre[r][q];
-        if (plain)
-          out[r] = cell_forward<FastMath>(gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r]);
-        else
-          out[r] = cell_forward<FastMath>(
-              gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r], h[r * kGridThreads],
-              layer().rules.at(layer().rules.row(walk.time(s), walk.first + n), unit_of_thread()));
-        // A sequence that is not in this step keeps its states; zeros are sent for it.
-        if (n < active) {
-          c[r] = out[r].c;
-          from_acc(out[r].h, stored[r]);
-          if (!plain) h[r * kGridThreads] = to_acc(stored[r]);
-        } else {
-          from_acc(T(0), stored[r]);
-        }
-        if (s + 1 < walk.length) send_element(args.exchange + to + n * 16, stored[r], phase);
-      }
+    for (int r = 0; r < kCells; ++r) {
+      const int n = first_sequence + r;
+      if (kStoresCell) c[r] = state[r * kGridThreads];
+      if constexpr (kPlain)
+        out[r] = cell_forward<FastMath>(gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r]);
+      else
+        out[r] = cell_forward<FastMath>(
+            gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r], state[r * kGridThreads],
+            cta.layer().rules.at(cta.layer().rules.row(walk.time(s), walk.first + n), unit));
+      // A sequence that is not in this step keeps its states; zeros are sent for it.
+      const bool in = n < active;
+      if (in) c[r] = out[r].c;
+      from_acc(in ? out[r].h : T(0), stored[r]);
+      if (!kPlain && in) state[r * kGridThreads] = to_acc(stored[r]);
+      if (kStoresCell) state[r * kGridThreads] = c[r];
     }
+    if (s + 1 < walk.length)
+      send_hidden(args.exchange + to, stored, phase_of(s, PhaseCode<S>::kPhase));
 
     // ---- no other CTA waits for what follows ----
-    if (inside) {
-      const int unit = unit_of_thread();
+    __syncwarp();
 #pragma unroll
-      for (int r = 0; r < kCells; ++r) {
-        const int n = partial.sequence(r);
-        if (n >= steps.active(s)) continue;
-        const int64_t at = steps.row(s) + n;
-        layer().y[at * args.y_stride + unit] = stored[r];
-        if (layer().gates) {
-          S* to = layer().gates + at * 4 * units + unit;
-          store_gates(out[r], to, units);
-          layer().cell_states[at * units + unit] = out[r].c;
-        }
-        if (n >= steps.active(s + 1)) {
-          const int64_t last = int64_t(walk.first + n) * units + unit;
-          layer().h_n[last] = stored[r];
-          from_acc(out[r].c, layer().c_n[last]);
-        }
-      }
+    for (int r = 0; r < kCells; ++r) outputs.put(r, stored[r], out[r]);
+    if (active == active_next) continue;
+    const int me = recomputed_thread(), unit = cta.slot() * kUnits + Partial::unit(me);
+#pragma unroll
+    for (int r = 0; r < kCells; ++r) {
+      const int n = Partial::sequence(r, me);
+      if (n < active_next || n >= active || unit >= units) continue;
+      const int64_t last = int64_t(walk.first + n) * units + unit;
+      cta.layer().h_n[last] = stored[r];
+      from_acc(out[r].c, cta.layer().c_n[last]);
     }
-    copy(s + kGrid.stages);
-    look_up_sources(s + kGrid.stages + 1);
-    if (looks_ahead) steps.look_up(walk, s + GroupSteps::kAhead);
-    late = steps.active(s) < steps.active(s + 1);
   }
+  __syncthreads();
+  if (walk.length > 0) outputs.store(walk.length - 1);
   wait_async<0>();
 }
 
-template <class S, int kShape>
+template <class S, int kShape, bool kPlain>
 __global__ void __launch_bounds__(kGridThreads, 1)
     grid_forward_kernel(const __grid_constant__ GridForwardArgs<S> args) {
-  if constexpr (FASTLSTM_SM80) grid_forward<S, kShape>(args);
+  if constexpr (FASTLSTM_SM80) grid_forward<S, kShape, kPlain>(args);
 }
 
 }  // namespace cuda

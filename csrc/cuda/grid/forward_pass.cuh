@@ -50,18 +50,25 @@ class GridForwardPass {
     args.steps = stack_.map.steps;
     args.units = int(p_.hidden_size);
     args.y_stride = stack_.output_width;
+    args.aligned = in_pieces<S>(stack_.layer_output(layer), stack_.output_width, p_.hidden_size);
     args.limit = wait_limit();
     pack(layer);
     for (int d = 0; d < p_.directions; ++d) args.direction[d] = direction(layer, d);
-    const size_t shared = size_t(forward_shared(shape_, team_.slabs));
     for_teams(p_.directions * args.groups, stack_.plan.active, [&](int first, int count) {
       stack_.zero(exchange_, count * 2 * team_.slot_bytes);
       args.first_team = first;
-      with_index<kGridForwardCount>(stack_.plan.shape, [&](auto index) {
-        launch_cooperative(grid_forward_kernel<S, index.value>, dim3(unsigned(count * team_.ctas)),
-                           kGridThreads, shared, stack_.stream(), args);
-      });
+      with_index<kGridForwardCount>(stack_.plan.shape,
+                                    [&](auto index) { run_steps<index.value>(args, count); });
     });
+  }
+
+  // All steps of `count` teams.
+  template <int kShape>
+  void run_steps(const GridForwardArgs<S>& args, int count) const {
+    const auto kernel = args.direction[0].rules.plain ? grid_forward_kernel<S, kShape, true>
+                                                      : grid_forward_kernel<S, kShape, false>;
+    launch_cooperative(kernel, dim3(unsigned(team_.ctas), unsigned(count)), kGridThreads,
+                       size_t(forward_shared(shape_, team_.slabs)), stack_.stream(), args);
   }
 
   void pack(int layer) const {

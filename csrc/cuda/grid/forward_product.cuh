@@ -5,6 +5,9 @@
 // of two mma: the order of K within a slab is the same in both operands, whatever it is. Weights
 // are in blocks of 32 rows: the first mma multiplies the gates i and f of eight units, the second g
 // and o, so that a thread's accumulators are all gates of its cells.
+//
+// The code of a step is kept short: beyond some 12 KB its instructions are fetched anew in every
+// step. So what is rare (a NaN, a sequence that enters late) has no code of its own in every slab.
 #pragma once
 
 #include "phase.cuh"
@@ -14,6 +17,17 @@
 namespace fastlstm {
 namespace cuda {
 
+// The h that a product multiplies. It waits until the bits `check` of every word are those of
+// `phase`; a product waits for nothing where `check` is 0.
+struct HiddenOperand {
+  const unsigned char* packets;  // this thread's first; null: zeros
+  uint32_t phase, check;
+};
+// Sequences of a group, from `begin` to `end` - 1.
+struct SequenceRange {
+  int begin, end;
+};
+
 template <class S, int kShape>
 class GridForwardProduct {
  public:
@@ -21,16 +35,16 @@ class GridForwardProduct {
   static constexpr ForwardLayout kLayout = forward_layout(kGrid);
   static constexpr int kBlocks = kGrid.blocks(), kTiles = kGrid.tiles, kSlabs = kGrid.slabs;
   static constexpr int kSequences = kGrid.sequences();
-  // Where there are few independent sums, each is split in two chains; where there are few tiles,
-  // more loads are in flight.
+  // Where there are few independent sums, each is split in two chains, and more loads are in
+  // flight.
   static constexpr int kChains = kBlocks * kTiles <= 2 ? 2 : 1;
-  static constexpr int kAhead = kTiles == 1 ? 4 : kTiles == 2 ? 2 : 1;
+  static constexpr int kAhead = kTiles == 1 ? 4 : kTiles == 4 ? 1 : kBlocks == 2 ? 3 : 2;
   typedef float Sums[kChains][kBlocks][2][kTiles][4];
 
   // Fragments of this CTA: [slab][block][k-step, tile][lane], 16 bytes each.
   __device__ __forceinline__ GridForwardProduct(const uint4* fragments, unsigned char* shared,
                                                 int slabs)
-      : warp_(warp_of_thread()), slabs_(slabs) {
+      : warp_(warp_of_thread()), slabs_((slabs - warp_ + kGridWarps - 1) / kGridWarps) {
     const int warp = warp_, lane = lane_of_thread();
     auto from = [&](int block) {
       const int slab = block / kBlocks * kGridWarps + warp;
@@ -64,56 +78,38 @@ class GridForwardProduct {
     return ((warp_ * 4 + lane % 4) * kSequences + lane / 4) * 16;
   }
 
-  // sums = weights times h. Waits until the bits `check` of all words equal those of `phase`.
-  // operand(packet, tile, offset) may replace a packet before it is multiplied.
-  template <class Operand>
-  __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* h, uint32_t phase,
-                                           uint32_t check, uint64_t limit,
-                                           Operand&& operand) const {
-    const int warp = warp_;
-    auto has_slab = [&](int k) { return k * kGridWarps + warp < slabs_; };
-    auto place = [](int k, int j) { return (k * kGridWarps * 4 * kSequences + j * 8) * 16; };
-    auto load = [&](int k, uint4(&v)[kTiles]) {
+  // sums += weights times h. The first polls are issued before meanwhile(), which sets `sums`, and
+  // their words are looked at after it. It returns the sequences that enter late: the other CTAs
+  // sent zeros for them, and their h is in the packets that h0() returns.
+  template <class Meanwhile, class FirstHidden>
+  __device__ __forceinline__ void multiply(Sums& sums, HiddenOperand h, uint64_t limit,
+                                           Meanwhile&& meanwhile, FirstHidden&& h0) const {
+    SequenceRange late{0, 0};
+    uint32_t kept[kTiles];  // bits of each tile's words that are multiplied
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) v[j] = poll_packet(h + place(k, j));
-    };
-    uint4 v[kAhead][kTiles];
+    for (int j = 0; j < kTiles; ++j) kept[j] = ~h.check;
+    bool first = true;
+    // A second time for sequences that enter late.
+#pragma unroll 1
+    for (;;) {
+      const int slabs = h.packets ? slabs_ : 0;
+      uint4 v[kAhead][kTiles];
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k)
-      if (has_slab(k)) load(k, v[k]);
-#pragma unroll
-    for (int k = 0; k < kSlabs; ++k) {
-      if (!has_slab(k)) continue;
-      uint4(&packets)[kTiles] = v[k % kAhead];
-      if (__ballot_sync(~0u, unsettled(packets, phase, check))) {
-        PollingPatience patience(limit);
-        while (__ballot_sync(~0u, (off_phase(packets, phase) & check) != 0)) {
-#pragma unroll
-          for (int d = 0; d < kAhead; ++d) {
-            if (k + d >= kSlabs || !has_slab(k + d)) continue;
-            uint4(&late)[kTiles] = v[(k + d) % kAhead];
-#pragma unroll
-            for (int j = 0; j < kTiles; ++j) {
-              const uint4 one[1] = {late[j]};
-              if (off_phase(one, phase) & check) late[j] = poll_packet(h + place(k + d, j));
-            }
-          }
-          patience.check();
-        }
-        if (check) restore_nans(packets, phase);
-      }
-      uint4 b[kTiles];
+      for (int k = 0; k < kAhead; ++k)
+        if (k < slabs) load(h.packets, k, v[k]);
+      if (first) late = meanwhile();
+      const uint32_t above = multiply_slabs(sums, h, slabs, kept, v, limit);
+      if constexpr (PhaseCode<S>::kAboveOne != 0)
+        if (__any_sync(~0u, (above & h.check) != 0)) put_nans(sums, h);
+      if (!first || late.begin >= late.end) break;
+      first = false;
+      h = {h0(), 0, 0};
+      const int lane = recomputed_thread() % 32;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
-        b[j] = make_uint4(packets[j].x ^ phase, packets[j].y ^ phase, packets[j].z ^ phase,
-                          packets[j].w ^ phase);
-        operand(b[j], j, place(k, j));
+        const int n = j * 8 + lane / 4;
+        kept[j] = late.begin <= n && n < late.end ? ~0u : 0u;
       }
-      // The next load is issued before the products or, where registers are short, after them.
-      const bool loads = k + kAhead < kSlabs && has_slab(k + kAhead);
-      if (kTiles < 4 && loads) load(k + kAhead, packets);
-      add(sums, k, b);
-      if (kTiles >= 4 && loads) load(k + kAhead, packets);
     }
     if (kChains == 2) {
 #pragma unroll
@@ -123,23 +119,87 @@ class GridForwardProduct {
   }
 
  private:
-  // Whether a word is of another step, or stands for a NaN.
-  __device__ __forceinline__ static bool unsettled(const uint4 (&v)[kTiles], uint32_t phase,
-                                                   uint32_t check) {
-    uint32_t bits = 0;
-    auto look = [&](uint32_t word) {
-      word ^= phase;
-      bits |= word | (word + PhaseCode<S>::kAboveOne);
-    };
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) look(v[j].x), look(v[j].y), look(v[j].z), look(v[j].w);
-    return (bits & check) != 0;
+  __device__ __forceinline__ static int place(int k, int tile) {
+    return (k * kGridWarps * 4 * kSequences + tile * 8) * 16;
   }
-  // Restores NaNs; words keep their phase, which multiply() takes off.
-  __device__ __forceinline__ static void restore_nans(uint4 (&v)[kTiles], uint32_t phase) {
-    auto one = [&](uint32_t& word) { word = PhaseCode<S>::restore_nans(word ^ phase) ^ phase; };
+  __device__ __forceinline__ static void load(const unsigned char* h, int k, uint4 (&v)[kTiles]) {
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) one(v[j].x), one(v[j].y), one(v[j].z), one(v[j].w);
+    for (int j = 0; j < kTiles; ++j) v[j] = poll_packet(h + place(k, j));
+  }
+
+  // Returns bits that are set, among those of the phase, where an element was above 1.
+  __device__ __forceinline__ uint32_t multiply_slabs(Sums& sums, const HiddenOperand& h, int slabs,
+                                                     const uint32_t (&kept)[kTiles],
+                                                     uint4 (&v)[kAhead][kTiles],
+                                                     uint64_t limit) const {
+    uint32_t above = 0;
+#pragma unroll
+    for (int k = 0; k < kSlabs; ++k) {
+      if (k >= slabs) break;
+      uint4(&packets)[kTiles] = v[k % kAhead];
+      if (__any_sync(~0u, (off_phase(packets, h.phase) & h.check) != 0)) {
+        PollingPatience patience(limit);
+        do {
+#pragma unroll
+          for (int d = 0; d < kAhead; ++d) {
+            if (k + d >= kSlabs) continue;
+#pragma unroll
+            for (int j = 0; j < kTiles; ++j) {
+              uint4& packet = v[(k + d) % kAhead][j];
+              const uint32_t off = k + d < slabs ? off_phase(packet, h.phase) & h.check : 0;
+              poll_packet_if(off, h.packets + place(k + d, j), packet);
+            }
+          }
+          patience.check();
+        } while (__any_sync(~0u, (off_phase(packets, h.phase) & h.check) != 0));
+      }
+      uint4 b[kTiles];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+        b[j] = make_uint4(packets[j].x & kept[j], packets[j].y & kept[j], packets[j].z & kept[j],
+                          packets[j].w & kept[j]);
+        above |= above_one(b[j]);
+      }
+      // The next load is issued before the products or, where registers are short, after them.
+      const bool loads = k + kAhead < kSlabs && k + kAhead < slabs;
+      if (kTiles < 4 && loads) load(h.packets, k + kAhead, packets);
+      add(sums, k, b);
+      if (kTiles >= 4 && loads) load(h.packets, k + kAhead, packets);
+    }
+    return above;
+  }
+
+  // Of words without their phase: elements above 1 stand for NaNs, and set the phase's bits.
+  __device__ __forceinline__ static uint32_t above_one(const uint4& b) {
+    constexpr uint32_t kAbove = PhaseCode<S>::kAboveOne;
+    if (kAbove == 0) return 0;
+    return (b.x + kAbove) | (b.y + kAbove) | (b.z + kAbove) | (b.w + kAbove);
+  }
+  // Makes NaNs of the sums of sequences whose h has one. No other CTA overwrites h before this one
+  // has ended its product.
+  __device__ __forceinline__ void put_nans(Sums& sums, const HiddenOperand& h) const {
+    const int lane = recomputed_thread() % 32;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      uint32_t above = 0;
+#pragma unroll 1
+      for (int k = 0; k < slabs_; ++k) {
+        uint4 v = poll_packet(h.packets + place(k, j));
+        v = make_uint4(v.x & ~h.check, v.y & ~h.check, v.z & ~h.check, v.w & ~h.check);
+        above |= above_one(v);
+      }
+      const uint32_t lanes = __ballot_sync(~0u, (above & h.check) != 0);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int n = lane % 4 * 2 + e;  // the sequence's lanes are 4 * n to 4 * n + 3
+        if ((lanes >> 4 * n & 15) == 0) continue;
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+          for (int tile = 0; tile < 2; ++tile)
+            sums[0][m][tile][j][e] = sums[0][m][tile][j][2 + e] = float_of(0x7fffffffu);
+      }
+    }
   }
 
   __device__ __forceinline__ void add(Sums& sums, int k, const uint4 (&b)[kTiles]) const {
@@ -165,7 +225,7 @@ class GridForwardProduct {
 
   uint4 register_weights_[kGrid.register_blocks][4];
   const uint4* shared_weights_;
-  const int warp_, slabs_;
+  const int warp_, slabs_;  // slabs_: of this warp
 };
 
 // ---- partial sums ----
@@ -177,58 +237,83 @@ template <class Product>
 class PartialSums {
  public:
   static constexpr ForwardLayout kLayout = Product::kLayout;
-  static constexpr int kCells = kLayout.cells, kOwners = kLayout.owners;
+  static constexpr int kCells = kLayout.cells, kOwners = kLayout.owners, kParts = kLayout.parts;
+  static constexpr int kOwnerBytes = kLayout.partial_bytes / kOwners;
 
   __device__ __forceinline__ explicit PartialSums(unsigned char* shared)
       : warp_(warp_of_thread()), partial_(reinterpret_cast<float4*>(shared)) {}
 
-  // Adds the partial sums of all warps: gates[cell] = i, f, g, o of this thread's cells. There is
-  // at least one barrier of the CTA in it, before the first of which it calls before_barrier().
-  template <class Before>
-  __device__ __forceinline__ void add_up(typename Product::Sums& sums, int step,
-                                         float (&gates)[kCells][4], Before&& before_barrier) const {
-    const int warp = warp_, lane = lane_of_thread();
+  // Sums of an owner's cells begin with what is added to them; all others begin with zeros.
+  __device__ __forceinline__ void begin(typename Product::Sums& sums,
+                                        const float (&initial)[kCells][4]) const {
 #pragma unroll
-    for (int r = 0; r < kCells; ++r) {
-      // A barrier separates the reads of a buffer from its next writes: with one buffer this
-      // barrier, with two the barrier of the round between.
-      if (kLayout.buffers == 1) __syncthreads();
-      const int buffer = (step * kCells + r) % kLayout.buffers;
-      float4* to = partial_ + buffer * (kLayout.partial_bytes / 16) + lane;
+    for (int m = 0; m < Product::kBlocks; ++m)
 #pragma unroll
-      for (int owner = 0; owner < kOwners; ++owner) {
-        const int x = owner * kCells + r, m = x / (2 * Product::kTiles), e = x % 2;
-        const int j = x / 2 % Product::kTiles;
-        const float i = sums[0][m][0][j][e], f = sums[0][m][0][j][2 + e], g = sums[0][m][1][j][e],
-                    o = sums[0][m][1][j][2 + e];
-        if (owner == warp)
-          gates[r][0] = i, gates[r][1] = f, gates[r][2] = g, gates[r][3] = o;
+      for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+        for (int j = 0; j < Product::kTiles; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int x = cell(m, j, i % 2);
+            sums[Product::kChains - 1][m][tile][j][i] = 0;
+            sums[0][m][tile][j][i] =
+                x / kCells == warp_ ? initial[x % kCells][tile * 2 + i / 2] : 0.0f;
+          }
+  }
+  // Before a barrier: hands the sums of all cells to their owners. Where a cell's place has one
+  // part less than there are warps, its owner keeps its own in `gates`: i, f, g, o of each cell.
+  __device__ __forceinline__ void hand_over(const typename Product::Sums& sums,
+                                            float (&gates)[kCells][4]) const {
+    // Indices in warps below the owner, and above it.
+    uint32_t below = warp_ * 32 + lane_of_thread();
+    if (kParts < kGridWarps) pin(below);  // else each owner's would be kept in a register
+    const uint32_t above = below - 32;
+#pragma unroll
+    for (int m = 0; m < Product::kBlocks; ++m)
+#pragma unroll
+      for (int j = 0; j < Product::kTiles; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int x = cell(m, j, e), owner = x / kCells, r = x % kCells;
+          const float i = sums[0][m][0][j][e], f = sums[0][m][0][j][2 + e], g = sums[0][m][1][j][e],
+                      o = sums[0][m][1][j][2 + e];
+          if (kParts < kGridWarps && owner == warp_)
+            gates[r][0] = i, gates[r][1] = f, gates[r][2] = g, gates[r][3] = o;
+          else
+            partial_[(kParts == kGridWarps || warp_ < owner ? below : above) + x * kParts * 32] =
+                make_float4(i, f, g, o);
+        }
+  }
+  // Behind it, in an owner.
+  __device__ __forceinline__ void add_parts(float (&gates)[kCells][4]) const {
+    const float4* from = partial_ + warp_ * kCells * kParts * 32 + lane_of_thread();
+#pragma unroll
+    for (int k = 0; k < kParts; ++k)
+#pragma unroll
+      for (int r = 0; r < kCells; ++r) {
+        const float4 sum = from[(r * kParts + k) * 32];
+        if (kParts == kGridWarps && k == 0)
+          gates[r][0] = sum.x, gates[r][1] = sum.y, gates[r][2] = sum.z, gates[r][3] = sum.w;
         else
-          to[(owner * (kGridWarps - 1) + (warp < owner ? warp : warp - 1)) * 32] =
-              make_float4(i, f, g, o);
+          gates[r][0] += sum.x, gates[r][1] += sum.y, gates[r][2] += sum.z, gates[r][3] += sum.w;
       }
-      if (r == 0) before_barrier();
-      __syncthreads();
-      if (warp >= kOwners) continue;
-#pragma unroll
-      for (int k = 0; k < kGridWarps - 1; ++k) {
-        const float4 sum = to[(warp * (kGridWarps - 1) + k) * 32];
-        gates[r][0] += sum.x, gates[r][1] += sum.y, gates[r][2] += sum.z, gates[r][3] += sum.w;
-      }
-    }
   }
 
   // Whether this thread owns cells; their unit in the CTA, and the sequence of each in the group.
   __device__ __forceinline__ bool owns() const { return warp_ < kOwners; }
-  __device__ __forceinline__ int unit() const {
-    return warp_ * kCells / (2 * Product::kTiles) * 8 + recomputed_thread() % 32 / 4;
+  __device__ __forceinline__ static int unit(unsigned thread) {
+    return int(thread / 32 * kCells / (2 * Product::kTiles) * 8 + thread % 32 / 4);
   }
-  __device__ __forceinline__ int sequence(int cell) const {
-    const int x = warp_ * kCells + cell;
-    return x / 2 % Product::kTiles * 8 + recomputed_thread() % 4 * 2 + x % 2;
+  __device__ __forceinline__ static int sequence(int r, unsigned thread) {
+    const unsigned x = thread / 32 * kCells + r;
+    return int(x / 2 % Product::kTiles * 8 + thread % 4 * 2 + x % 2);
   }
 
  private:
+  __device__ __forceinline__ static constexpr int cell(int block, int tile, int e) {
+    return (block * Product::kTiles + tile) * 2 + e;
+  }
+
   const int warp_;
   float4* partial_;
 };

@@ -34,24 +34,18 @@ struct PhaseCode<float> {
   __device__ __forceinline__ static uint32_t encode(T h, uint32_t phase) {
     return (round_tf32(bits_of(h)) & ~kPhase) | phase;
   }
-  // A received word without its phase, with NaNs where NaNs were sent.
-  __device__ __forceinline__ static uint32_t restore_nans(uint32_t word) { return word; }
 };
 
 template <class S, uint32_t kOne>
 struct HalfPhaseCode {
   typedef S Element;
   static constexpr uint32_t kPhase = 0x40004000u;
-  // Added to an element without its phase: the phase's bit is set if the element is above 1.
+  // Added to an element without its phase: sets the phase's bit if the element is above 1, which
+  // stands for a NaN.
   static constexpr uint32_t kAboveOne = 0x3fff3fffu - kOne * 0x10001u;
   __device__ __forceinline__ static uint16_t encode(S h, uint32_t phase) {
     const uint32_t bits = bits_of(h);
     return uint16_t(((bits & 0x7fffu) > kOne ? 0x3fffu : bits) | (phase & 0x4000u));
-  }
-  // Elements above 1 stand for NaNs.
-  __device__ __forceinline__ static uint32_t restore_nans(uint32_t word) {
-    const uint32_t above = (((word & 0x3fff3fffu) + kAboveOne) & kPhase) >> 14;
-    return word | above * 0x7fffu;
   }
 };
 template <>
@@ -74,32 +68,30 @@ __device__ __forceinline__ uint32_t tagged(float sum, uint32_t phase) {
   return (bits_of(sum) & ~kSumPhase) | phase;
 }
 
-// Patience for a polling loop. Reading the clock takes as long as a poll, so it is read rarely.
+// Patience for a polling loop. Reading the clock takes as long as a poll, so it is read rarely, and
+// for the first time when the wait is long already.
 class PollingPatience {
  public:
-  __device__ __forceinline__ explicit PollingPatience(uint64_t limit)
-      : limit_(limit), patience_(0) {}
+  __device__ __forceinline__ explicit PollingPatience(uint64_t limit) : limit_(limit) {}
   __device__ __forceinline__ void check() {
-    if (++polls_ % 512) return;
-    if (polls_ == 512)
-      patience_ = Patience(limit_);
-    else
-      patience_.check();
+    if (++polls_ % 512 == 0) end_if_longer(limit_, begin_);
   }
 
  private:
-  uint64_t limit_;
-  Patience patience_;
+  const uint64_t limit_;
+  uint64_t begin_ = 0;
   unsigned polls_ = 0;
 };
 
 // The bits in which any of the words differ from the phase.
+__device__ __forceinline__ uint32_t off_phase(const uint4& v, uint32_t phase) {
+  return (v.x ^ phase) | (v.y ^ phase) | (v.z ^ phase) | (v.w ^ phase);
+}
 template <int kCount>
 __device__ __forceinline__ uint32_t off_phase(const uint4 (&v)[kCount], uint32_t phase) {
   uint32_t off = 0;
 #pragma unroll
-  for (int j = 0; j < kCount; ++j)
-    off |= (v[j].x ^ phase) | (v[j].y ^ phase) | (v[j].z ^ phase) | (v[j].w ^ phase);
+  for (int j = 0; j < kCount; ++j) off |= off_phase(v[j], phase);
   return off;
 }
 

@@ -22,8 +22,8 @@ constexpr int kGridStepsBytes = 128;
 
 // Forward: `units` of a CTA and 8 * `tiles` sequences of a group. A warp has every eighth slab of
 // K, at most `slabs` of them. Of its blocks of weights (the gates of 8 units), `register_blocks`
-// stay in registers and the others in shared memory. The input part is loaded through `stages`
-// buffers.
+// stay in registers and the others in shared memory. The input part is loaded `stages` steps ahead,
+// into as many buffers.
 struct GridShape {
   int units, tiles, slabs, register_blocks, stages;
 
@@ -33,7 +33,7 @@ struct GridShape {
 
 constexpr int kGridForwardCount = 4;
 constexpr GridShape kGridForward[kGridForwardCount] = {
-    {16, 1, 8, 8, 3}, {16, 2, 8, 8, 3}, {32, 2, 4, 5, 2}, {16, 4, 8, 5, 2}};
+    {16, 1, 8, 8, 2}, {16, 2, 8, 8, 2}, {32, 2, 4, 6, 1}, {16, 4, 8, 6, 1}};
 
 FASTLSTM_INLINE constexpr int least_of(int a, int b) { return a < b ? a : b; }
 FASTLSTM_INLINE constexpr int most_of(int a, int b) { return a > b ? a : b; }
@@ -56,34 +56,28 @@ FASTLSTM_INLINE constexpr GridTeam forward_team(GridShape s, int64_t hidden_size
 }
 
 // The shared memory of a forward CTA has, in this order: weights, partial sums, the input part,
-// biases, h, steps.
+// biases, states of cells, steps.
 struct ForwardLayout {
   // A thread owns `cells` cells of neighbouring sequences; `owners` warps do.
   int cells, owners;
-  // Buffers of partial sums; one has those of one cell of each owner thread.
-  int buffers;
+  int parts;  // of a cell's sums in shared memory: of all warps or, to save memory, all but its
+              // owner
   int row_floats;  // of the input part; rows are padded against bank conflicts
   int partial_bytes, stage_bytes;
 };
 FASTLSTM_INLINE constexpr ForwardLayout forward_layout(GridShape s) {
   const int columns = s.blocks() * s.tiles * 2;
   const int cells = most_of(1, columns / kGridWarps), owners = columns / cells;
-  const int row = 4 * s.units + 4;
-  return {cells,
-          owners,
-          s.slabs * s.blocks() - s.register_blocks > 9 ? 1 : 2,
-          row,
-          owners * (kGridWarps - 1) * 512,
-          s.sequences() * row * 4};
+  const int row = 4 * s.units + 4, parts = columns <= 8 ? kGridWarps : kGridWarps - 1;
+  return {cells, owners, parts, row, columns * parts * 512, s.sequences() * row * 4};
 }
 FASTLSTM_INLINE constexpr int blocks_shared(GridShape s, int slabs) {
   return most_of(0, parts_of(slabs, kGridWarps) * s.blocks() - s.register_blocks);
 }
 FASTLSTM_INLINE constexpr int64_t forward_shared(GridShape s, int slabs) {
   const ForwardLayout x = forward_layout(s);
-  return int64_t(blocks_shared(s, slabs)) * kGridWarps * kGridBlockBytes +
-         x.buffers * x.partial_bytes + s.stages * x.stage_bytes + 16 * s.units +
-         x.cells * kGridThreads * 4 + kGridStepsBytes;
+  return int64_t(blocks_shared(s, slabs)) * kGridWarps * kGridBlockBytes + x.partial_bytes +
+         s.stages * x.stage_bytes + 16 * s.units + x.cells * kGridThreads * 4 + kGridStepsBytes;
 }
 
 // ---- backward ----

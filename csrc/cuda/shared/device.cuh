@@ -81,14 +81,21 @@ class Patience {
     if (limit_ && now() - begin_ > limit_) __trap();
   }
 
- private:
   __device__ __forceinline__ static uint64_t now() {
     uint64_t time;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
     return time;
   }
+
+ private:
   uint64_t limit_, begin_;
 };
+// The same for a wait that began at the first call, when `begin` was 0.
+__device__ __forceinline__ void end_if_longer(uint64_t limit, uint64_t& begin) {
+  const uint64_t now = Patience::now();
+  if (begin == 0) begin = now;
+  if (limit && now - begin > limit) __trap();
+}
 
 #if FASTLSTM_SM80
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -261,6 +268,7 @@ struct Patience {
   explicit Patience(uint64_t) {}
   void check() const {}
 };
+inline void end_if_longer(uint64_t, uint64_t&) {}
 
 inline uint32_t bits_of(float x) { return simt::as_bits(x); }
 inline uint32_t bits_of(Bf16 x) { return x.bits; }

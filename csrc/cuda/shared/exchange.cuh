@@ -198,6 +198,16 @@ __device__ __forceinline__ uint4 poll_packet(const void* from) {
                : "memory");
   return v;
 }
+// Polls again where `again` is not 0; without a branch, so that polls of several packets overlap.
+__device__ __forceinline__ void poll_packet_if(uint32_t again, const void* from, uint4& v) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.u32 p, %5, 0;\n"
+      "@p ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];\n}\n"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(from), "r"(again)
+      : "memory");
+}
 __device__ __forceinline__ void send_packet(void* to, const uint4& v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(v.x), "r"(v.y),
                "r"(v.z), "r"(v.w)

@@ -78,6 +78,9 @@ __forceinline__ void named_barrier(int id, int threads, SIMT_PLACE) {
 __forceinline__ uint4 poll_packet(const void* from, SIMT_PLACE) {
   return simt::packet_poll(from, file, line);
 }
+__forceinline__ void poll_packet_if(uint32_t again, const void* from, uint4& packet, SIMT_PLACE) {
+  if (again) packet = simt::packet_poll(from, file, line);
+}
 __forceinline__ void send_packet(void* to, const uint4& value) {
   const uint4 read = value;
   simt::packet_send(to, read);

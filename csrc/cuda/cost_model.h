@@ -236,14 +236,17 @@ inline ChunkChoice best_chunks(const Problem& p, const Device& device, int ctas,
 // 2048 before its step was rearranged: {1.1, 0.3}, {1.5, 0.44}, {3.0, 0.35} and {2.0, 0.78} fit it
 // (benchmarks/results/steps). A prototype whose step it has now took 1.17 us at H768 B16, 1.33 and
 // 3.13 at H1024 B16 and B64, and 5.27 at H2048 B32; these are between the two, near the prototype.
-// Backward: what a prototype took, and what forward took beyond its prototype.
+// Backward was never timed: what its prototype took there with fp32 sums (H512, H768 and H1024 B16
+// 1.70, 2.01 and 2.55 us; H512 B128 and H1024 B64 2.83 and 4.49; none of 16 units and 16
+// sequences), and 0.2 us for what a step of ours executes beyond the prototype's.
+// benchmarks/NOTES.md
 struct GridMicroseconds {
   double constant, part;
 };
 constexpr GridMicroseconds kGridForwardMicroseconds[kGridForwardCount] = {
     {0.85, 0.19}, {1.0, 0.31}, {2.0, 0.25}, {1.9, 0.47}};
 constexpr GridMicroseconds kGridBackwardMicroseconds[kGridBackwardCount] = {
-    {1.65, 0.42}, {1.7, 0.65}, {1.7, 0.9}};
+    {1.05, 0.42}, {1.1, 0.65}, {1.3, 0.85}};
 
 }  // namespace cuda
 }  // namespace fastlstm

@@ -146,8 +146,8 @@ Plan grid(const Problem& p, Pass pass, const Device& device, const Plan& stepwis
     for (int j = 0; j < kGridBackwardCount; ++j) {
       const GridBackwardShape x = kGridBackward[j];
       const GridBackwardTeam team = backward_team(x, p.hidden_size);
-      consider(j, x.units, x.sequences(), team.ctas, parts_of(team.blocks, kGridWarps) * bytes / 2,
-               x.blocks, backward_shared(x, team.blocks, bytes), kGridBackwardMicroseconds[j]);
+      consider(j, x.units, x.sequences(), team.ctas, team.warp_blocks * bytes / 2, x.blocks,
+               backward_shared(x, team.warp_blocks, bytes), kGridBackwardMicroseconds[j]);
     }
   }
   return best;

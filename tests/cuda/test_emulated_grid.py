@@ -77,6 +77,13 @@ def test_layers_of_several_slabs_a_warp(hidden, shape, dtype):
     assert_matches(p, grid(shape=shape), tolerance=tolerance_of(dtype))
 
 
+@pytest.mark.parametrize(("hidden", "shape"), [(800, 2), (1030, 0), (1540, 0)])
+def test_backward_of_many_blocks_a_warp(hidden, shape):
+    """4, 6 and 8: the kernels that only large layers run, the last block of a warp not theirs."""
+    p = Problem(hidden_size=hidden, batch=2, steps=2, dtype=torch.bfloat16)
+    assert_matches(p, Schedule(backward_algorithm="grid", shape=shape))
+
+
 @pytest.mark.parametrize("active", [1, 2, 3])
 @pytest.mark.parametrize("packed", [False, True])
 def test_batch_and_directions_that_one_launch_does_not_hold(packed, active):
@@ -265,11 +272,14 @@ MUTANTS = {
         "grid/forward.cuh", "return {steps.active(s - 1), steps.active(s)};", "return {0, 0};",
     ),
     "sums not waited for": (
-        "grid/backward_product.cuh",
-        "if (__ballot_sync(~0u, (off_phase(packets, phase) & kSumPhase) != 0)) {", "if (false) {",
+        "grid/backward_product.cuh", "if (any_off()) {", "if (false) {",
     ),
-    "one place for sums": (
-        "grid/backward.cuh", "args.team.ctas * 2 + s % 2)", "args.team.ctas * 2)",
+    "only packets of the first lanes are waited for": (
+        "grid/backward_product.cuh", "i * 32 + lane < packets)", "i * 32 + lane < packets / 2)",
+    ),
+    "one place for sums": ("grid/backward.cuh", "return s % 2; };", "return 0; };"),
+    "rows of a sequence copied a step late": (
+        "grid/backward_copies.cuh", "p.previous ? next.first : now.first", "now.first",
     ),
     "dgates not barred": (
         "grid/backward.cuh", "wait_async<kStages - 2>();\n    __syncthreads();",
@@ -282,7 +292,11 @@ MUTANTS = {
 
 ONLY = [
     ("grid/forward_pass.cuh", "run_steps<index.value>", "index.value == 1"),
-    ("grid/backward_pass.cuh", "launch_cooperative(grid_backward_kernel", "index.value == 1"),
+    (
+        "grid/backward_pass.cuh",
+        "launch_cooperative(grid_backward_kernel",
+        "index.value == 1 && kBlocks == 1",
+    ),
 ]
 
 

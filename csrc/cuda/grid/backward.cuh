@@ -12,17 +12,18 @@
 // by them (backward_product.cuh) and sends the partial sums of every unit to the unit's owner,
 // through the L2 cache; the owner adds those of all CTAs in a fixed order. There are no flags and
 // no fences: the last bit of a word is the phase of its step (phase.cuh). Gates, cell states and
-// incoming gradients come by asynchronous copies, three steps ahead (element by element where rows
-// of H elements are not aligned). What a cell needs besides the sums is computed before they
-// arrive.
+// incoming gradients come by asynchronous copies, three steps ahead (backward_copies.cuh). All that
+// a cell needs besides the sums is computed before they arrive; dgates are stored behind the send.
+//
+// The kernel is compiled for a shape and for the blocks that a warp computes: what the step waits
+// for has no address to compute. What is rare looks its arguments up.
 //
 // Why two places for the sums, in turn, are enough. Exchange s is sent in step s and read in step
 // s + 1, at place s % 2, with another phase than exchange s - 2. The memory begins as zeros.
 //  * A reader infers nothing from one word about another: it checks each by itself.
 //  * It cannot take exchange s - 2 for s: their phases differ. It cannot see s - 4 or older: the
-//  same
-//    thread has read s - 2 at the same address, and loads of one location by one thread never go
-//    back in time.
+//    same thread has read s - 2 at the same address, and loads of one location by one thread never
+//    go back in time.
 //  * What producer P sends to reader R in exchange s + 2 overwrites what it sent in exchange s only
 //    after R has read that. P sends it behind the barrier of its step s + 2, at which its warps
 //    arrived after their loads of exchange s + 1, R's part among them, had returned and been
@@ -31,72 +32,94 @@
 //    dependencies and CTA barriers. It holds for every pair, since each CTA sends to each, itself
 //    included.
 //  * A wait ends for any value. The phase bit leaves a NaN a NaN, and may make one of an infinity.
+//  * Where a row of sums is longer than the layer, nobody sends: it stays zero, and is not checked.
 // dgates, two buffers: those of step s are written before its barrier, and were last read in step
 // s - 2, before the barrier of step s - 1. Stages: that of step s is read before the barrier of
 // step s, and refilled after it. Floor: docs/kernels.md.
 #pragma once
 
+#include "backward_copies.cuh"
 #include "backward_product.cuh"
-#include "rules.h"
-#include "walk.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
-template <class S>
-struct GridBackwardDirection {  // one direction of a layer
-  typedef Acc<S> T;
-  const uint4* fragments;             // of all CTAs (GridTransposeArgs)
-  const S* grad_output;               // gradient of the output, this direction's columns; or null
-  const T* upper_input;               // gradient of the upper layer's input, likewise
-  const S *grad_h_n, *grad_c_n, *c0;  // (B, H) or null
-  const S* gates;                     // (rows, 4H)
-  const T *cell_states, *grad_cell_states;  // (rows, H); the gradients of all cells may be null
-  S *dgates, *grad_c0;
-  T* dh_zoneout;  // (B, H), the share of dh that zoneout passes to h0; or null
-  DrawnRules<T> rules;
+// The cells of a thread, one for each tile of sequences. Where two threads have the same cell, each
+// has two of its gates.
+template <class S, class Received>
+struct GridBackwardCell {
+  static constexpr int kGates = Received::kCopies == 2 ? 2 : 4;
+  static constexpr int kWords = kGates * int(sizeof(S)) / 4;
+
+  // From step to step. c, dc: of the step to come. steps: those of the sequence; 0 where there is
+  // no such cell.
+  float c = 0, dc = 0, dh_zoneout = 0;
+  int steps = 0;
+  // Of a step.
+  CellFactors<float> factors;
+  float dh, dc_state, dc_kept;
+  float d[kGates];
+
+  __device__ __forceinline__ void prepare(const CellFactors<float>& x) {
+    factors = x;
+    if (kGates == 2 && Received::copy() == 1) factors.a_i = x.a_g, factors.a_f = x.a_o;
+    dc_state = dc * x.state_c;
+    dc_kept = dc * x.c_kept;
+    pin(factors.state_h), pin(factors.a_i), pin(factors.a_f), pin(factors.c_prev);
+    if (kGates == 4) pin(factors.a_g), pin(factors.a_o);
+    pin(factors.h_prev), pin(dh), pin(dc_state), pin(dc_kept);
+  }
+  __device__ __forceinline__ void compute() {
+    const float d_state = dh * factors.state_h + dc_state;
+    d[0] = d_state * factors.a_i;
+    d[1] = (kGates == 2 && Received::copy() == 1 ? dh : d_state) * factors.a_f;
+    if constexpr (kGates == 4) {
+      d[2] = d_state * factors.a_g;
+      d[3] = dh * factors.a_o;
+    }
+    dc = d_state * factors.c_prev + dc_kept;
+    dh_zoneout = dh * factors.h_prev;
+  }
+  // As operands of the product.
+  __device__ __forceinline__ void store_operands(unsigned char* to) const {
+    uint32_t words[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      if constexpr (sizeof(S) == 4) {
+        words[w] = round_tf32(bits_of(d[w]));
+      } else {
+        S low, high;
+        from_acc(d[2 * w], low);
+        from_acc(d[2 * w + 1], high);
+        words[w] = bits_of(low) | bits_of(high) << 16;
+      }
+    }
+    if constexpr (kWords == 1)
+      *reinterpret_cast<uint32_t*>(to) = words[0];
+    else if constexpr (kWords == 2)
+      *reinterpret_cast<uint64_t*>(to) = words[0] | uint64_t(words[1]) << 32;
+    else
+      *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+  // This thread's gates, `stride` elements apart. Those of a half type come back from the operands
+  // and so take no registers during the product; tf32's are rounded there.
+  __device__ __forceinline__ void store_gates(const unsigned char* operands, S* to,
+                                              int stride) const {
+#pragma unroll
+    for (int q = 0; q < kGates; ++q) {
+      if constexpr (sizeof(S) == 4)
+        to[q * stride] = d[q];
+      else
+        to[q * stride] = reinterpret_cast<const S*>(operands)[q];
+    }
+  }
 };
 
-template <class S>
-struct GridBackwardArgs {
-  GridBackwardDirection<S> direction[2];
-  unsigned char* exchange;  // (teams of the launch, CTAs, 2, received_bytes), zeroed
-  int groups, first_team;   // as GridForwardArgs
-  GridBackwardTeam team;
-  StepRows steps;
-  int units;  // H
-  int64_t output_stride, dgates_stride;
-  bool aligned;  // rows of H elements, to 16 bytes
-  uint64_t limit;
-};
-
-// cell_backward is linear in dh and dc: its results for dh = 1 and for dc = 1.
-struct CellSlopes {
-  CellBackward<float> of_h, of_c;
-};
-template <class Rules>
-__device__ __forceinline__ CellSlopes cell_slopes(const float (&gates)[4], float c_prev, float c,
-                                                  const Rules& rules) {
-  return {
-      cell_backward<FastMath>(gates[0], gates[1], gates[2], gates[3], c_prev, c, 1.0f, 0.0f, rules),
-      cell_backward<FastMath>(gates[0], gates[1], gates[2], gates[3], c_prev, c, 0.0f, 1.0f,
-                              rules)};
-}
-
-// Stores one of a unit's dgates as the product reads it: for tf32 rounded.
-template <class S>
-__device__ __forceinline__ void put_gate(unsigned char* unit, int gate, float value) {
-  if constexpr (sizeof(S) == 4)
-    reinterpret_cast<uint32_t*>(unit)[gate] = round_tf32(bits_of(value));
-  else
-    from_acc(value, reinterpret_cast<S*>(unit)[gate]);
-}
-
-template <class S, int kShape>
+template <class S, int kShape, int kBlocks>
 __device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
-  typedef Acc<S> T;
-  typedef GridBackwardProduct<S, kShape> Product;
+  typedef GridBackwardProduct<S, kShape, kBlocks> Product;
   typedef ReceivedSums<Product> Received;
+  typedef GridBackwardCell<S, Received> Cell;
   constexpr GridBackwardShape kGrid = Product::kGrid;
   constexpr BackwardLayout kLayout = Product::kLayout;
   constexpr int kTiles = kGrid.tiles, kUnits = kGrid.units, kStages = kGrid.stages;
@@ -106,208 +129,148 @@ __device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
   const int direction = team / args.groups;
   const GroupWalk walk(args.steps, team % args.groups * kGrid.sequences(), kGrid.sequences(),
                        1 - direction);
-  // The direction's arguments are loaded where they are used: in registers from step to step, they
-  // would leave too few for weights.
+  // Arguments of rare cases are looked up where they are used: the compiler would otherwise keep
+  // them, or what it computes from them, in registers that weights need.
+  auto rarely = [](int x) {
+    uint32_t result = x;
+    pin(result);
+    return int(result);
+  };
   auto layer = [&]() -> const GridBackwardDirection<S>& {
-    uint32_t d = direction;
-    pin(d);
-    return args.direction[d];
+    return args.direction[rarely(direction)];
   };
 
-  unsigned char* const dgates =
-      shared +
-      backward_shared_blocks(kGrid, args.team.blocks, sizeof(S)) * kGridWarps * kGridBlockBytes;
+  unsigned char* const dgates = shared + Product::kShared * kGridWarps * kGridBlockBytes;
   unsigned char* const stages = dgates + 2 * kLayout.dgates_bytes;
-  const GroupSteps steps(stages + kStages * kLayout.stage_bytes);
+  constexpr int kStagesBytes = kStages * kLayout.stage_bytes;
+  const GroupSteps steps(stages + kStagesBytes + kLayout.piece_bytes);
   const bool looks_ahead = threadIdx.x == kGridThreads - 1;
   if (looks_ahead) steps.begin(walk);
+  // Pieces that are never copied stay zero.
+  for (int j = threadIdx.x; j < kStagesBytes / 16; j += kGridThreads)
+    reinterpret_cast<uint4*>(stages)[j] = make_uint4(0, 0, 0, 0);
+
+  const GridSums places{
+      args.exchange + int64_t(local_team) * args.team.ctas * (2 * Product::kPlaceBytes),
+      args.team.blocks, slot};
   const Product product(
       layer().fragments + int64_t(slot) * args.team.blocks * Product::kSlabs * kGridBlockFragments,
-      shared, args.team.blocks, slot);
-  const Received received(args.team.blocks);
-  const int warp = warp_of_thread();
-  auto unit_of_thread = [&] { return slot * kUnits + Received::unit(); };
-  const int units = args.units;
+      shared, places);
+  const Received received(places);
+  const GridBackwardCopies<S, kShape> copies(args, direction, slot, stages, stages + kStagesBytes);
+
+  const int units = args.units, warp = warp_of_thread();
+  const int local = Received::unit(), unit = slot * kUnits + local;
+  Cell cells[kTiles];
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j)
+    if (unit < units) cells[j].steps = args.steps.length_of(walk.first + warp + 8 * j);
+  // Backwards in time, sequences enter late; forwards, they leave early.
+  auto step_of = [&](const Cell& cell, int s) {  // counted from the sequence's first
+    return direction == 0 ? s - (walk.length - cell.steps) : s;
+  };
+  auto state_of = [&](int j) {
+    return int64_t(walk.first + rarely(warp) + 8 * j) * units + rarely(unit);
+  };
+  // Where this thread's first cell has its values: in a stage, among the operands, and in dgates.
+  constexpr int kRow = kLayout.row_bytes, kSlabUnits = kUnits / Product::kSlabs;
+  const unsigned char* const gates_at = stages + warp * kRow + local * int(sizeof(S));
+  const unsigned char* const states_at = stages + warp * kRow + kLayout.gate_bytes + local * 4;
+  unsigned char* const operands_at = dgates + local / kSlabUnits * kLayout.tile_bytes +
+                                     (warp * 4 + local % 4) * 16 + local % kSlabUnits / 4 * 8 +
+                                     Received::copy() * (Cell::kGates * int(sizeof(S)));
+  auto place = [](int s) { return s % 2; };  // of exchange s
+  const bool plain = layer().rules.plain, upper = layer().upper_input != nullptr;
+
   __syncthreads();
-
-  // ---- what comes from global memory: copies of 16 bytes ----
-  constexpr int kState = kUnits * 4;  // bytes of a sequence's states
-  auto copy = [&](int s) {
-    constexpr int kPieces = kLayout.row_bytes / 16, kGatePieces = kUnits * int(sizeof(S)) / 16;
-    constexpr int kStatePieces = kState / 16;
-    const int me = recomputed_thread();
-    for (int x = me; x < kPieces * kGrid.sequences(); x += kGridThreads) {
-      const int n = x / kPieces, piece = x % kPieces;
-      const void* from = layer().gates;
-      bool exists = n < steps.active(s);
-      int unit = 0;
-      if (piece < 4 * kGatePieces) {
-        unit = slot * kUnits + piece % kGatePieces * (16 / int(sizeof(S)));
-        from = layer().gates + ((steps.row(s) + n) * 4 + piece / kGatePieces) * units + unit;
-      } else {
-        // In the order of BackwardLayout: the second is the gradient of the output.
-        constexpr int kPreviousCellState = 0, kGradCellState = 2;
-        const int kind = (piece - 4 * kGatePieces) / kStatePieces;
-        const int at = (piece - 4 * kGatePieces) % kStatePieces;
-        unit = slot * kUnits + at * 4;
-        if (kind == kPreviousCellState) {
-          exists = n < steps.active(s + 1);
-          from = layer().cell_states + (steps.row(s + 1) + n) * units + unit;
-        } else if (kind == kGradCellState) {
-          exists = exists && layer().grad_cell_states;
-          from = layer().grad_cell_states + (steps.row(s) + n) * units + unit;
-        } else if (layer().upper_input) {
-          from = layer().upper_input + (steps.row(s) + n) * args.output_stride + unit;
-        } else {
-          constexpr int kElements = 16 / int(sizeof(S));
-          exists = exists && layer().grad_output && at * kElements < kUnits;
-          unit = slot * kUnits + at * kElements;
-          from = layer().grad_output + (steps.row(s) + n) * args.output_stride + unit;
-        }
-      }
-      exists = exists && unit < units;
-      copy_async(stages + s % kStages * kLayout.stage_bytes + n * kLayout.row_bytes + piece * 16,
-                 exists ? from : layer().gates, exists ? 16 : 0);
-    }
+  auto copy = [&](int s, unsigned stage) {
+    copies.load(stage, {steps.row(s), steps.active(s)}, {steps.row(s + 1), steps.active(s + 1)});
   };
-  auto copy_if_aligned = [&](int s) {
-    if (args.aligned) copy(s);
-    commit_async();
-  };
-  for (int s = 0; s < kStages; ++s) copy_if_aligned(s);
-
-  T c[kTiles] = {}, dc[kTiles] = {}, dh_zoneout[kTiles] = {};
-  // The place of exchange s.
-  auto place = [&](int s) {
-    uint32_t j = local_team;
-    pin(j);
-    return args.exchange + (int64_t(j) * args.team.ctas * 2 + s % 2) * args.team.received_bytes;
-  };
+  for (int s = 0; s < kStages; ++s) copy(s, s * kLayout.stage_bytes);
   wait_async<0>();
   __syncthreads();
 
+  unsigned stage = 0;  // where that of the step begins
   for (int s = 0; s < walk.length; ++s) {
     // ---- what does not depend on other CTAs ----
-    float dh[kTiles];
-    CellSlopes slopes[kTiles];
-    const bool plain = layer().rules.plain;
-    const int active = steps.active(s);
-    // A sequence that enters, or is not in this step, adds no sums: they would hand it a NaN of the
-    // weights.
-    const int receiving = s == 0 ? 0 : least_of(steps.active(s - 1), active);
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      const int n = warp + 8 * j, local = Received::unit(), unit = slot * kUnits + local;
-      const bool inside = n < active && unit < units;
-      const int64_t state = int64_t(walk.first + n) * units + unit, row = steps.row(s) + n;
-      const bool continues = n < steps.active(s + 1);
-      float gates[4] = {0, 0, 0, 0}, c_prev = 0, grad_cell_states = 0;
-      dh[j] = 0;
-      if (inside && args.aligned) {
-        const unsigned char* from =
-            stages + s % kStages * kLayout.stage_bytes + n * kLayout.row_bytes;
+      Cell& cell = cells[j];
+      const unsigned char* const gates = gates_at + stage + j * 8 * kRow;
+      const unsigned char* const states = states_at + stage + j * 8 * kRow;
+      float act[4];
 #pragma unroll
-        for (int q = 0; q < 4; ++q)
-          gates[q] = to_acc(reinterpret_cast<const S*>(from)[q * kUnits + local]);
-        const float* floats = reinterpret_cast<const float*>(from + kLayout.gate_bytes) + local;
-        c_prev = floats[0];
-        grad_cell_states = floats[2 * kUnits];
-        if (layer().upper_input)
-          dh[j] = floats[kUnits];
-        else
-          dh[j] = to_acc(reinterpret_cast<const S*>(from + kLayout.gate_bytes + kState)[local]);
-      } else if (inside) {
-#pragma unroll
-        for (int q = 0; q < 4; ++q) gates[q] = to_acc(layer().gates[(row * 4 + q) * units + unit]);
-        if (continues) c_prev = layer().cell_states[(steps.row(s + 1) + n) * units + unit];
-        grad_cell_states = value_or_zero(layer().grad_cell_states, row * units + unit);
-        dh[j] = layer().upper_input
-                    ? layer().upper_input[row * args.output_stride + unit]
-                    : value_or_zero(layer().grad_output, row * args.output_stride + unit);
+      for (int q = 0; q < 4; ++q) act[q] = to_acc(reinterpret_cast<const S*>(gates)[q * kUnits]);
+      float c_prev = *reinterpret_cast<const float*>(states);
+      const float dc_above = reinterpret_cast<const float*>(states)[2 * kUnits];
+      cell.dh =
+          cell.dh_zoneout +
+          (upper ? reinterpret_cast<const float*>(states)[kUnits]
+                 : to_acc(*reinterpret_cast<const S*>(gates + kLayout.gate_bytes + 4 * kUnits)));
+      const int step = step_of(cell, s);
+      if (step == 0 && cell.steps > 0) {  // enters
+        cell.c = layer().cell_states[(steps.row(s) + rarely(warp) + 8 * j) * units + rarely(unit)];
+        cell.dc = value_or_zero(layer().grad_c_n, state_of(j));
+        cell.dh += value_or_zero(layer().grad_h_n, state_of(j));
       }
-      if (inside && !continues) c_prev = value_or_zero(layer().c0, state);
-      if (inside && (s == 0 || n >= steps.active(s - 1))) {  // enters
-        c[j] = layer().cell_states[row * units + unit];
-        dc[j] = value_or_zero(layer().grad_c_n, state);
-        dh[j] += value_or_zero(layer().grad_h_n, state);
-      }
-      dc[j] += grad_cell_states;
-      dh[j] += dh_zoneout[j];
+      if (step >= 0 && step == cell.steps - 1) c_prev = value_or_zero(layer().c0, state_of(j));
+      cell.dc += dc_above;
       if (plain)
-        slopes[j] = cell_slopes(gates, c_prev, c[j], PlainCell());
+        cell.prepare(cell_factors<FastMath>(act[0], act[1], act[2], act[3], c_prev, cell.c));
       else
-        slopes[j] =
-            cell_slopes(gates, c_prev, c[j],
-                        layer().rules.at(layer().rules.row(walk.time(s), walk.first + n), unit));
-      c[j] = c_prev;
-      CellBackward<float>&of_h = slopes[j].of_h, &of_c = slopes[j].of_c;
-      pin(of_h.a_i), pin(of_h.a_f), pin(of_h.a_g), pin(of_h.a_o), pin(of_h.c_prev);
-      pin(of_c.a_i), pin(of_c.a_f), pin(of_c.a_g), pin(of_c.c_prev), pin(dh[j]);
+        cell.prepare(cell_factors<FastMath>(
+            act[0], act[1], act[2], act[3], c_prev, cell.c,
+            layer().rules.at(layer().rules.row(walk.time(s), walk.first + rarely(warp) + 8 * j),
+                             rarely(unit))));
+      cell.c = c_prev;
     }
 
     // ---- the sums ----
-    float sums[kTiles] = {};
+    // A sequence that enters, or is not in this step, adds none: they would hand it a NaN of the
+    // weights.
     if (s > 0)
-      received.add_to(
-          sums,
-          place(s - 1) + slot * 2 * args.team.received_bytes + warp * (args.team.blocks * 32 * 4),
-          phase_of(s - 1, kSumPhase), args.limit);
-
-    float d[kTiles][4];
-    unsigned char* const operands = dgates + s % 2 * kLayout.dgates_bytes;
+      received.wait_and_add(place(s - 1), phase_of(s - 1, kSumPhase), args.limit,
+                            [&](int j, float sum) {
+                              const int step = step_of(cells[j], s);
+                              if (step > 0 && step < cells[j].steps) cells[j].dh += sum;
+                            });
+    const int half = s % 2 * kLayout.dgates_bytes;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      const int n = warp + 8 * j, local = Received::unit();
-      const CellBackward<float>&of_h = slopes[j].of_h, &of_c = slopes[j].of_c;
-      if (n < receiving) dh[j] += sums[j];
-      d[j][0] = dh[j] * of_h.a_i + dc[j] * of_c.a_i;
-      d[j][1] = dh[j] * of_h.a_f + dc[j] * of_c.a_f;
-      d[j][2] = dh[j] * of_h.a_g + dc[j] * of_c.a_g;
-      d[j][3] = dh[j] * of_h.a_o;
-      dc[j] = dh[j] * of_h.c_prev + dc[j] * of_c.c_prev;
-      dh_zoneout[j] = plain ? 0.0f : dh[j] * of_h.h_prev;
-      if (n >= active || slot * kUnits + local >= units)
-        d[j][0] = d[j][1] = d[j][2] = d[j][3] = dc[j] = dh_zoneout[j] = 0;
-      // The place of the unit's dgates among the operands: a lane's 16 bytes are those of one unit
-      // of a float type, or of two units of a half type.
-      constexpr int kSlabUnits = kUnits / Product::kSlabs;
-      unsigned char* to = operands +
-                          (j * Product::kSlabs + local / kSlabUnits) * kLayout.tile_bytes +
-                          (warp * 4 + local % 4) * 16 + local % kSlabUnits / 4 * 8;
-#pragma unroll
-      for (int q = 0; q < 4; ++q)
-        if (Received::kCopies == 1 || q / 2 == Received::copy()) put_gate<S>(to, q, d[j][q]);
+      cells[j].compute();
+      cells[j].store_operands(operands_at + half + j * Product::kSlabs * kLayout.tile_bytes);
     }
     wait_async<kStages - 2>();
     __syncthreads();
     if (s + 1 < walk.length)
-      product.send(operands, place(s) + slot * kUnits * 4, 2 * args.team.received_bytes,
-                   phase_of(s, kSumPhase));
+      product.send(dgates + half + lane_of_thread() * 16, place(s), phase_of(s, kSumPhase));
 
     // ---- no other CTA waits for what follows ----
+    S* const to = layer().dgates +
+                  uint64_t(uint32_t(steps.row(s)) + rarely(warp)) * uint32_t(args.dgates_stride) +
+                  (Received::copy() * 2 * units + rarely(unit));
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      const int n = warp + 8 * j, unit = unit_of_thread();
-      if (n >= steps.active(s) || unit >= units) continue;
-      S* to = layer().dgates + (steps.row(s) + n) * args.dgates_stride + unit;
-#pragma unroll
-      for (int q = 0; q < 4; ++q)
-        if (Received::kCopies == 1 || q / 2 == Received::copy()) from_acc(d[j][q], to[q * units]);
-      if (n < steps.active(s + 1) || Received::copy() != 0) continue;
-      const int64_t state = int64_t(walk.first + n) * units + unit;
-      if (layer().grad_c0) from_acc(dc[j], layer().grad_c0[state]);
-      if (layer().dh_zoneout) layer().dh_zoneout[state] = dh_zoneout[j];
+      const Cell& cell = cells[j];
+      const int step = step_of(cell, s);
+      if (step < 0 || step >= cell.steps) continue;
+      cell.store_gates(operands_at + half + j * Product::kSlabs * kLayout.tile_bytes,
+                       to + j * 8 * uint32_t(args.dgates_stride), units);
+      if (step < cell.steps - 1 || Received::copy() != 0) continue;
+      if (layer().grad_c0) from_acc(cell.dc, layer().grad_c0[state_of(j)]);
+      if (layer().dh_zoneout) layer().dh_zoneout[state_of(j)] = cell.dh_zoneout;
     }
-    copy_if_aligned(s + kStages);
+    copy(s + kStages, stage);
+    stage = stage + kLayout.stage_bytes == kStagesBytes ? 0 : stage + kLayout.stage_bytes;
     if (looks_ahead) steps.look_up(walk, s + GroupSteps::kAhead);
   }
   wait_async<0>();
 }
 
-template <class S, int kShape>
+template <class S, int kShape, int kBlocks>
 __global__ void __launch_bounds__(kGridThreads, 1)
     grid_backward_kernel(const __grid_constant__ GridBackwardArgs<S> args) {
-  if constexpr (FASTLSTM_SM80) grid_backward<S, kShape>(args);
+  if constexpr (FASTLSTM_SM80) grid_backward<S, kShape, kBlocks>(args);
 }
 
 }  // namespace cuda

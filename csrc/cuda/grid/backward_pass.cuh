@@ -52,13 +52,19 @@ class GridBackwardPass {
     args.aligned = p_.hidden_size * int64_t(sizeof(S)) % 16 == 0;
     pack(layer);
     for (int d = 0; d < p_.directions; ++d) args.direction[d] = direction(args, layer, d);
-    const size_t shared = size_t(backward_shared(shape_, team_.blocks, sizeof(S)));
+    const size_t shared = size_t(backward_shared(shape_, team_.warp_blocks, sizeof(S)));
     for_teams(p_.directions * args.groups, stack_.plan.active, [&](int first, int count) {
       stack_.zero(exchange_, count * exchange_bytes());
       args.first_team = first;
       with_index<kGridBackwardCount>(stack_.plan.shape, [&](auto index) {
-        launch_cooperative(grid_backward_kernel<S, index.value>, dim3(unsigned(count * team_.ctas)),
-                           kGridThreads, shared, stack_.stream(), args);
+        with_index<kGridBlockCounts>(block_choice(team_.blocks), [&](auto choice) {
+          constexpr int kShape = index.value, kBlocks = kGridBlocks[choice.value];
+          if constexpr (kBlocks <= kGridBackward[kShape].most_blocks(sizeof(S))) {
+            launch_cooperative(grid_backward_kernel<S, kShape, kBlocks>,
+                               dim3(unsigned(count * team_.ctas)), kGridThreads, shared,
+                               stack_.stream(), args);
+          }
+        });
       });
     });
   }

@@ -1,9 +1,9 @@
 // A backward CTA's product with its dgates, whose partial sums go to the owners of their units.
 //
 // The left operand is the CTA's rows of W_hh, transposed: its rows are units of the whole layer, in
-// blocks of 32. A lane's sums of a block are four neighbouring units of two sequences. K is the
-// CTA's (unit, gate) pairs, in slabs of 64 bytes: a lane's 16 bytes are two gates of each of two
-// units or, for floats, all gates of one unit.
+// blocks of 32. A warp has kBlocks neighbouring ones. A lane's sums of a block are four
+// neighbouring units of two sequences. K is the CTA's (unit, gate) pairs, in slabs of 64 bytes: a
+// lane's 16 bytes are two gates of each of two units or, for floats, all gates of one unit.
 #pragma once
 
 #include "phase.cuh"
@@ -13,84 +13,84 @@
 namespace fastlstm {
 namespace cuda {
 
-template <class S, int kShape>
+// Where a team's exchange has what its CTAs receive: (CTA, place, sequence, source, unit).
+struct GridSums {
+  unsigned char* exchange;  // of the team
+  int blocks, slot;         // of the layer; this CTA
+};
+
+template <class S, int kShape, int kWarpBlocks>
 class GridBackwardProduct {
  public:
   static constexpr GridBackwardShape kGrid = kGridBackward[kShape];
   static constexpr BackwardLayout kLayout = backward_layout(kGrid, sizeof(S));
   static constexpr int kTiles = kGrid.tiles, kSlabs = kGrid.slabs(sizeof(S));
-  static constexpr int kBlocks = kGrid.most_blocks(sizeof(S)), kUnits = kGrid.units;
+  static constexpr int kBlocks = kWarpBlocks, kUnits = kGrid.units;
+  static constexpr int kParts = kBlocks * kSlabs;
+  static constexpr int kHeld = kGrid.held(kBlocks, sizeof(S)), kShared = kParts - kHeld;
+  static constexpr bool kStreams = kShared > 0 && kShared >= kHeld / 2;
   static constexpr int kChains = kTiles == 1 ? 2 : 1;
+  // Of a sequence's sums, and of those of all sequences.
+  static constexpr int kRowBytes = sums_row_bytes(kBlocks);
+  static constexpr int kPlaceBytes = kGrid.sequences() * kRowBytes;
 
-  // Fragments of this CTA: [block][slab][k-step, tile][lane], 16 bytes each. A warp has every
-  // eighth block. It begins with those of the CTA's own units: otherwise all would send to one CTA
-  // at a time.
+  // Fragments of this CTA: [block][slab][k-step, tile][lane], 16 bytes each. The warps of the CTAs
+  // have their blocks in different orders: otherwise all would send to one CTA at a time.
   __device__ __forceinline__ GridBackwardProduct(const uint4* fragments, unsigned char* shared,
-                                                 int blocks, int slot)
-      : warp_(warp_of_thread()), blocks_(blocks), rotation_(slot * kUnits / 32) {
-    const int lane = lane_of_thread();
+                                                 const GridSums& sums) {
+    const int warp = warp_of_thread(), lane = lane_of_thread();
+    const int first = (warp + sums.slot) % kGridWarps * kBlocks;
+    count_ = sums.blocks - first;
+    const int unit = first * 32 + lane / 4 * 4;
+    to_ = sums.exchange + int64_t(unit / kUnits) * (2 * kPlaceBytes) + lane % 4 * 2 * kRowBytes +
+          (sums.slot * kUnits + unit % kUnits) * 4;
+    auto exists = [&](int part) { return part / kSlabs < count_; };
     auto from = [&](int part) {
-      const int block = block_of(part / kSlabs);
-      return has_block(part / kSlabs)
-                 ? fragments + (block * kSlabs + part % kSlabs) * kGridBlockFragments + lane
-                 : nullptr;
+      return fragments + (exists(part) ? first * kSlabs + part : 0) * kGridBlockFragments + lane;
     };
 #pragma unroll
-    for (int part = 0; part < kGrid.register_blocks; ++part) {
+    for (int part = 0; part < kHeld; ++part) {
       const uint4* source = from(part);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        register_weights_[part][j] = source ? source[j * 32] : make_uint4(0, 0, 0, 0);
+        held_[part][j] = exists(part) ? source[j * 32] : make_uint4(0, 0, 0, 0);
     }
-    const int parts = backward_shared_blocks(kGrid, blocks, sizeof(S));
-    uint4* to = reinterpret_cast<uint4*>(shared) + warp_ * parts * kGridBlockFragments + lane;
-    shared_weights_ = to;
-    for (int part = 0; part < parts; ++part) {
-      const uint4* source = from(kGrid.register_blocks + part);
+    uint4* to = reinterpret_cast<uint4*>(shared) + warp * kShared * kGridBlockFragments + lane;
+    shared_ = to;
+    for (int part = 0; part < kShared; ++part) {
+      const uint4* source = from(kHeld + part);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        if (source) copy_async(to + part * kGridBlockFragments + j * 32, source + j * 32, 16);
+        copy_async(to + part * kGridBlockFragments + j * 32, source + j * 32,
+                   exists(kHeld + part) ? 16 : 0);
     }
     commit_async();
   }
 
-  // Multiplies the dgates in shared memory and sends the sums. `to` is where the first CTA of the
-  // team receives those of this CTA; each further CTA's place is `received` bytes behind.
-  __device__ __forceinline__ void send(const unsigned char* dgates, unsigned char* to,
-                                       int64_t received, uint32_t phase) const {
-    const int lane = lane_of_thread();
+  // Multiplies the dgates in shared memory, where those of this lane begin at `dgates`, and sends
+  // the sums to that place of their owners. The sums of a block are sent while the next block is
+  // multiplied.
+  __device__ __forceinline__ void send(const unsigned char* dgates, int place,
+                                       uint32_t phase) const {
     uint4 b[kTiles][kSlabs];
 #pragma unroll
     for (int k = 0; k < kSlabs; ++k)
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
-        b[n][k] = *reinterpret_cast<const uint4*>(dgates + (n * kSlabs + k) * kLayout.tile_bytes +
-                                                  lane * 16);
-    // The order of sums in a place: sequence, then source, then unit.
-    const int sequence_bytes = blocks_ * 32 * 4;
-    const int unit = lane / 4 * 4;  // of a block
-    to += unit / kUnits * received + lane % 4 * 2 * sequence_bytes + unit % kUnits * 4;
-    // The sums of a block are sent while the next block is multiplied.
+        b[n][k] = *reinterpret_cast<const uint4*>(dgates + (n * kSlabs + k) * kLayout.tile_bytes);
+    unsigned char* const to = to_ + place * kPlaceBytes;
     Sums sums[2];
 #pragma unroll
     for (int j = 0; j <= kBlocks; ++j) {
-      if (j < kBlocks && has_block(j)) multiply(sums[j % 2], j, b);
-      if (j > 0 && has_block(j - 1))
-        send_block(sums[(j - 1) % 2], to + block_of(j - 1) * (32 / kUnits) * received,
-                   sequence_bytes, phase);
+      if (j < kBlocks) multiply(sums[j % 2], j, b);
+      if (j > 0)
+        send_block(sums[(j - 1) % 2], to + (j - 1) * (32 / kUnits * 2 * kPlaceBytes),
+                   uint32_t(j - 1 < count_), phase);
     }
   }
 
  private:
   typedef float Sums[kChains][kTiles][2][4];
-
-  __device__ __forceinline__ bool has_block(int j) const {
-    return j * kGridWarps + warp_ < blocks_;
-  }
-  __device__ __forceinline__ int block_of(int j) const {
-    const int block = j * kGridWarps + warp_ + rotation_;
-    return block < blocks_ ? block : block - blocks_;
-  }
 
   __device__ __forceinline__ void multiply(Sums& sums, int j,
                                            const uint4 (&b)[kTiles][kSlabs]) const {
@@ -103,10 +103,8 @@ class GridBackwardProduct {
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
           const int part = j * kSlabs + k, i = step * 2 + tile;
-          const uint4 w =
-              part < kGrid.register_blocks
-                  ? register_weights_[part < kGrid.register_blocks ? part : 0][i]
-                  : shared_weights_[(part - kGrid.register_blocks) * kGridBlockFragments + i * 32];
+          const uint4 w = part < kHeld ? held_[part < kHeld ? part : 0][i]
+                                       : shared_[(part - kHeld) * kGridBlockFragments + i * 32];
           const uint32_t a[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
@@ -122,111 +120,154 @@ class GridBackwardProduct {
   }
 
   __device__ __forceinline__ static void send_block(const Sums& sums, unsigned char* to,
-                                                    int sequence_bytes, uint32_t phase) {
+                                                    uint32_t exists, uint32_t phase) {
+    // Where many weights come from shared memory, a branch keeps the compiler from loading those of
+    // later blocks earlier than there are registers for.
+    if (kStreams && !exists) return;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float (&low)[4] = sums[0][n][0], (&high)[4] = sums[0][n][1];
-        send_packet(to + (8 * n + e) * sequence_bytes,
-                    make_uint4(tagged(low[e], phase), tagged(low[2 + e], phase),
-                               tagged(high[e], phase), tagged(high[2 + e], phase)));
+        const uint4 packet = make_uint4(tagged(low[e], phase), tagged(low[2 + e], phase),
+                                        tagged(high[e], phase), tagged(high[2 + e], phase));
+        if constexpr (kStreams)
+          send_packet(to + (8 * n + e) * kRowBytes, packet);
+        else
+          send_packet(to + (8 * n + e) * kRowBytes, packet, exists);
       }
   }
 
-  uint4 register_weights_[kGrid.register_blocks][4];
-  const uint4* shared_weights_;
-  const int warp_, blocks_, rotation_;
+  uint4 held_[kHeld][4];
+  const uint4* shared_;
+  unsigned char* to_;
+  int count_;  // this warp's blocks that the layer has, if fewer than kBlocks
 };
 
 // ---- what the owner of units receives ----
 //
-// A warp has whole sequences. A lane reads 16 bytes: the sums of four units from one CTA. It adds
+// A warp has whole sequences. A lane reads 16 bytes: the sums of some units from one CTA. It adds
 // those of several CTAs, then the lanes add their results, all in a fixed order. In the end a lane
 // has the sum of one unit; with 16 units in a CTA, two lanes have the same one.
 template <class Product>
 class ReceivedSums {
  public:
   static constexpr int kUnits = Product::kUnits, kTiles = Product::kTiles;
-  static constexpr int kTogether = 4;                              // packets checked at once
-  static constexpr int kParts = Product::kBlocks * 2 / kTogether;  // of a sequence, at most
+  static constexpr int kValues = 4;                                // of a packet
+  static constexpr int kLanes = kUnits / kValues;                  // packets of a source
+  static constexpr int kPackets = Product::kRowBytes / (32 * 16);  // of a lane and sequence
+  static constexpr int kTogether = kPackets % 4 == 0 ? 4 : kPackets % 3 == 0 ? 3 : 2;
+  static constexpr int kChunks = kTiles * kPackets / kTogether;
+  // Layers that need fewer than these run with the kernel of fewer blocks: all lanes have them.
+  static constexpr int kWhole = Product::kBlocks == 1
+                                    ? 0
+                                    : kGridBlocks[block_choice(Product::kBlocks * kGridWarps) - 1] *
+                                          kPackets / Product::kBlocks;
 
-  __device__ __forceinline__ explicit ReceivedSums(int blocks) : packets_(blocks * 8) {}
-
-  // Adds the received sums to dh. `from` is where those of this warp's first sequence begin.
-  __device__ __forceinline__ void add_to(float (&dh)[kTiles], const unsigned char* from,
-                                         uint32_t phase, uint64_t limit) const {
-    const int lane = lane_of_thread(), sequence_bytes = packets_ * 16;
-    from += lane * 16;
-    auto has_packets = [&](int f) { return f % kParts * kTogether * 32 < packets_; };
-    auto load = [&](int f, uint4(&v)[kTogether], bool all) {
+  __device__ __forceinline__ explicit ReceivedSums(const GridSums& sums) {
+    const int lane = lane_of_thread();
+    from_ = sums.exchange + int64_t(sums.slot) * (2 * Product::kPlaceBytes) +
+            warp_of_thread() * Product::kRowBytes + lane * 16;
+    const int packets = sums.blocks * 32 / kValues;
+    exists_ = 0;
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        const int packet = (f % kParts * kTogether + i) * 32;
-        const uint4 one[1] = {v[i]};
-        if (packet + lane < packets_ && (all || off_phase(one, phase) & kSumPhase))
-          v[i] = poll_packet(from + f / kParts * 8 * sequence_bytes + packet * 16);
-      }
+    for (int i = 0; i < kPackets; ++i) exists_ |= uint32_t(i * 32 + lane < packets) << i;
+  }
+
+  // Adds the received sums to dh[j], for sequence warp + 8 j. What no CTA sends stays zero.
+  template <class Add>
+  __device__ __forceinline__ void wait_and_add(int place, uint32_t phase, uint64_t limit,
+                                               Add&& add) const {
+    const unsigned char* const from = from_ + place * Product::kPlaceBytes;
+    auto at = [&](int f, int i) {
+      const int x = f * kTogether + i;
+      return from + x / kPackets * 8 * Product::kRowBytes + x % kPackets * 512;
     };
-    auto zero = [&](uint4(&v)[kTogether]) {
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) v[i] = make_uint4(phase, phase, phase, phase);
+    auto off = [&](int f, int i, const uint4& v) {
+      const uint4 one[1] = {v};
+      const int packet = (f * kTogether + i) % kPackets;
+      return off_phase(one, phase) & (packet < kWhole ? kSumPhase : exists_ >> packet & kSumPhase);
     };
     uint4 v[2][kTogether];
 #pragma unroll
-    for (int f = 0; f < 2; ++f) {
-      zero(v[f]);
-      if (f < kTiles * kParts && has_packets(f)) load(f, v[f], true);
-    }
-    float sum[4] = {};
+    for (int f = 0; f < least_of(2, kChunks); ++f)
 #pragma unroll
-    for (int f = 0; f < kTiles * kParts; ++f) {
-      if (f % kParts == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-      if (has_packets(f)) {
-        uint4(&packets)[kTogether] = v[f % 2];
-        if (__ballot_sync(~0u, (off_phase(packets, phase) & kSumPhase) != 0)) {
-          PollingPatience patience(limit);
-          do {
-            load(f, packets, false);
-            if (f + 1 < kTiles * kParts && has_packets(f + 1)) load(f + 1, v[(f + 1) % 2], false);
-            patience.check();
-          } while (__ballot_sync(~0u, (off_phase(packets, phase) & kSumPhase) != 0));
-        }
+      for (int i = 0; i < kTogether; ++i) v[f][i] = poll_packet(at(f, i));
+    float sum[kValues];
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if ((f % kParts * kTogether + i) * 32 + lane >= packets_) continue;
-          sum[0] += float_of(packets[i].x), sum[1] += float_of(packets[i].y);
-          sum[2] += float_of(packets[i].z), sum[3] += float_of(packets[i].w);
-        }
+    for (int f = 0; f < kChunks; ++f) {
+      uint4(&packets)[kTogether] = v[f % 2];
+      auto any_off = [&] {
+        uint32_t result = 0;
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) result |= off(f, i, packets[i]);
+        return __ballot_sync(~0u, result != 0) != 0;
+      };
+      if (any_off()) {
+        PollingPatience patience(limit);
+        do {
+#pragma unroll
+          for (int next = f; next < least_of(f + 2, kChunks); ++next)
+#pragma unroll
+            for (int i = 0; i < kTogether; ++i)
+              poll_packet_if(off(next, i, v[next % 2][i]), at(next, i), v[next % 2][i]);
+          patience.check();
+        } while (any_off());
       }
-      if (f + 2 < kTiles * kParts && has_packets(f + 2)) {
-        zero(v[f % 2]);
-        load(f + 2, v[f % 2], true);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const bool first = (f * kTogether + i) % kPackets == 0;
+        const uint32_t words[4] = {packets[i].x, packets[i].y, packets[i].z, packets[i].w};
+#pragma unroll
+        for (int k = 0; k < kValues; ++k)
+          sum[k] = first ? float_of(words[k]) : sum[k] + float_of(words[k]);
       }
-      if (f % kParts == kParts - 1) dh[f / kParts] += over_lanes(sum, lane);
+      if (f + 2 < kChunks) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) packets[i] = poll_packet(at(f + 2, i));
+      }
+      if ((f + 1) * kTogether % kPackets == 0)
+        add((f + 1) * kTogether / kPackets - 1, over_lanes(sum));
     }
   }
 
   // This thread's unit in the CTA, and its number among the lanes that have that unit.
   __device__ __forceinline__ static int unit() {
-    const int lane = recomputed_thread() % 32;
-    return lane % (kUnits / 4) * 4 + lane / 16 * 2 + lane / 8 % 2;
+    const int lane = lane_of_thread();
+    int unit = lane % kLanes * kValues;
+#pragma unroll
+    for (int bit = 16, step = kValues / 2; step > 0; bit /= 2, step /= 2)
+      if (lane & bit) unit += step;
+    return unit;
   }
   static constexpr int kCopies = 32 / kUnits;
   __device__ __forceinline__ static int copy() {
-    return kCopies == 1 ? 0 : recomputed_thread() % 8 / 4;
+    return kCopies == 1 ? 0 : lane_of_thread() / kLanes % kCopies;
   }
 
  private:
-  __device__ __forceinline__ static float over_lanes(const float (&sum)[4], int lane) {
-    const bool high = lane & 16, odd = lane & 8;
-    const float a = (high ? sum[2] : sum[0]) + __shfl_xor_sync(~0u, high ? sum[0] : sum[2], 16);
-    const float b = (high ? sum[3] : sum[1]) + __shfl_xor_sync(~0u, high ? sum[1] : sum[3], 16);
-    const float one = (odd ? b : a) + __shfl_xor_sync(~0u, odd ? a : b, 8);
-    return kCopies == 1 ? one : one + __shfl_xor_sync(~0u, one, 4);
+  __device__ __forceinline__ static float over_lanes(float (&sum)[kValues]) {
+    const int lane = lane_of_thread();
+    int left = kValues;
+#pragma unroll
+    for (int bit = 16; bit >= kLanes; bit /= 2) {
+      left /= 2;
+      if (left == 0) {
+        sum[0] += __shfl_xor_sync(~0u, sum[0], bit);
+        continue;
+      }
+      const bool high = lane & bit;
+#pragma unroll
+      for (int k = 0; k < left; ++k) {
+        const float other = high ? sum[k] : sum[k + left];
+        sum[k] = (high ? sum[k + left] : sum[k]) + __shfl_xor_sync(~0u, other, bit);
+      }
+    }
+    return sum[0];
   }
 
-  const int packets_;
+  const unsigned char* from_;
+  uint32_t exists_;  // a bit for each packet of this lane that a CTA sends
 };
 
 }  // namespace cuda

@@ -92,43 +92,72 @@ struct GridBackwardShape {
     return units * 4 * bytes / kGridSlabBytes;
   }
   FASTLSTM_INLINE constexpr int most_blocks(int bytes) const { return blocks * 2 / bytes; }
+  // Of a warp's parts of weights, how many stay in registers. With 12 parts the compiler needs the
+  // registers of one for itself.
+  FASTLSTM_INLINE constexpr int held(int warp_blocks, int bytes) const {
+    const int parts = warp_blocks * slabs(bytes);
+    return least_of(parts, parts == 12 ? register_blocks - 1 : register_blocks);
+  }
 };
 
 constexpr int kGridBackwardCount = 3;
 constexpr GridBackwardShape kGridBackward[kGridBackwardCount] = {
     {16, 1, 8, 8, 3}, {16, 2, 8, 7, 3}, {32, 2, 4, 8, 3}};
 
-// A backward team for a layer: its CTAs have whole blocks of 32 units. In a step a CTA receives the
-// sums of its units, for each sequence, from every CTA.
+// A kernel is compiled for the number of blocks that a warp computes, which makes every address of
+// a step a register and a constant. The least of these that holds the layer runs it; blocks beyond
+// the layer are computed from zeros and not sent.
+constexpr int kGridBlockCounts = 6;
+constexpr int kGridBlocks[kGridBlockCounts] = {1, 2, 3, 4, 6, 8};
+// Its number among these.
+constexpr int block_choice(int blocks) {
+  int j = 0;
+  while (j < kGridBlockCounts && kGridBlocks[j] < parts_of(blocks, kGridWarps)) ++j;
+  return j;
+}
+
+// What a CTA receives in a step: for each sequence a row of sums, by their sources and then by
+// units, as long as the kernel's blocks.
+FASTLSTM_INLINE constexpr int sums_row_bytes(int warp_blocks) {
+  return warp_blocks * kGridWarps * 32 * 4;
+}
+
+// A backward team for a layer: its CTAs have whole blocks of 32 units.
 struct GridBackwardTeam {
-  int ctas, blocks;  // blocks over all warps of a CTA
+  int ctas, blocks, warp_blocks;  // blocks of the layer; those for which the kernel is compiled
   int64_t received_bytes;
 };
-FASTLSTM_INLINE constexpr GridBackwardTeam backward_team(GridBackwardShape s, int64_t hidden_size) {
-  const int blocks = parts_of(hidden_size, 32);
-  return {blocks * 32 / s.units, blocks, int64_t(blocks) * 32 * s.sequences() * 4};
+constexpr GridBackwardTeam backward_team(GridBackwardShape s, int64_t hidden_size) {
+  const int blocks = parts_of(hidden_size, 32), choice = block_choice(blocks);
+  const int each = choice < kGridBlockCounts ? kGridBlocks[choice] : parts_of(blocks, kGridWarps);
+  return {blocks * 32 / s.units, blocks, each, int64_t(s.sequences()) * sums_row_bytes(each)};
 }
 
 // The shared memory of a backward CTA has, in this order: weights, two buffers of dgates, stages of
-// what comes from global memory, steps.
+// what comes from global memory, where each thread copies it from, steps.
 struct BackwardLayout {
   int tile_bytes;  // dgates of 8 sequences in a slab, padded against bank conflicts of stores
   int dgates_bytes;
   // A sequence in a stage: its gates, then the previous c, and the gradients of the output and of
   // c.
   int gate_bytes, row_bytes, stage_bytes;
+  // Pieces of 16 bytes that a thread copies in a step, and 16 bytes that say from where, each.
+  int pieces, piece_bytes;
 };
 FASTLSTM_INLINE constexpr BackwardLayout backward_layout(GridBackwardShape s, int bytes) {
   const int tile = 512 + 64, gates = 4 * s.units * bytes, row = gates + 3 * s.units * 4;
-  return {tile, s.tiles * s.slabs(bytes) * tile, gates, row, row * s.sequences()};
+  const int pieces = parts_of(row / 16, 32 / s.tiles);
+  return {tile,   s.tiles * s.slabs(bytes) * tile, gates, row, row * s.sequences(),
+          pieces, pieces * kGridThreads * 16};
 }
-FASTLSTM_INLINE constexpr int backward_shared_blocks(GridBackwardShape s, int blocks, int bytes) {
-  return most_of(0, parts_of(blocks, kGridWarps) * s.slabs(bytes) - s.register_blocks);
+FASTLSTM_INLINE constexpr int backward_shared_blocks(GridBackwardShape s, int warp_blocks,
+                                                     int bytes) {
+  return warp_blocks * s.slabs(bytes) - s.held(warp_blocks, bytes);
 }
-FASTLSTM_INLINE constexpr int64_t backward_shared(GridBackwardShape s, int blocks, int bytes) {
+FASTLSTM_INLINE constexpr int64_t backward_shared(GridBackwardShape s, int warp_blocks, int bytes) {
   const BackwardLayout x = backward_layout(s, bytes);
-  return int64_t(backward_shared_blocks(s, blocks, bytes)) * kGridWarps * kGridBlockBytes +
-         2 * x.dgates_bytes + s.stages * x.stage_bytes + kGridStepsBytes;
+  return int64_t(backward_shared_blocks(s, warp_blocks, bytes)) * kGridWarps * kGridBlockBytes +
+         2 * x.dgates_bytes + s.stages * x.stage_bytes + x.piece_bytes + kGridStepsBytes;
 }
 
 }  // namespace cuda

@@ -213,6 +213,15 @@ __device__ __forceinline__ void send_packet(void* to, const uint4& v) {
                "r"(v.z), "r"(v.w)
                : "memory");
 }
+// Nothing where `exists` is zero.
+__device__ __forceinline__ void send_packet(void* to, const uint4& v, uint32_t exists) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.u32 p, %5, 0;\n"
+      "@p st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};\n}\n" ::"l"(to),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(exists)
+      : "memory");
+}
 __device__ __forceinline__ void send_word(void* to, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }

@@ -85,6 +85,9 @@ __forceinline__ void send_packet(void* to, const uint4& value) {
   const uint4 read = value;
   simt::packet_send(to, read);
 }
+__forceinline__ void send_packet(void* to, const uint4& value, uint32_t exists) {
+  if (exists != 0) send_packet(to, value);
+}
 __forceinline__ void send_word(void* to, uint32_t value) { simt::packet_send_word(to, value); }
 __forceinline__ void send_half_word(void* to, uint16_t value) {
   simt::packet_send_half_word(to, value);

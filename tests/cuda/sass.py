@@ -1,4 +1,4 @@
-"""Machine code that nvcc made, as nvdisasm prints it: what stands inside a kernel's loops."""
+"""Machine code that nvcc made, as nvdisasm prints it: its order, what stands inside loops."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def disassembled(cubin: Path) -> dict[str, list[str]]:
         if name:
             kernels[name[1]] = section.splitlines()
     return kernels
+
+
+def opcodes_of(lines: list[str]) -> list[str]:
+    """Of a kernel's instructions, in the order in which they stand."""
+    return [found[2] for line in lines if (found := _INSTRUCTION.search(line))]
 
 
 def in_loops(lines: list[str]) -> list[str]:

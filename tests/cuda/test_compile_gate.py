@@ -239,6 +239,39 @@ def test_no_step_waits_for_all_memory_or_drops_a_cache(source, compiled, folder)
         assert not bad, (name, bad)
 
 
+STEPS = [s.stem for s in SOURCES if s.stem.startswith("stepwise")]
+
+
+@pytest.mark.skipif(sass.disassembler() is None, reason="no nvdisasm: no machine code was read")
+@pytest.mark.parametrize("source", STEPS)
+def test_steps_copy_weights_and_then_wait_for_the_step_before(source, compiled, folder):
+    """ACQBULK waits for the kernel before, PREEXIT lets the next one begin."""
+    kernels = machine_code(folder, source)
+    tiles = {name for name in kernels if STEP_KERNEL in name}
+    single = {name for name in kernels if "single_step" in name}
+    early = (
+        tiles | single | {n for n in kernels if re.search("finish_kernel|norm_(for|back)ward", n)}
+    )
+    for name, lines in kernels.items():
+        opcodes = [opcode.split(".")[0] for opcode in sass.opcodes_of(lines)]
+        found = (opcodes.count("ACQBULK"), opcodes.count("PREEXIT"))
+        assert found == ((1, 1) if name in early else (0, 0)), name
+        if name not in early:
+            continue
+        wait, trigger = opcodes.index("ACQBULK"), opcodes.index("PREEXIT")
+        before = opcodes[:wait]
+        assert (trigger < wait) == (name in single), name
+        if name in tiles:  # three stages before the wait, of three and more copies each
+            assert before.count("LDGSTS") >= 9, name
+            assert not {"HMMA", "BAR", "STG"} & set(before), name
+        elif name in single:  # half of the product
+            assert "CCTL" in before, name
+            assert before.count("LDG") > 8, name
+            assert "STG" not in before, name
+        else:
+            assert not {"LDG", "STG"} & set(before), name
+
+
 @pytest.mark.parametrize("gpu", ["A100", "H100", "H200", "B200"])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(

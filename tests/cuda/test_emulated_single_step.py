@@ -120,12 +120,13 @@ MUTANTS = {
         FILE, "layer.h0, units, units, args.rows", "layer.h0, args.x_stride, units, args.rows",
     ),
     "one row for two units": (FILE, "(gate) * units + unit", "(gate) * units + first"),
+    "one lane waits": (FILE, "    wait_for_primary();", "    if (lane == 0) wait_for_primary();"),
     "half of the columns": (FILE, "int with = 16", "int with = 8"),
     "one direction for both": (FILE, "args.layer[blockIdx.z]", "args.layer[0]"),
 }  # fmt: skip
 
 
-ONLY = [("stepwise/step_launcher.cuh", "stack_.run_kernel(step_kernel<Shape, Step>", "kIndex == 0")]
+ONLY = [("stepwise/step_launcher.cuh", "run_kernel(step_kernel<Shape, Step>", "kIndex == 0")]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,13 @@ def mutants(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_bug_planted_in_a_single_step_is_seen(name, mutants):
-    p = Problem(steps=1, input_size=200, hidden_size=40, bidirectional=True, dtype=torch.bfloat16)
+    p = Problem(
+        steps=1,
+        input_size=200,
+        hidden_size=40,
+        num_layers=2,
+        bidirectional=True,
+        dtype=torch.bfloat16,
+    )
     schedule = Schedule("random", races=True, algorithm="auto")
     assert is_seen(mutants[name], "simt_checks", "shows", [p], [schedule])

@@ -30,6 +30,13 @@
 #define FASTLSTM_SM80 1
 #endif
 
+// Clusters, and kernels that begin early, came with sm_90.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900 || defined(FASTLSTM_BEFORE_SM80)
+#define FASTLSTM_SM90 0
+#else
+#define FASTLSTM_SM90 1
+#endif
+
 namespace fastlstm {
 namespace cuda {
 
@@ -38,6 +45,12 @@ __device__ __forceinline__ constexpr int min_of(int a, int b) { return a < b ? a
 // Elements of a tf32 product: `float` is rounded before each mma; RoundedFloat has been rounded by
 // round_tf32 already.
 struct RoundedFloat {};
+
+// When a kernel begins: when all before it on its stream has ended; or early, as soon as every CTA
+// of the kernel before it (its primary) has called start_dependents() or ended. Before
+// wait_for_primary() an early kernel reads only what was complete when the last kernel began that
+// was not early, and writes only its own shared memory: its primary may not have waited either.
+enum class Begin { late, early };
 
 #if defined(__CUDACC__)
 
@@ -70,6 +83,24 @@ __device__ __forceinline__ void wait_async() {
 #if FASTLSTM_SM80
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 #endif
+}
+
+// The next kernel on the stream may begin, if it is launched early and all other CTAs agree.
+__device__ __forceinline__ void start_dependents() {
+#if FASTLSTM_SM90
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Waits until the primary has ended and all that it wrote is visible. Every thread that reads or
+// writes such memory calls it.
+__device__ __forceinline__ void wait_for_primary() {
+#if FASTLSTM_SM90
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// A hint: the 32 bytes at `from` will be read from the L2 cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 // Ends the kernel where a wait takes longer than `limit` nanoseconds; 0: never.
@@ -193,17 +224,29 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("fastlstm: ") + what + ": " + cudaGetErrorString(error));
 }
 
+// Whether kernels can begin early on the current GPU (device_properties.cu).
+bool kernels_begin_early();
+
 // More than 48 KiB of dynamic shared memory is an opt-in, once for each kernel and device.
 template <class Args>
 void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, void* stream,
-            const Args& args) {
+            const Args& args, Begin begin = Begin::late) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (shared > 48 * 1024)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
           "shared memory");
-  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(args);
-  check(cudaGetLastError(), "kernel launch");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = begin == Begin::early && kernels_begin_early() ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, args), "kernel launch");
 }
 
 // All CTAs of the grid are resident at once, or the launch fails.
@@ -300,12 +343,26 @@ inline uint32_t smallest_of_warp(uint32_t x) { return ~largest_of_warp(~x); }
 
 inline void trap(const char* why) { simt::fail(why); }
 
+#if FASTLSTM_SM90
+inline void start_dependents() { simt::start_dependents(); }
+inline void wait_for_primary(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::wait_for_primary(file, line);
+}
+#else
+inline void start_dependents() {}
+inline void wait_for_primary() {}
+#endif
+inline void prefetch(const void*) {}
+
+inline bool kernels_begin_early() { return FASTLSTM_SM90; }
+
 template <class Args>
 void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, void* stream,
-            const Args& args) {
+            const Args& args, Begin begin = Begin::late) {
   if (grid.count() == 0) return;
-  simt::Stream& s = *static_cast<simt::Stream*>(stream);
-  s.run(grid, threads, shared, [=] { kernel(args); });
+  const bool early = begin == Begin::early && kernels_begin_early();
+  static_cast<simt::Stream*>(stream)->run(
+      {grid, dim3(threads), 1, shared, early, [=] { kernel(args); }});
 }
 
 template <class Args>

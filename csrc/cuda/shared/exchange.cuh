@@ -12,12 +12,6 @@
 
 #include "device.cuh"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define FASTLSTM_SM90 0
-#else
-#define FASTLSTM_SM90 1
-#endif
-
 // Whether warpgroups can hand registers to each other (setmaxnreg): sm_90a and sm_100a can, plain
 // sm_90 cannot.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL)

@@ -214,9 +214,9 @@ class Stack {
 
   // ---- launches ----
   template <class Kernel, class Args>
-  void run_kernel(Kernel kernel, dim3 grid, unsigned threads, size_t shared,
-                  const Args& args) const {
-    launch(kernel, grid, threads, shared, stream_, args);
+  void run_kernel(Kernel kernel, dim3 grid, unsigned threads, size_t shared, const Args& args,
+                  Begin begin = Begin::late) const {
+    launch(kernel, grid, threads, shared, stream_, args, begin);
   }
 
   void fill_map() const {

@@ -172,8 +172,8 @@ class StepwiseBackwardPass {
       step.rules = drawn_rules<T>(p_, layer, d);
     }
     launcher_.step(stack_.plan.cell, units_, product);
-    stack_.run_kernel(norm_backward_kernel<S>, sequence_grid(product.active, p_.directions),
-                      kRowThreads, kNormShared<T>, args);
+    launcher_.run_kernel(norm_backward_kernel<S>, sequence_grid(product.active, p_.directions),
+                         kRowThreads, kNormShared<T>, args);
   }
 
   const Backward& f_;

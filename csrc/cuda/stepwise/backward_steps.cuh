@@ -67,13 +67,12 @@ struct CellBackwardStep {
   T* dh_zoneout;  // (B, H), the share of dh that zoneout passes to the previous h; or null
 
   __device__ __forceinline__ T initial(int row, int unit) const {
-    if (projected) return T(0);
-    const T sum = incoming.at(row, unit, width);
-    return dh_zoneout && row < after ? sum + dh_zoneout[int64_t(row) * width + unit] : sum;
+    return projected ? T(0) : incoming.at(row, unit, width);
   }
   __device__ __forceinline__ void finish(int row, int unit, T dh) const {
     const int64_t state = int64_t(row) * width + unit, r = first + row;
     const S* act = gates + r * 4 * width + unit;
+    if (dh_zoneout && row < after) dh += dh_zoneout[state];
     const T c_prev =
         row < before ? cell_states[(before_first + row) * width + unit] : value_or_zero(c0, state);
     T dc_in = row < after ? dc[state] : value_or_zero(grad_c_n, state);

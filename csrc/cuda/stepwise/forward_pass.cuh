@@ -177,8 +177,8 @@ class StepwiseForwardPass {
       step.rules = drawn_rules<T>(p_, layer, d);
     }
     launcher_.step(stack_.plan.gates, 4 * units_, product);
-    stack_.run_kernel(norm_forward_kernel<S>, sequence_grid(product.active, p_.directions),
-                      kRowThreads, kNormShared<T>, args);
+    launcher_.run_kernel(norm_forward_kernel<S>, sequence_grid(product.active, p_.directions),
+                         kRowThreads, kNormShared<T>, args);
   }
 
   void project(int layer, int64_t s) const {

@@ -4,6 +4,9 @@
 // initial(), and finish() receives the result. With kGates the product's columns are gates, in
 // blocks of 32 (i, f, g, o of eight units), and finish() receives the four gates of a unit
 // together.
+//
+// initial() reads only what was complete before the first step: it runs before a step waits for the
+// one before it.
 #pragma once
 
 #include "../shared/numeric.cuh"

@@ -25,12 +25,12 @@ struct HiddenGradientRowStep {
   T* to;
 
   __device__ __forceinline__ T initial(int row, int column) const {
-    const T sum = incoming.at(row, column, width);
-    return dh_zoneout && row < incoming.after ? sum + dh_zoneout[int64_t(row) * width + column]
-                                              : sum;
+    return incoming.at(row, column, width);
   }
   __device__ __forceinline__ void finish(int row, int column, T sum) const {
-    to[int64_t(row) * width + column] = sum;
+    const int64_t state = int64_t(row) * width + column;
+    if (dh_zoneout && row < incoming.after) sum += dh_zoneout[state];
+    to[state] = sum;
   }
 };
 
@@ -91,6 +91,8 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     norm_backward_kernel(const __grid_constant__ NormBackwardArgs<S> args) {
   typedef Acc<S> T;
   FASTLSTM_SHARED_BUFFER(raw);
+  wait_for_primary();
+  start_dependents();
   T* shared = reinterpret_cast<T*>(raw);
   const NormBackwardStep<S>& a = args.step[blockIdx.z];
   const int b = blockIdx.x, units = a.units;

@@ -86,6 +86,8 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<S> args) {
   typedef Acc<S> T;
   FASTLSTM_SHARED_BUFFER(raw);
+  wait_for_primary();
+  start_dependents();
   T* shared = reinterpret_cast<T*>(raw);
   const NormForwardStep<S>& a = args.step[blockIdx.z];
   const int b = blockIdx.x, units = a.units;

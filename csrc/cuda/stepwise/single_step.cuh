@@ -9,6 +9,10 @@
 //
 // What moves: every weight is read once, from the L2 cache where the stack fits it. All warps read
 // x and h_0, which the L1 cache holds. A launch waits for that, and for nothing else.
+//
+// When it begins: the kernel of an upper layer begins early, multiplies h_0, and moves its W_ih to
+// the L2 cache, before it waits for x, the output of the layer below. No layer writes what another
+// reads before its wait: so each lets the next one begin at once, and several may be under way.
 #pragma once
 
 #include "../shared/stack.cuh"
@@ -73,11 +77,19 @@ __device__ __forceinline__ void add_products(Acc<S> (&sums)[kSingleStepRows], co
   }
 }
 
+// Moves a row of weights to the L2 cache.
+template <class S>
+__device__ __forceinline__ void prefetch_row(const S* weights, int depth) {
+  constexpr int kSector = 32 / int(sizeof(S));
+  for (int k = threadIdx.x % 32 * kSector; k < depth; k += 32 * kSector) prefetch(weights + k);
+}
+
 template <class S>
 __global__ void __launch_bounds__(32 * kSingleStepWarps, 1)
     single_step_kernel(const __grid_constant__ SingleStepArgs<S> args) {
   typedef Acc<S> T;
   FASTLSTM_SHARED_BUFFER(shared);
+  start_dependents();
   T(*pre)[kSingleStepRows] = reinterpret_cast<T(*)[kSingleStepRows]>(shared);  // by warp
   const SingleStepLayer<S>& layer = args.layer[blockIdx.z];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, units = args.units;
@@ -86,9 +98,12 @@ __global__ void __launch_bounds__(32 * kSingleStepWarps, 1)
   if (unit < units) {
     const int64_t row = int64_t(gate) * units + unit;  // of the weights
     T sums[kSingleStepRows] = {};
+    if (args.kind == InputKind::dense)
+      prefetch_row(layer.w_ih + row * args.input_size, args.input_size);
     if (layer.h0)
       add_products(sums, layer.w_hh + row * units, layer.h0, units, units, args.rows,
                    args.h_aligned);
+    wait_for_primary();  // the threads that have cells below, too
     if (args.kind == InputKind::dense) {
       add_products(sums, layer.w_ih + row * args.input_size, static_cast<const S*>(args.x),
                    args.x_stride, args.input_size, args.rows, args.x_aligned);
@@ -187,7 +202,8 @@ class SingleStepPass {
     }
     const dim3 grid(blocks_of(units, kSingleStepUnits), 1, unsigned(p_.directions));
     stack_.run_kernel(single_step_kernel<S>, grid, 32 * kSingleStepWarps,
-                      kSingleStepWarps * kSingleStepRows * sizeof(T), args);
+                      kSingleStepWarps * kSingleStepRows * sizeof(T), args,
+                      layer > 0 ? Begin::early : Begin::late);
   }
 
   const Forward& f_;

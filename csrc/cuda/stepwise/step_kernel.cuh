@@ -11,6 +11,10 @@
 //
 // What moves per step: every CTA reads its rows of h and its columns of W from the L2 cache.
 //
+// When it begins: early (step_launcher.cuh). Before it waits for the kernel that computes h, it
+// starts the copies of W's first stages and reads what initial() needs: no step writes either. Then
+// the next step's kernel may begin, to do the same. GPUs without early kernels read h at once.
+//
 // Where cuBLAS is estimated to multiply faster (kLibraryTile), a step is a product by cuBLAS, kept
 // in the accumulation type, and finish_kernel as a second launch. Floor: docs/kernels.md.
 #pragma once
@@ -38,7 +42,8 @@ __device__ __forceinline__ void step_of_tile(const StepArgs<Step>& args) {
   if (first >= active) return;
   const Step& step = args.step[d];
   TileProduct<Tile> product(shared, args.operands[d], first, blockIdx.x * Tile::kColumns);
-  product.begin();
+  product.begin_right();
+  if constexpr (!FASTLSTM_SM90) product.begin_left();
 
   // A block is 32 columns: the gates of eight units, or any.
   const int block = blockIdx.x * Tile::kColumnWarps + product.column_warp;
@@ -58,6 +63,9 @@ __device__ __forceinline__ void step_of_tile(const StepArgs<Step>& args) {
           sums[f][q][e] = holds && column < step.width ? step.initial(row, column) : T(0);
         }
       }
+  wait_for_primary();
+  start_dependents();
+  if constexpr (FASTLSTM_SM90) product.begin_left();
   product.finish(sums);
   if (!product.holds_sums()) return;
 
@@ -106,6 +114,8 @@ template <class Step>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_kernel(const __grid_constant__ FinishArgs<Step> args) {
   typedef typename Step::T T;
+  wait_for_primary();
+  start_dependents();
   const int d = blockIdx.z, row = blockIdx.x, j = blockIdx.y * kFinishThreads + threadIdx.x;
   if (row >= args.active[d]) return;
   const Step& step = args.step[d];

@@ -1,5 +1,10 @@
 // Launches a step (step_kernel.cuh): packs its right operands, and multiplies with the tile that
 // the plan names or by cuBLAS.
+//
+// The kernels of a layer's steps begin early, each behind the one before it; only the first one
+// waits for the end of all before it, among them the packing of W and the input part. So those are
+// complete when any of the others begins, however early. A kernel behind a product by cuBLAS begins
+// early too, but reads nothing before its wait.
 #pragma once
 
 #include "../shared/stack.cuh"
@@ -36,6 +41,7 @@ class StepLauncher {
   }
   // Packs them from `matrix` of a layer's weights, whose element (column, k) is at
   // column * row_stride + k * k_stride.
+  // What is launched next begins late.
   void pack_operands(S* const (&to)[2], int layer, const void* LayerWeights::* matrix,
                      int64_t columns, int64_t depth, int64_t row_stride, int64_t k_stride,
                      bool gates) const {
@@ -53,6 +59,7 @@ class StepLauncher {
       args.to[d] = to[d];
     }
     stack_.pack(args);
+    begin_ = Begin::late;
   }
 
   // `count` rows of A times B transposed, each `depth` long and padded.
@@ -78,6 +85,14 @@ class StepLauncher {
     }
   }
 
+  // Launches one of the steps' kernels.
+  template <class Kernel, class Args>
+  void run_kernel(Kernel kernel, dim3 grid, unsigned threads, size_t shared,
+                  const Args& args) const {
+    stack_.run_kernel(kernel, grid, threads, shared, args, begin_);
+    begin_ = Begin::early;
+  }
+
  private:
   static int64_t operand_rows(int64_t columns) { return round_up(columns, kPadColumns); }
   static int64_t operand_columns(int64_t columns, bool gates) {
@@ -96,7 +111,7 @@ class StepLauncher {
     const int most = args.active[0] > args.active[1] ? args.active[0] : args.active[1];
     const dim3 grid(blocks_of(columns, Shape::kColumns), blocks_of(most, Shape::kRows),
                     unsigned(stack_.problem.directions));
-    stack_.run_kernel(step_kernel<Shape, Step>, grid, Shape::kThreads, Shape::kSharedBytes, args);
+    run_kernel(step_kernel<Shape, Step>, grid, Shape::kThreads, Shape::kSharedBytes, args);
   }
 
   // The same operands, padding included, as one large product for each direction.
@@ -119,11 +134,12 @@ class StepLauncher {
     const int64_t threads = Step::kGates ? columns / 4 : columns;
     const dim3 grid(unsigned(most), blocks_of(threads, kFinishThreads),
                     unsigned(stack_.problem.directions));
-    stack_.run_kernel(finish_kernel<Step>, grid, kFinishThreads, 0, finish);
+    run_kernel(finish_kernel<Step>, grid, kFinishThreads, 0, finish);
   }
 
   Stack<S>& stack_;
   T* product_[2];  // of a step, by direction; only where the plan has kLibraryTile
+  mutable Begin begin_ = Begin::late;  // of the next kernel
 };
 
 }  // namespace cuda

@@ -96,6 +96,7 @@ class TileProduct {
       const int offset = slab * kSlabBytes + chunk % kChunks * kChunkBytes;
       const bool left = line < Tile::kRows;
       valid_[j] = !left || row + line < x.rows ? kChunkBytes : 0;
+      right_ |= unsigned(!left) << j;
       const S* from = left ? x.a + (valid_[j] ? row + line : 0) * x.a_stride
                            : x.b + (column + line - Tile::kRows) * x.b_stride;
       from_[j] = reinterpret_cast<const unsigned char*>(from) + offset;
@@ -103,10 +104,17 @@ class TileProduct {
     }
   }
 
-  // Starts the first copies, which overlap with what the caller does next.
-  __device__ __forceinline__ void begin() {
+  // Starts the first copies, which overlap with what the caller does next: of B, then of A.
+  __device__ __forceinline__ void begin_right() {
 #pragma unroll
-    for (int k = 0; k < Tile::kStages - 1; ++k) copy(k);
+    for (int k = 0; k < Tile::kStages - 1; ++k) copy(k, [&](int j) { return right_ >> j & 1; });
+  }
+  __device__ __forceinline__ void begin_left() {
+#pragma unroll
+    for (int k = 0; k < Tile::kStages - 1; ++k) {
+      copy(k, [&](int j) { return !(right_ >> j & 1); });
+      commit_async();
+    }
   }
 
   // Adds the product to `sums`. With kSplit > 1, the whole sums are in warps with holds_sums().
@@ -114,7 +122,8 @@ class TileProduct {
     for (int k = 0; k < stages_; ++k) {
       wait_async<Tile::kStages - 2>();
       __syncthreads();
-      copy(k + Tile::kStages - 1);
+      copy(k + Tile::kStages - 1, [](int) { return true; });
+      commit_async();
       const unsigned char* stage = shared_ + k % Tile::kStages * Tile::kStageSize;
 #pragma unroll
       for (int j = 0; j < Tile::kSlabs / Tile::kSplit; ++j)
@@ -134,14 +143,15 @@ class TileProduct {
   int column_warp;
 
  private:
-  __device__ __forceinline__ void copy(int stage) {
-    if (stage < stages_) {
-      unsigned char* to = shared_ + stage % Tile::kStages * Tile::kStageSize;
+  // Those of this thread's copies for which `use` holds.
+  template <class Use>
+  __device__ __forceinline__ void copy(int stage, Use&& use) {
+    if (stage >= stages_) return;
+    unsigned char* to = shared_ + stage % Tile::kStages * Tile::kStageSize;
 #pragma unroll
-      for (int j = 0; j < Tile::kLoads; ++j)
+    for (int j = 0; j < Tile::kLoads; ++j)
+      if (use(j))
         copy_async(to + to_[j], from_[j] + int64_t(stage) * Tile::kSlabs * kSlabBytes, valid_[j]);
-    }
-    commit_async();
   }
 
   __device__ __forceinline__ void multiply(Sums& sums, const unsigned char* slab) {
@@ -235,6 +245,7 @@ class TileProduct {
   int split_, row_, stages_;
   const unsigned char* from_[Tile::kLoads];
   int to_[Tile::kLoads], valid_[Tile::kLoads];
+  unsigned right_ = 0;  // a bit for each copy: whether it is of B
 };
 
 }  // namespace cuda

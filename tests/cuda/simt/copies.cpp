@@ -126,7 +126,7 @@ void check_exit_of_block() {
   check_copies_at_exit();
 }
 
-unsigned cluster_rank() { return self->block->rank - self->block->cluster; }
+unsigned cluster_rank() { return self->block->id - self->block->cluster; }
 
 uint32_t offset_in_shared(const void* place) {
   const Block& block = *self->block;

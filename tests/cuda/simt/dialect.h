@@ -8,8 +8,8 @@
 
 #define threadIdx (simt::self->index)
 #define blockIdx (simt::self->block->index)
-#define blockDim (simt::block_size)
-#define gridDim (simt::grid_size)
+#define blockDim (simt::block_size())
+#define gridDim (simt::grid_size())
 #define __global__
 #define __device__
 #define __host__

@@ -98,7 +98,7 @@ void launch_clusters(void (*kernel)(Args), unsigned ctas, unsigned cluster, unsi
                      size_t shared, void* stream, const Args& args) {
   if (ctas == 0) return;
   simt::Stream& s = *static_cast<simt::Stream*>(stream);
-  s.run(dim3(ctas), threads, shared, [=] { kernel(args); }, cluster);
+  s.run({dim3(ctas), dim3(threads), cluster, shared, false, [=] { kernel(args); }});
 }
 
 }  // namespace cuda

@@ -8,6 +8,7 @@
 #include "grid/shapes.h"
 #include "half.h"
 #include "launch.h"
+#include "race.h"
 #include "simt.h"
 
 namespace fastlstm {
@@ -84,12 +85,27 @@ bool aligned(const Gemm& g) {
   return operand(g.a, g.m, g.k) && operand(g.b, g.k, g.n) && whole(g.c, g.n, g.n, g.out);
 }
 
+// Tells the race checker of a matrix that a large product reads or writes.
+void touch(const void* data, int64_t outer, int64_t stride, int64_t width, DType type, bool write) {
+  for (int64_t j = 0; j < outer; ++j)
+    simt::race::access(uintptr_t(data) + j * stride * bytes_of(type),
+                       size_t(width * bytes_of(type)), write, __builtin_return_address(0));
+}
+void touch(const Operand& x, int64_t rows, int64_t columns, DType type) {
+  if (x.column == 1)
+    touch(x.data, rows, x.row, columns, type, false);
+  else
+    touch(x.data, columns, x.column, rows, type, false);
+}
+
 // The large products of the launcher's contract, in the simplest way.
 void gemm(void* products, const Gemm& g) {
   Products& counts = *static_cast<Products*>(products);
   ++counts.count;
   counts.unaligned += !aligned(g);
-  static_cast<simt::Stream*>(g.stream)->add([g] {
+  static_cast<simt::Stream*>(g.stream)->run_library([g] {
+    touch(g.a, g.m, g.k, g.in);
+    touch(g.b, g.k, g.n, g.in);
     for (int64_t i = 0; i < g.m; ++i)
       for (int64_t j = 0; j < g.n; ++j) {
         double sum = 0;
@@ -98,6 +114,7 @@ void gemm(void* products, const Gemm& g) {
                  get(g.in, g.b.data, k * g.b.row + j * g.b.column);
         set(g.out, g.c, i * g.n + j, sum);
       }
+    touch(g.c, g.m, g.n, g.n, g.out, true);
   });
 }
 
@@ -149,6 +166,7 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     stream.config.races = options.races != 0;
     stream.config.preempt = unsigned(options.preempt);
     stream.turn = simt::Turn(options.turn);
+    stream.overlaps = true;
     stream.forgotten = options.forgotten;
     Products products{};
     Context context{&stream, nullptr, gemm, &products};

@@ -49,7 +49,7 @@ struct Lag {
 
   void count_poll() {
     if (polls_left-- > 0) return;
-    const unsigned threads = std::min(grid_size.count() * block_size.count(), 2048u);
+    const unsigned threads = std::min(thread_count(), 2048u);
     late_places = late_places == 0 ? unsigned(1 + draw() % 14) : 0;  // neither none nor all
     polls_left = unsigned(draw() % (late_places == 0 ? threads / 4 + 1 : 4 * threads));
   }
@@ -78,7 +78,7 @@ Reader& reader_of(Word& word, bool* is_new) {
   for (Reader& r : word.readers)
     if (r.thread == self->id) return r;
   if (is_new) *is_new = true;
-  word.readers.push_back({self->id, self->block->rank, 0, {word.first, word.first}});
+  word.readers.push_back({self->id, self->block->id, 0, {word.first, word.first}});
   return word.readers.back();
 }
 
@@ -86,8 +86,7 @@ Reader& reader_of(Word& word, bool* is_new) {
 uint64_t seen_before(const Word& word, int half) {
   uint64_t seen = word.first;
   for (const Reader& r : word.readers)
-    if (r.thread == self->id ||
-        (r.block == self->block->rank && r.barriers < self->block->barriers))
+    if (r.thread == self->id || (r.block == self->block->id && r.barriers < self->block->barriers))
       seen = std::max(seen, r.seen[half]);
   return seen;
 }

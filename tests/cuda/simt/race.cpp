@@ -10,7 +10,7 @@
 #include <set>
 #include <unordered_map>
 
-#include "simt.h"
+#include "scheduler.h"
 
 namespace simt {
 namespace race {
@@ -233,18 +233,22 @@ std::string first() { return first_report; }
 
 std::string name_of(unsigned thread) {
   if (thread >= thread_count) return actors[thread - thread_count];
-  const unsigned size = block_size.count();
-  return "block " + std::to_string(thread / size) + " thread " + std::to_string(thread % size);
+  return name_of_thread(thread);
 }
 
-void barrier(const std::vector<unsigned>& ids) {
-  if (!on || ids.empty()) return;
+Shared all_of(const std::vector<unsigned>& ids) {
+  if (!on) return nullptr;
   Times sum = *clocks[ids[0]].base;
   std::set<const Times*> merged = {clocks[ids[0]].base.get()};
   for (unsigned id : ids)
     if (merged.insert(clocks[id].base.get()).second) merge(sum, *clocks[id].base);
   for (unsigned id : ids) sum[id] = std::max(sum[id], clocks[id].time);
-  const Shared base = std::make_shared<const Times>(std::move(sum));
+  return std::make_shared<const Times>(std::move(sum));
+}
+
+void barrier(const std::vector<unsigned>& ids) {
+  if (!on || ids.empty()) return;
+  const Shared base = all_of(ids);
   for (unsigned id : ids) {
     clocks[id].base = base;
     ++clocks[id].time;

@@ -52,7 +52,8 @@ struct Joined {
 void join(Joined& joined);  // the running thread
 Shared end_phase(Joined& joined, unsigned actor, uint32_t time);
 void learn(const Shared& from);
-uint32_t now();  // of the running thread
+Shared all_of(const std::vector<unsigned>& threads);  // what any of them did
+uint32_t now();                                       // of the running thread
 std::string name_of(unsigned thread);
 
 }  // namespace race

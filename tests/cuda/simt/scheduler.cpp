@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <random>
 
 #include "exchange_state.h"
@@ -14,7 +15,6 @@
 namespace simt {
 
 Thread* self = nullptr;
-dim3 grid_size, block_size;
 
 namespace {
 struct Collective;
@@ -42,14 +42,14 @@ struct Barrier {
   std::vector<Thread*> waiting;
 };
 // A barrier's key: the block and an id (0: __syncthreads, 1 to 15: named barriers); for a cluster
-// its first block and kCluster; for the grid `blocks` and 0.
+// its first block and kCluster; for a grid the grid and kGrid.
 typedef std::pair<const void*, int> Key;
-constexpr int kCluster = 16;
+constexpr int kCluster = 16, kGrid = 17;
 
 Config config;
 Result* result;
-const std::function<void()>* body;
 std::mt19937_64 random_bits;
+std::vector<RunningGrid> grids;
 std::vector<Thread> threads;
 std::vector<Block> blocks;
 std::vector<Warp> warps;
@@ -71,7 +71,7 @@ void switch_to(Thread* to) {
 }
 
 std::string place_of(const Thread& t) {
-  std::string text = "block " + std::to_string(t.block->rank) + " at " + t.where;
+  std::string text = name_of(*t.block) + " at " + t.where;
   if (t.file) {
     const char* slash = std::strrchr(t.file, '/');
     text += std::string(" in ") + (slash ? slash + 1 : t.file);
@@ -117,11 +117,11 @@ void run_next() {
 // named barriers.
 unsigned expected(const Key& key, const Barrier& barrier) {
   if (barrier.threads) return barrier.threads;
-  if (key.first == &blocks) return live;
+  if (key.second == kGrid) return static_cast<const RunningGrid*>(key.first)->live;
   const Block* first = static_cast<const Block*>(key.first);
   if (key.second != kCluster) return first->live;
   unsigned count = 0;
-  for (unsigned rank = 0; rank < config.cluster; ++rank) count += first[rank].live;
+  for (unsigned rank = 0; rank < first->grid->of->cluster; ++rank) count += first[rank].live;
   return count;
 }
 
@@ -138,17 +138,23 @@ void open_if_full(const Key& key, Barrier& barrier) {
 
 void enter() {
   fiber::begin();
-  (*body)();
+  RunningGrid& grid = *self->block->grid;
+  grid.of->kernel();
   for (const auto& group : self->copies)
     if (!group.empty()) fail("a thread exits with asynchronous copies that nobody waited for");
   check_exit();
   self->done = true;
   self->where = "exited";
   --live;
-  if (--self->block->live == 0) check_exit_of_block();
+  --grid.live;
+  if (--self->block->live == 0) {
+    check_exit_of_block();
+    end_block();
+  }
+  if (grid.live == 0) end_grid();
   // Those that wait for this thread no longer.
   for (const Key& key :
-       {Key(self->block, 0), Key(&blocks[self->block->cluster], kCluster), Key(&blocks, 0)}) {
+       {Key(self->block, 0), Key(&blocks[self->block->cluster], kCluster), Key(&grid, kGrid)}) {
     const auto barrier = barriers.find(key);
     if (barrier != barriers.end()) open_if_full(key, barrier->second);
   }
@@ -156,43 +162,78 @@ void enter() {
   std::abort();  // never resumed
 }
 
-void prepare(const Config& c) {
-  const unsigned block_count = c.grid.count(), size = c.block.count(), per_block = (size + 31) / 32;
-  threads.assign(block_count * size, {});
-  blocks.assign(block_count, {});
-  warps.assign(block_count * per_block, {});
-  barriers.clear();
-  turns.start(c.order);
-  polling.clear();
-  live = unsigned(threads.size());
-  for (unsigned b = 0; b < block_count; ++b) {
-    Block& block = blocks[b];
-    block.rank = b;
-    block.index = {b % c.grid.x, b / c.grid.x % c.grid.y, b / c.grid.x / c.grid.y};
-    block.live = size;
-    block.cluster = b / c.cluster * c.cluster;
-    block.shared_bytes = c.shared;
-    // Of the exact size, so that the address sanitizer sees the end.
-    void* shared = nullptr;
-    if (posix_memalign(&shared, 128, std::max<size_t>(c.shared, 1))) std::abort();
-    block.shared = static_cast<unsigned char*>(shared);
-    std::memset(block.shared, 0xff, c.shared);  // what nobody wrote reads as NaN
-    track(block.shared, c.shared, "shared memory");
-  }
-  for (unsigned j = 0; j < threads.size(); ++j) {
-    Thread& t = threads[j];
-    const unsigned local = j % size;
-    t.id = j;
-    t.block = &blocks[j / size];
-    t.warp = &warps[j / size * per_block + local / 32];
+void add(Block& block, RunningGrid& grid, unsigned rank) {
+  const Grid& of = *grid.of;
+  block.id = grid.first_block + rank;
+  block.rank = rank;
+  block.index = {rank % of.size.x, rank / of.size.x % of.size.y, rank / of.size.x / of.size.y};
+  block.grid = &grid;
+  block.cluster = grid.first_block + rank / of.cluster * of.cluster;
+  block.shared_bytes = of.shared;
+  // Of the exact size, so that the address sanitizer sees the end.
+  void* shared = nullptr;
+  if (posix_memalign(&shared, 128, std::max<size_t>(of.shared, 1))) std::abort();
+  block.shared = static_cast<unsigned char*>(shared);
+  std::memset(block.shared, 0xff, of.shared);  // what nobody wrote reads as NaN
+  track(block.shared, of.shared, "shared memory");
+
+  const unsigned size = of.block.count(), first_warp = unsigned(warps.size());
+  block.live = size;
+  block.first_thread = unsigned(threads.size());
+  warps.resize(first_warp + (size + 31) / 32);
+  for (unsigned local = 0; local < size; ++local) {
+    Thread t;
+    t.id = unsigned(threads.size());
+    t.block = &block;
+    t.warp = &warps[first_warp + local / 32];
     t.warp->lanes = std::min(32u, size - local / 32 * 32);
     t.lane = local % 32;
-    t.index = {local % c.block.x, local / c.block.x % c.block.y, local / c.block.x / c.block.y};
-    turns.add(&t);
+    t.index = {local % of.block.x, local / of.block.x % of.block.y,
+               local / of.block.x / of.block.y};
+    threads.push_back(t);
   }
 }
 
+void prepare(const std::vector<Grid>& session) {
+  unsigned block_count = 0, thread_total = 0, warp_count = 0;
+  for (const Grid& grid : session) {
+    const unsigned count = grid.size.count(), size = grid.block.count();
+    block_count += count;
+    thread_total += count * size;
+    warp_count += count * ((size + 31) / 32);
+  }
+  grids.assign(session.size(), {});
+  blocks.assign(block_count, {});
+  threads.clear();
+  warps.clear();
+  threads.reserve(thread_total);  // others point to threads and warps
+  warps.reserve(warp_count);
+  barriers.clear();
+  turns.start(config.order);
+  polling.clear();
+  live = thread_total;
+  unsigned first_block = 0;
+  for (unsigned g = 0; g < grids.size(); ++g) {
+    RunningGrid& grid = grids[g];
+    grid.of = &session[g];
+    grid.number = g;
+    grid.first_block = first_block;
+    grid.untriggered = grid.of->size.count();
+    grid.live = grid.untriggered * grid.of->block.count();
+    if (g > 0) grid.primary = &grids[g - 1];
+    if (g + 1 < grids.size()) grid.dependent = &grids[g + 1];
+    for (unsigned rank = 0; rank < grid.untriggered; ++rank)
+      add(blocks[first_block + rank], grid, rank);
+    first_block += grid.untriggered;
+  }
+  for (unsigned rank = 0; rank < grids[0].untriggered; ++rank) begin(blocks[rank]);
+}
+
 }  // namespace
+
+void begin(Block& block) {
+  for (unsigned j = 0; j < block.live; ++j) wake(&threads[block.first_thread + j]);
+}
 
 void wake(Thread* thread) {
   turns.add(thread);
@@ -205,29 +246,42 @@ uint64_t draw() { return random_bits(); }
 Order order() { return config.order; }
 
 Block& peer(unsigned rank) {
-  if (rank >= config.cluster)
-    fail("rank " + std::to_string(rank) + " in a cluster of " + std::to_string(config.cluster));
+  const unsigned cluster = self->block->grid->of->cluster;
+  if (rank >= cluster)
+    fail("rank " + std::to_string(rank) + " in a cluster of " + std::to_string(cluster));
   return blocks[self->block->cluster + rank];
 }
 
 std::vector<unsigned> threads_of(const Block& block) {
-  std::vector<unsigned> ids;
-  const unsigned size = block_size.count();
-  for (unsigned j = 0; j < size; ++j) ids.push_back(block.rank * size + j);
+  std::vector<unsigned> ids(block.grid->of->block.count());
+  std::iota(ids.begin(), ids.end(), block.first_thread);
   return ids;
 }
 
-Result launch(const Config& c, const std::function<void()>& kernel) {
+unsigned thread_count() { return unsigned(threads.size()); }
+const dim3& grid_size() { return self->block->grid->of->size; }
+const dim3& block_size() { return self->block->grid->of->block; }
+Block& block_of(const RunningGrid& grid, unsigned rank) { return blocks[grid.first_block + rank]; }
+
+std::string name_of(const Block& block) {
+  std::string name = "block " + std::to_string(block.rank);
+  if (grids.size() > 1) name += " of grid " + std::to_string(block.grid->number);
+  return name;
+}
+
+std::string name_of_thread(unsigned id) {
+  const Block& block = *threads[id].block;
+  return name_of(block) + " thread " + std::to_string(id - block.first_thread);
+}
+
+Result launch(const Config& c, const std::vector<Grid>& session) {
   Result outcome;
   result = &outcome;
   config = c;
-  body = &kernel;
-  grid_size = c.grid;
-  block_size = c.block;
   random_bits.seed(c.seed);
   stopping = false;
   idle_rounds = stale_rounds = 0;
-  prepare(c);
+  prepare(session);
   forget_exchange();
   fiber::create(int(threads.size()), enter);
   if (c.races) race::begin(unsigned(threads.size()));
@@ -248,8 +302,7 @@ Result launch(const Config& c, const std::function<void()>& kernel) {
 }
 
 void fail(const std::string& message) {
-  stop(message + " (block " + std::to_string(self->block->rank) + ", thread " +
-       std::to_string(self->index.x) + ")");
+  stop(message + " (" + name_of(*self->block) + ", thread " + std::to_string(self->index.x) + ")");
 }
 
 void stop(const std::string& message) {
@@ -283,8 +336,8 @@ void barrier(Scope scope, const char* where, int line, const char* file) {
   self->where = where;
   self->file = file;
   self->line = line;
-  Key key(&blocks, 0);
-  if (scope == Scope::block) key.first = self->block;
+  Key key(self->block->grid, kGrid);
+  if (scope == Scope::block) key = {self->block, 0};
   if (scope == Scope::cluster) key = {&blocks[self->block->cluster], kCluster};
   Barrier& b = barriers[key];
   if (b.waiting.empty())
@@ -353,7 +406,11 @@ void async_copy(void* to, const void* from, size_t bytes, size_t valid) {
   race::access(uintptr_t(to), bytes, true, __builtin_return_address(0));
   std::memset(to, 0xff, bytes);
   if (self->copies.empty()) self->copies.emplace_back();
-  self->copies.back().push_back({to, from, bytes, valid});
+  // It may read its source at once, or when it arrives.
+  race::access(uintptr_t(from), valid, false, __builtin_return_address(0));
+  Thread::Copy copy{to, from, bytes, valid, config.order != Order::fifo && draw() % 2 == 0, {}};
+  if (copy.early) std::memcpy(copy.read, from, valid);
+  self->copies.back().push_back(copy);
 }
 
 void async_commit() {
@@ -367,7 +424,7 @@ void async_wait(size_t groups_left) {
     for (const Thread::Copy& c : groups.front()) {
       race::access(uintptr_t(c.from), c.valid, false, __builtin_return_address(0));
       race::access(uintptr_t(c.to), c.bytes, true, __builtin_return_address(0));
-      std::memcpy(c.to, c.from, c.valid);
+      std::memcpy(c.to, c.early ? c.read : c.from, c.valid);
       std::memset(static_cast<char*>(c.to) + c.valid, 0, c.bytes - c.valid);
     }
     groups.erase(groups.begin());

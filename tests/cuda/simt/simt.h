@@ -21,6 +21,12 @@
 // multiples of 16; places outside of the cluster or of shared memory; bulk copies of what a thread
 // stored without fence_async_copies.
 //
+// A kernel that is launched early (device.cuh) shares a session with those before it on its stream.
+// Its CTAs begin one by one, some as soon as they may and some when the kernel before has ended. To
+// the race checker nothing in the kernels before orders what a thread does before
+// wait_for_primary(): not even what had ended, for only the wait promises that memory is visible.
+// It is an error if no thread of an early kernel waits.
+//
 // What it cannot see: fence scopes (cta against gpu), other proxy fences, __ldg of data written by
 // the same kernel, fast-math and fused multiply-add, and whether a grid fits a GPU. Ordinary data
 // that one CTA writes and another reads after waiting for an mbarrier count as ordered, though
@@ -58,11 +64,12 @@ struct alignas(16) float4 {
 namespace simt {
 
 struct Block;
+struct RunningGrid;
 struct Warp;
 
 struct Thread {
   dim3 index;
-  unsigned id = 0, lane = 0;  // id: in the whole grid
+  unsigned id = 0, lane = 0;  // id: in the session
   Block* block = nullptr;
   Warp* warp = nullptr;
   bool done = false;
@@ -76,6 +83,8 @@ struct Thread {
     void* to;
     const void* from;
     size_t bytes, valid;
+    bool early;  // the source was read at once, to `read`
+    unsigned char read[16];
   };
   std::vector<std::vector<Copy>> copies;  // asynchronous copies by group; the last is open
   // Groups of bulk stores: how many are closed, have stores, are known to have read their source.
@@ -85,19 +94,28 @@ struct Thread {
 
 struct Block {
   dim3 index;
-  unsigned rank = 0, live = 0;  // rank: in the whole grid
-  unsigned cluster = 0;         // the first block of its cluster, by rank
-  unsigned barriers = 0;        // barriers that all its live threads have passed
+  unsigned id = 0, rank = 0;  // in the session, in its grid
+  unsigned live = 0, first_thread = 0;
+  RunningGrid* grid = nullptr;
+  bool triggered = false;  // the next grid may begin, as far as this block is concerned
+  unsigned cluster = 0;    // the id of the first block of its cluster
+  unsigned barriers = 0;   // barriers that all its live threads have passed
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
 };
 
 enum class Order { fifo, lifo, random, block_up, block_down, uneven };
 
-struct Config {
-  dim3 grid, block;
+// A kernel's launch.
+struct Grid {
+  dim3 size, block;      // blocks, and threads of a block
   unsigned cluster = 1;  // blocks to a cluster
-  size_t shared = 0;     // bytes of dynamic shared memory
+  size_t shared = 0;     // bytes of dynamic shared memory of a block
+  bool early = false;    // may begin before the grid before it has ended
+  std::function<void()> kernel;
+};
+
+struct Config {
   Order order = Order::fifo;
   uint64_t seed = 1;
   bool races = false;
@@ -112,9 +130,11 @@ struct Result {
 };
 
 extern Thread* self;  // the thread that runs
-extern dim3 grid_size, block_size;
+const dim3& grid_size();
+const dim3& block_size();
 
-Result launch(const Config& config, const std::function<void()>& kernel);
+// Runs a session: a grid, and early ones that follow it.
+Result launch(const Config& config, const std::vector<Grid>& grids);
 [[noreturn]] void fail(const std::string& message);  // ends the launch with an error
 
 // When streams do what they got: at once, or all of it when the first stream ends. Then what waits
@@ -129,14 +149,16 @@ struct Stream {
   std::string error, first_race;
   long races = 0, launches = 0;
   unsigned largest_grid = 0;
+  // Whether kernels wait until it is known what is launched early behind them. Then finish() runs
+  // the last ones.
+  bool overlaps = false;
   long follows = 0;     // calls of follow(), of forked streams too
   long forgotten = -1;  // which of them does nothing: a wait that is left out; -1: none
 
-  void run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
-           unsigned cluster = 1);
+  void run(const Grid& grid);
+  // A kernel of a library: of which nothing is known but what it reads and writes, in `work`.
+  void run_library(const std::function<void()>& work);
   void zero(void* memory, size_t bytes);
-  // Work of any other kind.
-  void add(std::function<void()> work);
   // What comes here from now on waits for what `other` has got so far.
   void follow(Stream& other);
   // Another stream, for work of this one.
@@ -145,13 +167,16 @@ struct Stream {
   void finish();
 
  private:
+  void add(std::function<void()> work);
+
   struct Item {
     std::function<void()> work;  // empty: waits until `other` has done its first `count` items
     Stream* other;
     size_t count;
   };
-  void launch_now(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
-                  unsigned cluster);
+  void launch_now(const Grid& grid, Stream& stream);
+  void join_session(const Grid& grid, Stream& stream);
+  void run_session();
   bool ready() const;
   void need(size_t count);
 
@@ -159,6 +184,10 @@ struct Stream {
   size_t done_ = 0, needed_ = 0;  // items that are done, and that the first stream waits for
   std::vector<std::unique_ptr<Stream>> forked_;
   Stream* origin_ = this;
+  // Grids that have not run, and their stream. All streams have one session at a time.
+  std::vector<Grid> session_;
+  Stream* session_stream_ = nullptr;
+  uint64_t session_seed_ = 0;
 };
 
 // Memory that the race checker watches, besides shared memory.
@@ -185,6 +214,10 @@ void acquire(const void* address);
 void fence();
 void relaxed_store(const void* address, bool read_modify_write);
 void relaxed_load(const void* address);
+
+// The named functions of device.cuh.
+void start_dependents();
+void wait_for_primary(const char* file, int line);
 
 // Asynchronous copies to shared memory: none arrives before it is waited for.
 void async_copy(void* to, const void* from, size_t bytes, size_t valid);

@@ -5,44 +5,77 @@
 #include <random>
 
 #include "forked_streams.h"
-#include "simt.h"
+#include "scheduler.h"
 
 namespace simt {
 
-void Stream::launch_now(dim3 grid, unsigned threads, size_t shared,
-                        const std::function<void()>& kernel, unsigned cluster) {
+// Grids of a session: three are a chain, in which the primary may not have waited yet.
+constexpr uint64_t kFewestGrids = 3, kMostGrids = 5;
+constexpr unsigned kMostThreads = 1 << 15;  // of a session that has several grids
+
+void Stream::launch_now(const Grid& grid, Stream& stream) {
   if (!error.empty()) return;
-  if (cluster < 1 || cluster > 16 || grid.count() % cluster != 0) {
-    error =
-        "a grid of " + std::to_string(grid.count()) + " in clusters of " + std::to_string(cluster);
+  const unsigned cluster = grid.cluster, threads = grid.block.count();
+  if (cluster < 1 || cluster > 16 || grid.size.count() % cluster != 0) {
+    error = "a grid of " + std::to_string(grid.size.count()) + " in clusters of " +
+            std::to_string(cluster);
     return;
   }
-  if (threads > 1024 || shared > 227 << 10) {
-    error = "a CTA of " + std::to_string(threads) + " threads with " + std::to_string(shared) +
+  if (threads > 1024 || grid.shared > 227 << 10) {
+    error = "a CTA of " + std::to_string(threads) + " threads with " + std::to_string(grid.shared) +
             " bytes of shared memory";
     return;
   }
+  largest_grid = std::max(largest_grid, grid.size.count());
+  join_session(grid, stream);
+  ++launches;
+}
+
+// An early grid joins the session that the grid before it on its stream is in. Sessions of a few
+// grids keep the checker's clocks short; which grids share one differs from seed to seed.
+void Stream::join_session(const Grid& grid, Stream& stream) {
+  unsigned threads = grid.size.count() * grid.block.count();
+  for (const Grid& g : session_) threads += g.size.count() * g.block.count();
+  const size_t most =
+      kFewestGrids + std::mt19937_64(session_seed_)() % (kMostGrids - kFewestGrids + 1);
+  if (!grid.early || session_stream_ != &stream || session_.size() >= most ||
+      threads > kMostThreads)
+    run_session();
+  if (session_.empty()) session_seed_ = config.seed + uint64_t(launches);
+  session_.push_back(grid);
+  session_stream_ = &stream;
+  if (!overlaps) run_session();
+}
+
+void Stream::run_session() {
+  const std::vector<Grid> grids = std::move(session_);
+  session_.clear();
+  if (grids.empty() || !error.empty()) return;
   Config c = config;
-  c.cluster = cluster;
-  c.grid = grid;
-  c.block = dim3(threads);
-  c.shared = shared;
-  c.seed = config.seed + uint64_t(launches++);
-  largest_grid = std::max(largest_grid, grid.count());
-  const Result outcome = launch(c, kernel);
+  c.seed = session_seed_;
+  const Result outcome = launch(c, grids);
   error = outcome.error;
   races += outcome.races;
   if (first_race.empty()) first_race = outcome.first_race;
   if (!error.empty() && !first_race.empty()) error += "; a race before that: " + first_race;
 }
 
-void Stream::run(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& kernel,
-                 unsigned cluster) {
-  add([=] { origin_->launch_now(grid, threads, shared, kernel, cluster); });
+void Stream::run(const Grid& grid) {
+  add([=] { origin_->launch_now(grid, *this); });
+}
+
+void Stream::run_library(const std::function<void()>& work) {
+  Grid grid;
+  grid.kernel = [work] {
+    if (order() != Order::fifo && draw() % 2) start_dependents();
+    work();
+  };
+  add([=] { origin_->join_session(grid, *this); });
 }
 
 void Stream::zero(void* memory, size_t bytes) {
   add([=] {
+    origin_->run_session();
     ++origin_->launches;
     std::memset(memory, 0, bytes);
   });
@@ -94,13 +127,14 @@ void Stream::finish() {
     std::vector<Stream*> able;
     std::copy_if(all.begin(), all.end(), std::back_inserter(able),
                  [](const Stream* stream) { return stream->ready(); });
-    if (able.empty()) return;
+    if (able.empty()) break;
     Stream& next = turn == Turn::first  ? *able.front()
                    : turn == Turn::last ? *able.back()
                                         : *able[bits() % able.size()];
     const Item& item = next.items_[next.done_++];
     if (item.work) item.work();
   }
+  run_session();
 }
 
 }  // namespace simt

@@ -19,7 +19,7 @@ void Turns::start(Order order) {
 }
 
 void Turns::add(Thread* thread) {
-  (goes_by_blocks(order_) ? by_block_[thread->block->rank] : ready_).push_back(thread);
+  (goes_by_blocks(order_) ? by_block_[thread->block->id] : ready_).push_back(thread);
 }
 
 Thread* Turns::take() {
@@ -55,7 +55,7 @@ bool Turns::is_slow(const Thread& thread) {
   if (draw() % 64 == 0) {
     const void* who = thread.warp;
     if (draw() % 4 == 0) who = thread.block;
-    slow_until_[who] = turn_ + draw() % (8 * grid_size.count() * block_size.count());
+    slow_until_[who] = turn_ + draw() % (8 * thread_count());
   }
   for (const void* who :
        {static_cast<const void*>(thread.warp), static_cast<const void*>(thread.block)}) {

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "torches"
-LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
+LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libc10.so")
+CUDA_LIBRARIES = ("libtorch_cuda.so", "libc10_cuda.so")  # most of what a wheel holds
 SECONDS = 600
-WITH_CUDA = "2.11.0"  # its CUDA module is linked too
+WITH_CUDA = "2.11.0"  # the release against which the CUDA module is linked
 
 
 def pip(*arguments):
@@ -40,7 +41,7 @@ def newest():
 
 @cache
 def unpacked(version):
-    """The folder ``torch`` of a release, without its Python: about a gigabyte, kept for next time.
+    """The folder ``torch`` of a release, without its Python, kept for next time.
 
     The wheels of PyPI for Linux are built with CUDA; none of what they depend on is fetched.
     """
@@ -53,18 +54,20 @@ def unpacked(version):
         pip("download", "--quiet", "--no-deps", "--dest", str(wheels), f"torch=={version}")
         half_done = FOLDER / f"{version}.tmp"
         for path in wheels.iterdir():
+            libraries = LIBRARIES + (CUDA_LIBRARIES if version == WITH_CUDA else ())
             with zipfile.ZipFile(path) as wheel:
-                wheel.extractall(half_done, filter(needed, wheel.namelist()))
+                names = [name for name in wheel.namelist() if is_needed(name, libraries)]
+                wheel.extractall(half_done, names)
             path.unlink()
         wheels.rmdir()
         half_done.rename(folder)
     return folder / "torch"
 
 
-def needed(name):
+def is_needed(name, libraries):
     top, _, rest = name.partition("/")
     kind, _, file = rest.partition("/")
-    return top == "torch" and (kind in ("include", "version.py") or file in LIBRARIES)
+    return top == "torch" and (kind in ("include", "version.py") or file in libraries)
 
 
 def symbols(path, *options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,18 @@ def shows(library: ctypes.CDLL, problems: Sequence[Problem], schedules: Sequence
 
 MISSED = 3  # exit status
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["simt_checks"])
+
+
+@functools.cache
+def _start_server() -> None:
+    """The process that children are forked from, with torch imported once for all of them.
+
+    Python before 3.12 does not hand it sys.path, and then imports nothing, without a word.
+    """
+    _processes.set_forkserver_preload(["simt_checks"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
 
 
 def is_seen(path: Path, module: str, function: str, *arguments: Any) -> bool:
@@ -109,6 +122,7 @@ def is_seen(path: Path, module: str, function: str, *arguments: Any) -> bool:
         path: of the library.
         module, function: what is called with the loaded library and ``arguments``.
     """
+    _start_server()
     child = _processes.Process(target=_look, args=(str(path), module, function, arguments))
     child.start()
     child.join(600)
@@ -198,7 +212,7 @@ def sanitize(code: str, right: int, build: Callable[..., Path] = make) -> None:
         env={
             **os.environ,
             "LD_PRELOAD": " ".join(x.stdout.strip() for x in runtimes),
-            "ASAN_OPTIONS": "detect_leaks=0",
+            "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32",  # a launch frees less
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cuda'}",
         },
     )

@@ -31,7 +31,7 @@ struct Shadow {
     uint32_t who, time;
     const void* code;
   };
-  std::vector<Reader> readers;  // further ones
+  std::vector<Reader> readers;  // further ones, by number
 };
 
 constexpr size_t kReports = 8, kGrain = 2;
@@ -182,12 +182,13 @@ void read_shadow(Shadow& x, const Region& region, size_t at, const Access& a) {
     x.read_code = a.code;
     return;
   }
-  for (auto& r : x.readers)
-    if (r.who == a.who) {
-      r.time = a.time;
-      return;
-    }
-  x.readers.push_back({a.who, a.time, a.code});
+  // Of data that every thread reads there are hundreds.
+  const auto at_or_after = [](const Shadow::Reader& r, uint32_t who) { return r.who < who; };
+  const auto r = std::lower_bound(x.readers.begin(), x.readers.end(), a.who, at_or_after);
+  if (r != x.readers.end() && r->who == a.who)
+    r->time = a.time;
+  else
+    x.readers.insert(r, {a.who, a.time, a.code});
 }
 
 void touch(uintptr_t address, size_t bytes, bool write, const Access& a) {

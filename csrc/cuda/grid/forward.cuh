@@ -170,7 +170,7 @@ __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
       if (s == 0 || !cta.layer().h0_packets) return {0, 0};
       return {steps.active(s - 1), steps.active(s)};
     };
-    HiddenOperand before{args.exchange + (from + (s + 1 & 1) * slot_bytes),
+    HiddenOperand before{args.exchange + (from + ((s + 1) & 1) * slot_bytes),
                          phase_of(s - 1, PhaseCode<S>::kPhase), PhaseCode<S>::kPhase};
     if (s == 0) before = {h0_packets(), 0, 0};
     product.multiply(sums, before, args.limit, meanwhile, h0_packets);

@@ -17,6 +17,14 @@
 namespace fastlstm {
 namespace cuda {
 
+// Slabs that are loaded ahead where a warp has many sums: what registers hold beside them without
+// spilling, by compiler target.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+constexpr int kAheadOfBlocks = 1;
+#else
+constexpr int kAheadOfBlocks = 2;
+#endif
+
 // The h that a product multiplies. It waits until the bits `check` of every word are those of
 // `phase`; a product waits for nothing where `check` is 0.
 struct HiddenOperand {
@@ -38,7 +46,10 @@ class GridForwardProduct {
   // Where there are few independent sums, each is split in two chains, and more loads are in
   // flight.
   static constexpr int kChains = kBlocks * kTiles <= 2 ? 2 : 1;
-  static constexpr int kAhead = kTiles == 1 ? 4 : kTiles == 4 ? 1 : kBlocks == 2 ? 3 : 2;
+  static constexpr int kAhead = kTiles == 1    ? 4
+                                : kTiles == 4  ? 1
+                                : kBlocks == 2 ? 3
+                                               : kAheadOfBlocks;
   typedef float Sums[kChains][kBlocks][2][kTiles][4];
 
   // Fragments of this CTA: [slab][block][k-step, tile][lane], 16 bytes each.

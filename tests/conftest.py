@@ -51,6 +51,13 @@ def pytest_runtest_setup(item):
             pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def kept_memory():
+    """A worker does not keep the memory of one file's tests beside the next one's."""
+    yield
+    fastlstm.empty_cache()
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
     """Where a test runs: on the CPU in the ordinary suite, and on a GPU with ``-m cuda``."""

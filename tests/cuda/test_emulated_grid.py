@@ -243,13 +243,9 @@ MUTANTS = {
     "memory that is not zeroed": (
         "grid/forward_pass.cuh", "stack_.zero(exchange_, count *", "stack_.zero(exchange_, 0 *",
     ),
-    "only the first packet of a poll is looked at": (
-        "grid/phase.cuh", "j < kCount; ++j) off |= off_phase(v[j]",
-        "j < 1; ++j) off |= off_phase(v[j]",
-    ),
-    "a packet is not polled again": (
-        "grid/forward_product.cuh", "k + d < slabs ? off_phase",
-        "k + d < slabs && d > 0 ? off_phase",
+    "only the first words are looked at": (
+        "grid/phase.cuh",
+        "(v.x ^ phase) | (v.y ^ phase) | (v.z ^ phase) | (v.w ^ phase)", "v.x ^ phase",
     ),
     "partial sums not barred": (
         "grid/forward.cuh", "wait_async<kGrid.stages - 1>();\n    __syncthreads();",

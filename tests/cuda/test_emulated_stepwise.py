@@ -280,8 +280,8 @@ MUTANTS = {
     ),
     "copy before the barrier": (
         "stepwise/tile.cuh",
-        "__syncthreads();\n      copy(k + Tile::kStages - 1);",
-        "copy(k + Tile::kStages - 1);\n      __syncthreads();",
+        "__syncthreads();\n      copy(k + Tile::kStages - 1, [](int) { return true; });",
+        "copy(k + Tile::kStages - 1, [](int) { return true; });\n      __syncthreads();",
     ),
     "sums over operands in use": (
         "stepwise/tile.cuh",

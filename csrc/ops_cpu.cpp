@@ -31,7 +31,7 @@ struct Cpu {
 };
 
 // Inference of padded input on the CPU by a stack without options that nn.LSTM lacks. The order of
-// `sizes` is that of fastlstm/ops/inference.py. Gives nothing for what it does not compute, be it
+// `sizes` is that of fastlstm/ops/plain.py. Gives nothing for what it does not compute, be it
 // another device's or a mistake: the caller then takes the way of all calls, which says what it is.
 MaybeInference infer(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights,
                      std::vector<int64_t> sizes) {

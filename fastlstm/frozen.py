@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import functional
 from .checks import check_devices, check_state_sizes, check_weights
 from .modules import stack_of
-from .ops import inference, native
+from .ops import native, plain
 from .ops.autograd import requires_grad
 from .stack import PLAIN, Call, Stack, State
 
@@ -116,11 +116,11 @@ class FrozenLSTM(nn.Module):
     def forward(self, input, hx=None, *, lengths=None):
         """Run the stack: inputs, outputs and errors are the class's."""
         packed = isinstance(input, PackedSequence)
-        if not packed and lengths is None and inference.alone(input, hx):
+        if not packed and lengths is None and plain.alone(input, hx):
             h0, c0 = hx or (None, None)
             _refuse_gradients(input, hx)
             handle = self._weights.handle
-            output, *state = inference.infer_packed(input, h0, c0, handle, self.batch_first)
+            output, *state = plain.infer_packed(input, h0, c0, handle, self.batch_first)
             if output is not None:
                 return output, tuple(state)
         if not packed:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from . import functional
 from .checks import check_options
 from .naming import shown_name
-from .ops.inference import infer
+from .ops.plain import run_plain
 from .stack import NORMS, Call, Stack, State
 
 __all__ = ["LSTM", "LSTMCell", "extra_options", "stack_of"]
@@ -302,7 +302,7 @@ class LSTM(RNNBase):
             return _node(self, input, hx, lengths=lengths, return_cells=return_cells)
         packed = isinstance(input, PackedSequence)
         if not (packed or return_cells or self._extra_options) and lengths is None:
-            results = infer(self, input, hx)
+            results = run_plain(self, input, hx)
             if results is not None:
                 return results
         checkpoint_every = self._option("checkpoint_every")

@@ -39,30 +39,47 @@ class WeightGradients {
   }
 
   void add(const Chunk<E>& chunk) {
-    const int64_t columns = bias_.n || by_index_.n ? ceil_div(4 * units_, kColumns) : 0;
-    const int64_t terms = ceil_div(terms_.n, kColumns);
+    const int64_t gates = 4 * units_;
+    auto ih = part_of(ih_, [&](E* room, int64_t r, int64_t first, int64_t n) {
+      return input_.read(room, chunk.first + r, first, n);
+    });
+    auto hh = part_of(hh_, [&](E* room, int64_t r, int64_t first, int64_t n) {
+      return read_h_prev(room, chunk.first + r, first, n);
+    });
+    auto hr = part_of(hr_, [&](E* room, int64_t r, int64_t first, int64_t n) {
+      load_unprojected_h(room, chunk.first + r, first, n);
+      return room;
+    });
+    const Runtime runtime{int(worthwhile_threads(runtime_.threads, chunk.rows * gates * units_)),
+                          runtime_.parallel};
+    const RowSumTiles tiles(gates, runtime.threads), hr_tiles(p_.out_size, runtime.threads);
+    // Of dgates alone both sums are, and the biases' gradients: a task packs it once for all.
+    const bool joint = ih_.n && hh_.n && !chunk.normed;
+    T* const bias = hh_.n && !chunk.normed && bias_.n ? bias_.values.get() : nullptr;
+    const bool sums_columns = by_index_.n || (bias_.n && !bias);
     // Tasks are numbered in this order; each number is the end of its kind.
-    const int64_t ih = ih_.tiles(), hh = ih + hh_.tiles(), hr = hh + hr_.tiles();
-    parallel(runtime_, hr + columns + terms, [&](int64_t task) {
-      if (task < ih)
-        ih_.add(task, chunk.to_input().get(), chunk.gates_stride, chunk.rows,
-                [&](E* to, int64_t r, int64_t first, int64_t n) {
-                  input_.load(to, chunk.first + r, first, n);
-                });
-      else if (task < hh)
-        hh_.add(task - ih, chunk.to_hidden().get(), chunk.gates_stride, chunk.rows,
-                [&](E* to, int64_t r, int64_t first, int64_t n) {
-                  load_h_prev(to, chunk.first + r, first, n);
-                });
-      else if (task < hr)
-        hr_.add(task - hh, chunk.dh.get(), chunk.dh_stride, chunk.rows,
-                [&](E* to, int64_t r, int64_t first, int64_t n) {
-                  load_unprojected_h(to, chunk.first + r, first, n);
-                });
-      else if (task < hr + columns)
-        sum_columns(chunk, (task - hr) * kColumns);
+    const int64_t to_ih = ih_.n && !joint ? tiles.count : 0,
+                  to_hh = to_ih + (hh_.n ? tiles.count : 0),
+                  to_hr = to_hh + (hr_.n ? hr_tiles.count : 0),
+                  to_columns = to_hr + (sums_columns ? ceil_div(gates, kColumns) : 0),
+                  to_terms = to_columns + ceil_div(terms_.n, kColumns);
+    parallel(runtime, to_terms, [&](int64_t task) {
+      const E* const for_input = chunk.to_input().get();
+      const E* const for_hidden = chunk.to_hidden().get();
+      const int64_t stride = chunk.gates_stride, rows = chunk.rows;
+      if (task < to_ih)
+        add_rows<E>(tiles, task, gates, for_input, stride, rows, nullptr, ih);
+      else if (task < to_hh && joint)
+        add_rows<E>(tiles, task - to_ih, gates, for_hidden, stride, rows, bias, ih, hh);
+      else if (task < to_hh)
+        add_rows<E>(tiles, task - to_ih, gates, for_hidden, stride, rows, bias, hh);
+      else if (task < to_hr)
+        add_rows<E>(hr_tiles, task - to_hh, p_.out_size, chunk.dh.get(), chunk.dh_stride, rows,
+                    nullptr, hr);
+      else if (task < to_columns)
+        sum_columns(chunk, (task - to_hr) * kColumns, bias == nullptr);
       else
-        sum_terms(chunk, (task - hr - columns) * kColumns);
+        sum_terms(chunk, (task - to_columns) * kColumns);
     });
   }
 
@@ -88,14 +105,19 @@ class WeightGradients {
  private:
   static constexpr int64_t kColumns = 64;  // of dgates or terms, in a task that sums rows of them
 
-  void load_h_prev(E* to, int64_t row, int64_t first, int64_t n) const {
+  const E* read_h_prev(E* room, int64_t row, int64_t first, int64_t n) const {
     const int64_t b = rows_.b(row), before = layer_.before(rows_.t(row));
-    if (b < rows_.active(before))
-      convert(to, layer_.output + rows_.at(before, b) * layer_.output_stride + first, n);
-    else if (h0_)
-      convert(to, h0_ + b * p_.out_size + first, n);
+    const S* from = b < rows_.active(before)
+                        ? layer_.output + rows_.at(before, b) * layer_.output_stride + first
+                    : h0_ ? h0_ + b * p_.out_size + first
+                          : nullptr;
+    if constexpr (kSame<S, E>)
+      if (from) return from;
+    if (from)
+      convert(room, from, n);
     else
-      memset(to, 0, size_t(n) * sizeof(E));
+      memset(room, 0, size_t(n) * sizeof(E));
+    return room;
   }
 
   // h before projection is not saved: o * tanh(c).
@@ -110,18 +132,18 @@ class WeightGradients {
   }
 
   // dgates summed over rows, for the biases, and over the rows of each index.
-  void sum_columns(const Chunk<E>& chunk, int64_t first) const {
+  void sum_columns(const Chunk<E>& chunk, int64_t first, bool for_bias) const {
     const int64_t n = min_of(kColumns, 4 * units_ - first);
     T sum[kColumns] = {};
     for (int64_t r = 0; r < chunk.rows; ++r) {
       const E* from = chunk.dgates.get() + r * chunk.gates_stride + first;
-      for (int64_t j = 0; j < n; ++j) sum[j] += to_acc(from[j]);
+      for (int64_t j = 0; for_bias && j < n; ++j) sum[j] += to_acc(from[j]);
       if (by_index_.n == 0) continue;
       from = chunk.to_input().get() + r * chunk.gates_stride + first;
       T* to = by_index_.values.get() + input_.index(chunk.first + r) * by_index_.stride + first;
       for (int64_t j = 0; j < n; ++j) to[j] += to_acc(from[j]);
     }
-    for (int64_t j = 0; bias_.n && j < n; ++j) bias_.values[first + j] += sum[j];
+    for (int64_t j = 0; for_bias && bias_.n && j < n; ++j) bias_.values[first + j] += sum[j];
   }
 
   void sum_terms(const Chunk<E>& chunk, int64_t first) const {
@@ -233,7 +255,7 @@ class GradientPart {
                const LayerInput<S>& input, int layer, S* grad_input)
       : p_(f.problem),
         rows_(rows),
-        most_rows_(max_of(kLeastRows, kChunkBytes / Chunk<E>::row_bytes(p_))),
+        most_rows_(chunk_rows(Chunk<E>::row_bytes(p_))),
         weights_(p_.directions),
         input_(p_, runtime, rows, layer, grad_input) {
     for (int d = 0; d < p_.directions; ++d) {
@@ -267,8 +289,12 @@ class GradientPart {
   }
 
  private:
-  // A chunk of so many bytes stays in cache; fewer rows would not pay for packing their products.
-  static constexpr int64_t kChunkBytes = 8 << 20, kLeastRows = 256;
+  // As few as stay close to the cores, but enough to pay for packing the rows' products, and for
+  // the threads' meetings. A chunk of kMostBytes stays in the shared cache.
+  static int64_t chunk_rows(int64_t row_bytes) {
+    constexpr int64_t kBytes = 2 << 20, kMostBytes = 8 << 20, kRows = 1024, kLeastRows = 256;
+    return max_of(max_of(kLeastRows, kBytes / row_bytes), min_of(kRows, kMostBytes / row_bytes));
+  }
 
   // Each direction's chunk is its rows of steps [first, last) in its order. Returns the most rows.
   int64_t set_chunk(int64_t first, int64_t last) {

@@ -95,6 +95,13 @@ class LayerInput {
     convert(to, static_cast<const S*>(first_) + offset(row) + first, n);
     if (dropout_.active()) dropout_.apply(to, rows_.t(row), rows_.b(row), first, n);
   }
+  // The same where they stand, if as they are, else in `room`.
+  const Operand<S>* read(Operand<S>* room, int64_t row, int64_t first, int64_t n) const {
+    if constexpr (kSame<S, Operand<S>>)
+      if (!dropout_.active()) return static_cast<const S*>(first_) + offset(row) + first;
+    load(room, row, first, n);
+    return room;
+  }
 
   int64_t index(int64_t row) const {
     return kind == InputKind::index64 ? static_cast<const int64_t*>(first_)[offset(row)]

@@ -21,6 +21,9 @@ from .vmap import Rule, forward_rule, one_by_one
 
 __all__ = ["LSTMBackward", "LSTMFunction", "forward_and_saved", "lstm", "requires_grad"]
 
+_forward: Any = torch.ops.fastlstm.forward.default
+_backward: Any = torch.ops.fastlstm.backward.default
+
 
 def lstm(
     input: Tensor,
@@ -50,7 +53,7 @@ def lstm(
                 input, h0, c0, batch_sizes, seed, scalars, return_cells, *weights
             )
         else:
-            results = native.call(torch.ops.fastlstm.forward, *arguments, return_cells)
+            results = native.call(_forward, *arguments, return_cells)
     elif _transforms().count(torch._C._functorch.TransformType.Jvp) <= 1:
         results = _DualLSTMFunction.apply(
             input, h0, c0, batch_sizes, seed, scalars, return_cells, *weights
@@ -76,7 +79,7 @@ def forward_and_saved(
     scalars = native.scalars_of(stack, 0.0)
     arguments = (input, h0, c0, weights, None, None, *scalars, True)
     with torch.no_grad():
-        return native.call(torch.ops.fastlstm.forward, *arguments)
+        return native.call(_forward, *arguments)
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:
@@ -95,7 +98,7 @@ class LSTMFunction(torch.autograd.Function):
         # One parameter, for torch inspects them all in every call, a microsecond or two each.
         input, h0, c0, batch_sizes, seed, scalars, _, *weights = arguments
         return native.call(
-            torch.ops.fastlstm.forward,
+            _forward,
             *(input, h0, c0, weights, batch_sizes, seed, *scalars, True),
         )
 
@@ -182,7 +185,7 @@ class LSTMBackward(torch.autograd.Function):
         grads, (batch_sizes, seed), saved, operands = _split(tensors)
         input, h0, c0, *weights = operands
         grad_input, grad_h0, grad_c0, grad_weights = native.call(
-            torch.ops.fastlstm.backward,
+            _backward,
             *(*grads, input, h0, c0, weights, batch_sizes, seed, *saved, *scalars, needs),
         )
         return (grad_input, grad_h0, grad_c0, *grad_weights)

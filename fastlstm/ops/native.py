@@ -154,7 +154,10 @@ def call(operator: Callable[..., T], *arguments: Any) -> T:
     if torch.compiler.is_compiling():  # the graph holds the operator alone
         return operator(*arguments)
     try:
-        return operator(*arguments)
+        if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return operator(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # past its rule, which is written in Python
+            return operator(*arguments)
     except RuntimeError as error:
         text = str(error)
         refused = _NOT_ALLOCATED.search(text)

@@ -86,6 +86,7 @@ def test_a_page_shows_the_run(tmp_path, browser):
     browser.find_element("id", "to-log").click()
     assert not browser.find_element("css selector", "#linear svg").is_displayed()
     assert browser.find_element("css selector", "#log svg").is_displayed()
+
     def reloaded():
         browser.refresh()
         return browser.find_element("id", "when").text == "step 10"

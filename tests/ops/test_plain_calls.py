@@ -1,6 +1,6 @@
-"""Inference in one native call: the same results and errors, and only where nobody has to see it.
+"""The short way of a plain call: the same results and errors, and only where nobody has to see it.
 
-``fastlstm.ops.inference`` gives None for every call that has to take the usual way.
+``fastlstm.ops.plain`` gives None for every call that has to take the usual way.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
 from fastlstm import _C
-from fastlstm.ops import inference
+from fastlstm.ops import plain
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OPTIONS = {
@@ -50,16 +50,27 @@ def flat(results):
     return output, h_n, c_n
 
 
+def usual(lstm, x, hx=None):
+    """The usual way: what the short one has to give."""
+    return lstm._run(x, hx, lstm._current_weights())
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """What the native call was given, call by call."""
-    native, seen = inference._infer, []
+    """What the short way's native calls were given, call by call, with a gradient or without."""
+    seen = []
 
-    def spy(*arguments):
-        seen.append(arguments)
-        return native(*arguments)
+    def watch(name):
+        native = getattr(plain, name)
 
-    monkeypatch.setattr(inference, "_infer", spy)
+        def spy(*arguments):
+            seen.append(arguments)
+            return native(*arguments)
+
+        monkeypatch.setattr(plain, name, spy)
+
+    watch("_infer")
+    watch("_apply")
     return seen
 
 
@@ -72,9 +83,9 @@ def test_inference_gives_what_a_call_with_gradients_gives(name, dtype, mode):
         for index in (False, True):
             for states in (False, True):
                 x, hx = operands(lstm, form, index, states)
-                expected = flat(lstm(x, hx))
+                expected = flat(usual(lstm, x, hx))
                 with mode():
-                    assert inference.infer(lstm, x, hx) is not None
+                    assert plain.run_plain(lstm, x, hx) is not None
                     found = flat(lstm(x, hx))
                 for a, b in zip(found, expected, strict=True):
                     assert torch.equal(a, b)
@@ -82,13 +93,41 @@ def test_inference_gives_what_a_call_with_gradients_gives(name, dtype, mode):
                     assert not a.requires_grad
 
 
-def test_a_frozen_module_needs_no_mode(calls):
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_training_gives_what_the_usual_way_gives(name, dtype, calls):
+    lstm = fastlstm.LSTM(5, 7, **OPTIONS[name] | {"dropout": 0.0}, dtype=dtype)
+    for index in (False, True):
+        for states in (False, True):
+            x, hx = operands(lstm, "batched", index, states)
+            leaves = [y.requires_grad_() for y in (x, *(hx or ())) if y.is_floating_point()]
+            leaves += lstm.parameters()
+            before = len(calls)
+            results = []
+            for way in (lstm, lambda x, hx: usual(lstm, x, hx)):
+                out = flat(way(x, hx))
+                total = sum((y.double() * (j + 1)).sum() for j, y in enumerate(out))
+                results.append((*out, *torch.autograd.grad(total, leaves)))
+            assert len(calls) == before + 1
+            for a, b in zip(*results, strict=True):
+                assert torch.equal(a, b)
+                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+                assert a.requires_grad == b.requires_grad
+
+
+def test_a_second_derivative_of_a_plain_call():
+    lstm = fastlstm.LSTM(3, 4, dtype=torch.float64)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: lstm(x)[0], x)
+
+
+def test_a_frozen_module_needs_no_mode(monkeypatch):
+    monkeypatch.setattr(plain, "_apply", None)
     lstm = fastlstm.LSTM(5, 7).requires_grad_(False)
-    lstm(torch.randn(4, 3, 5))
-    assert len(calls) == 1
+    assert not lstm(torch.randn(4, 3, 5))[0].requires_grad
+    monkeypatch.undo()
     x = torch.randn(4, 3, 5, requires_grad=True)
     assert lstm(x)[0].requires_grad
-    assert len(calls) == 1
 
 
 def test_operands_of_any_strides():
@@ -134,23 +173,23 @@ class SeesOperators(TorchDispatchMode):
 @pytest.mark.parametrize(
     "context",
     [
-        torch.enable_grad,
         lambda: torch.autocast("cpu", torch.bfloat16),
         forward_ad.dual_level,
         SeesFunctions,
         SeesOperators,
         lambda: FakeTensorMode(allow_non_fake_inputs=True),
     ],
-    ids=["gradients", "autocast", "dual level", "functions", "operators", "fake tensors"],
+    ids=["autocast", "dual level", "functions", "operators", "fake tensors"],
 )
-@torch.no_grad()
-def test_modes_see_the_call_that_they_always_saw(context, calls):
+@pytest.mark.parametrize("grad", [False, True])
+def test_modes_see_the_call_that_they_always_saw(grad, context, calls):
     lstm, x = fastlstm.LSTM(5, 7), torch.randn(4, 3, 5)
-    with context():
+    with torch.set_grad_enabled(grad):
+        with context():
+            lstm(x)
+        assert not calls
         lstm(x)
-    assert not calls
-    lstm(x)
-    assert len(calls) == 1
+        assert len(calls) == 1
 
 
 class Subclass(torch.Tensor):
@@ -216,9 +255,10 @@ def packed(lstm, x):
         with_weights_from_elsewhere, parametrized, dropping, with_lengths, with_cells, packed,
     ],
 )  # fmt: skip
-@torch.no_grad()
-def test_what_one_native_call_does_not_do_takes_the_usual_way(call, calls):
-    call(fastlstm.LSTM(5, 7), torch.randn(4, 3, 5))
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_the_short_way_does_not_serve_takes_the_usual_one(grad, call, calls):
+    with torch.set_grad_enabled(grad):
+        call(fastlstm.LSTM(5, 7), torch.randn(4, 3, 5))
     assert not calls
 
 
@@ -247,15 +287,21 @@ MISTAKES = {
 }
 
 
+def errors_of(lstm, *arguments):
+    """Kinds and texts: of the usual way, and of calls with a gradient and without."""
+    errors = set()
+    for grad, way in ((True, lambda *x: usual(lstm, *x)), (True, lstm), (False, lstm)):
+        kinds = (ValueError, RuntimeError, TypeError, IndexError)
+        with torch.set_grad_enabled(grad), pytest.raises(kinds) as raised:
+            way(*arguments)
+        errors.add((raised.type, str(raised.value)))
+    return errors
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_told_in_the_same_words(name):
     lstm = fastlstm.LSTM(5, 7, 2)
-    errors = []
-    for mode in (torch.enable_grad, torch.no_grad):
-        with mode(), pytest.raises((ValueError, RuntimeError, TypeError, IndexError)) as raised:
-            lstm(*MISTAKES[name])
-        errors.append((raised.type, str(raised.value)))
-    assert errors[0] == errors[1]
+    assert len(errors_of(lstm, *MISTAKES[name])) == 1
 
 
 @pytest.mark.parametrize(
@@ -273,18 +319,13 @@ def test_mistakes_are_told_in_the_same_words(name):
 def test_mistakes_in_the_module_are_told_in_the_same_words(spoil):
     lstm = fastlstm.LSTM(5, 7, 2)
     spoil(lstm)
-    errors = []
-    for mode in (torch.enable_grad, torch.no_grad):
-        with mode(), pytest.raises((ValueError, RuntimeError)) as raised:
-            lstm(X)
-        errors.append((raised.type, str(raised.value)))
-    assert errors[0] == errors[1]
+    assert len(errors_of(lstm, X)) == 1
 
 
 @torch.no_grad()
 def test_a_batch_of_no_sequences_gives_no_rows():
     lstm = fastlstm.LSTM(5, 7, 2)
-    output, (h_n, c_n) = inference.infer(lstm, torch.zeros(4, 0, 5), None)
+    output, (h_n, c_n) = plain.run_plain(lstm, torch.zeros(4, 0, 5), None)
     assert output.shape == (4, 0, 7)
     assert h_n.shape == c_n.shape == (2, 0, 7)
 

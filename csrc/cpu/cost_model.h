@@ -20,7 +20,7 @@
 //            = read_far * max(1, readers / 16)    of others: the shared cache delivers to 16
 //                                                 readers at full rate, and more divide that
 //   readers  = min(threads, tasks * members)
-//   late     = read_far / 4                       where W_hh exceeds 8 MiB: it does not stay in
+//   late     = read_far / 4                       where W_hh has 8 MiB or more: it does not stay in
 //                                                 the shared cache, and arithmetic hides less of
 //                                                 reading it
 //   barrier  = ceil(log2(members)) * barrier      the rounds in which members meet, and reading
@@ -49,7 +49,7 @@ constexpr Costs kTileCosts = {16, 100, 5 << 18, 960000, 3400};  // bfloat16 with
 constexpr Costs kAvx512Costs = {2, 16, 5 << 18, 48000, 220};
 constexpr Costs kNarrowCosts = {2, 2, 5 << 16, 48000, 220};  // an L2 of 512 KiB
 constexpr int64_t kSharedReaders = 16;     // whose reads the shared cache serves at full rate
-constexpr int64_t kSharedBytes = 8 << 20;  // of a layer's weights, that stay in the shared cache
+constexpr int64_t kSharedBytes = 8 << 20;  // from which a layer's weights do not stay in the shared cache
 // Those of the kernels that include this.
 #if FASTLSTM_AMX
 constexpr const Costs& kCosts = kTileCosts;
@@ -74,7 +74,7 @@ inline int64_t product_cost(const Costs& costs, int64_t weights, int64_t all, in
                             int64_t weight_bytes, int64_t readers) {
   const int64_t far = costs.read_far * max_of(readers, kSharedReaders) / kSharedReaders;
   const int64_t read = weights * weight_bytes > costs.cached_bytes ? far : costs.read_cached;
-  const int64_t late = all * weight_bytes > kSharedBytes ? costs.read_far / 4 : 0;
+  const int64_t late = all * weight_bytes >= kSharedBytes ? costs.read_far / 4 : 0;
   return weights * (max_of(read, rows) + late);
 }
 

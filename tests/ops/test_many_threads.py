@@ -33,7 +33,7 @@ def tuned_on_two_threads(case, costs):
         for members in range(max(1, min(2 // tasks, blocks)), 0, -1):
             weights = math.ceil(blocks / members) * 64 * case.hidden_size
             read = far if weights * KINDS[costs] > 5 << 18 else cached
-            late = far // 4 if blocks * 64 * case.hidden_size * KINDS[costs] > 8 << 20 else 0
+            late = far // 4 if blocks * 64 * case.hidden_size * KINDS[costs] >= 8 << 20 else 0
             rate = max(read, math.ceil(case.batch / parts)) + late
             cost = math.ceil(tasks / 2) * weights * rate
             found.setdefault(cost + (members > 1) * barrier, (parts, members))

@@ -288,8 +288,8 @@ def test_address_sanitizer_finds_nothing_in_clusters():
         "            packed=True, steps=9, bidirectional=True)\n"
         "for ctas, units in ((1, 64), (2, 64), (4, 32), (16, 48)):\n"
         "  streamed = (ctas, units) == (16, 48)\n"
-        "  one = replace(p, batch=5, num_layers=1, dropout=0.0)  # group: 16 CTAs are many\n"
-        "  q = one if streamed else p\n"
+        "  one = replace(p, batch=5, num_layers=1, dropout=0.0, bidirectional=False)\n"
+        "  q = one if streamed else p  # a group: 16 CTAs are many\n"
         "  for n in (8, 16)[: 2 - streamed]:\n"
         "    assert_matches(q, clustered(ctas=ctas, units=units, sequences=n), 'asan')\n"
         "    print('right:', ctas, n)\n",

@@ -226,18 +226,25 @@ MUTANTS = {
 }  # fmt: skip
 
 
+ONLY = [
+    ("cluster/forward_pass.cuh", "if (Shape::kCtas == 1)\n", "Shape::kCtas == 2"),
+    ("cluster/backward_pass.cuh", "launch_clusters(", "Shape::kCtas == 2"),
+]
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mutants")
-    return plant(MUTANTS, folder, kinds="stepwise cluster_forward cluster_backward")
+    folder, kinds = tmp_path_factory.mktemp("mutants"), "stepwise cluster_forward cluster_backward"
+    return plant(MUTANTS, folder, kinds=kinds, only=ONLY)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_bug_planted_where_states_are_handed_on_is_seen(name, mutants):
     p = Problem(hidden_size=60, num_layers=2, batch=5, steps=4, dtype=BF16)
-    forward = at_once(2, races=True, preempt=50, backward_algorithm="stepwise")
-    backward = replace(forward, algorithm="stepwise", backward_algorithm="cluster")
-    schedules = [forward, replace(backward, ctas=2, units=32)]
+    checked = {"races": True, "preempt": 50, "ctas": 2, "units": 64}
+    forward = at_once(2, backward_algorithm="stepwise", **checked)
+    backward = replace(forward, algorithm="stepwise", backward_algorithm="cluster", units=32)
+    schedules = [forward, backward]
     assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules)
 
 

@@ -104,26 +104,30 @@ inline double single_step_microseconds(const Problem& p) {
 
 // ---- cluster ----
 
-// A step in a cluster, for 8 and for 16 sequences, with what backward needs saved, in bf16 on an
+// A step in a cluster, for 8, 16 and 4 sequences, with what backward needs saved, in bf16 on an
 // H200; tf32 takes kFloatFactor times as long. Both kernels have changed since they were measured
 // (benchmarks/results/steps; the comments have what was measured), so these are estimates from what
 // their prototypes took there, and from the machine code (benchmarks/NOTES.md, 2026-11-28). Forward
-// counts no less than two thirds of what was measured.
+// counts no less than two thirds of what was measured. Four sequences run in one CTA alone; they
+// are 500 cycles forward and 480 backward (128 units: 740), counted in the machine code, of which
+// the table has a quarter to a half more at kCyclesPerMicrosecond.
 struct ClusterMicroseconds {
   int ctas, units;
-  double eight, sixteen;
+  double eight, sixteen, four = 0;
 };
 constexpr ClusterMicroseconds kForwardMicroseconds[] = {
-    {1, 64, 0.45 /* 0.65 */, 0.8},
+    {1, 64, 0.45 /* 0.65 */, 0.8, 0.32},
     {2, 64, 0.75, 1.15},
     {4, 32, 0.66 /* 0.80 in 50 steps, launch included */, 0.95},
     {8, 32, 0.68 /* 0.68 */, 0.95 /* 1.23 */},
     {16, 32, 0.95 /* 1.19 */, 1.45 /* 2.13 */}};
 // With 8 and 16 CTAs a prototype with as many instructions between a wait and the send took 0.62,
-// 1.08, 1.09 and 1.57 to 1.69 us. The others are what the kernel took before, and guesses for 16.
+// 1.08, 1.09 and 1.57 to 1.69 us. One CTA of 64 units counts two thirds of what was measured: it no
+// longer prepares cells ahead of its product. The others are what the kernel took before, and
+// guesses for 16.
 constexpr ClusterMicroseconds kBackwardMicroseconds[] = {{1, 32, 0.59, 1.15},
-                                                         {1, 64, 0.96, 1.9},
-                                                         {1, 128, 1.67, 3.3},
+                                                         {1, 64, 0.64 /* 0.96 */, 1.3, 0.4},
+                                                         {1, 128, 1.67, 3.3, 0.6},
                                                          {2, 32, 0.62, 1.2},
                                                          {4, 32, 0.67, 1.27},
                                                          {8, 32, 0.65 /* 0.75 */, 1.15 /* 1.44 */},
@@ -148,7 +152,7 @@ inline double cluster_microseconds(ClusterShape shape, Pass pass, const Problem&
   auto look_up = [&](const auto& table) {
     for (const ClusterMicroseconds& x : table)
       if (x.ctas == shape.ctas && x.units == shape.units)
-        step = shape.sequences <= 8 ? x.eight : x.sixteen;
+        step = shape.sequences <= 4 ? x.four : shape.sequences <= 8 ? x.eight : x.sixteen;
   };
   if (streams) {
     const StreamedMicroseconds& x = forward ? kForwardStreamed : kBackwardStreamed;
@@ -166,15 +170,22 @@ inline double cluster_microseconds(ClusterShape shape, Pass pass, const Problem&
 // fp32 without tf32: the multiply-adds of a CTA, at this share of its SM's rate, and what the cells
 // and the exchange add. A second group of sequences, forward, shares the exchange of the first; in
 // backward its exchange hides behind the other's product. Estimates: none is measured yet.
-constexpr double kFmaShare = 0.75;
-constexpr double kFp32AloneMicroseconds = 0.4, kFp32ExchangeMicroseconds = 0.7;
+constexpr double kFmaShare = 0.75, kFp32ExchangeMicroseconds = 0.7;
+// One CTA alone, counted in the machine code. For each four sequences 545 cycles of multiply-adds
+// and their reads, and 294 of the exchanges between lanes, which the multiply-adds of both warps of
+// a scheduler wait for. Besides, forward: barrier, reads, cells and stores; backward two barriers.
+constexpr double kFp32PlaneCycles = 840, kFp32ForwardCycles = 340, kFp32BackwardCycles = 420;
 
 inline double fp32_cluster_microseconds(ClusterShape shape, Pass pass, const Problem& p) {
   const bool forward = pass == Pass::forward, aligned = p.hidden_size % 4 == 0;
   const double depth = double(shape.ctas) * shape.units, rows = 4.0 * shape.units;
-  const double product =
+  double product =
       rows * depth * shape.sequences / kFmaPerCycle / kFmaShare / kCyclesPerMicrosecond;
-  double rest = shape.ctas == 1 ? kFp32AloneMicroseconds : kFp32ExchangeMicroseconds;
+  double rest = kFp32ExchangeMicroseconds;
+  if (shape.ctas == 1) {
+    product = kFp32PlaneCycles * (shape.sequences / 4.0) / kCyclesPerMicrosecond;
+    rest = (forward ? kFp32ForwardCycles : kFp32BackwardCycles) / kCyclesPerMicrosecond;
+  }
   if (forward && shape.sequences > 8) rest *= 1.3;
   return (product + rest) * (aligned   ? 1
                              : forward ? kForwardUnalignedFactor
@@ -202,15 +213,14 @@ struct ChunkChoice {
 };
 
 // Layers that work at once, each with `clusters` clusters of `ctas` CTAs, of which `resident` fit
-// the GPU. step: the microseconds of one layer's step.
+// the GPU. flops: of a product, per microsecond. step: the microseconds of one layer's step.
 inline ChunkChoice best_chunks(const Problem& p, const Device& device, int ctas, int64_t clusters,
-                               int64_t resident, double step) {
+                               int64_t resident, double flops, double step) {
   ChunkChoice best{0, p.layers * step};
   const double free = 1 - double(p.layers * clusters * ctas) / device.sms;
   if (p.layers < 2 || p.layers > kMostLayersAtOnce || p.directions != 1 ||
       p.layers * clusters > resident || free < kLeastFreeSms)
     return best;
-  const double flops = kLibraryFlops * (bytes_of(p.dtype) == 4 ? 0.5 : 1);
   // A layer, for so many steps, where products have a share of the SMs.
   auto layer = [&](int64_t steps, double share) {
     const double product = 8.0 * steps * p.batch * p.hidden_size * p.hidden_size;

@@ -74,7 +74,7 @@ Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& step
     best.microseconds = step;
   };
   const int alone = alone_units(p.hidden_size, bytes);
-  for (int sequences = 8; sequences <= kMostSequences; sequences += 8) {
+  for (int sequences : {4, 8, kMostSequences}) {
     if (!stepwise.tensor_cores) {
       for (const ForwardCluster& x : kFp32Clusters)
         if (x.ctas * x.units >= p.hidden_size)
@@ -82,17 +82,25 @@ Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& step
     } else if (pass == Pass::forward) {
       for (const ForwardCluster& x : kForwardClusters)
         if (x.ctas * x.units >= p.hidden_size && runs_forward(x, bytes) &&
+            (sequences > 4 || runs_four(x.ctas, x.units)) &&
             sequences <= most_sequences(x.ctas, x.units, bytes))
           consider({x.ctas, x.units, sequences});
     } else {
-      if (alone > 0) consider(backward_shape({1, alone, sequences}, bytes));
+      if (alone > 0) {
+        const int units = sequences == 4 ? std::max(alone, 64) : alone;
+        consider(backward_shape({1, units, sequences}, bytes));
+      }
       const int ctas = cluster_ctas(p.hidden_size), units = cluster_units(p.hidden_size);
       consider(backward_shape({ctas, units, sequences}, bytes));
     }
   }
+  // The chunks' products: in half types, with tf32 at half that rate, or in full fp32.
+  const double flops = !stepwise.tensor_cores ? kLibraryFp32Flops
+                       : bytes == 4           ? kLibraryFlops / 2
+                                              : kLibraryFlops;
   const ChunkChoice chunks =
       best_chunks(p, device, best.ctas, parts_of(p.batch, best.sequences),
-                  resident_clusters(best.ctas, device.sms), best.microseconds / p.layers);
+                  resident_clusters(best.ctas, device.sms), flops, best.microseconds / p.layers);
   best.chunk_steps = int(chunks.steps);
   best.microseconds = chunks.microseconds;
   return best;

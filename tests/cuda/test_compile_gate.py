@@ -326,7 +326,7 @@ def test_groups_of_ctas_hold_the_layer_and_fit_the_gpu(
         return
     assert plan["ctas"] * plan["units"] >= hidden
     assert plan["ctas"] <= (16 if plan["algorithm"] == "cluster" else sms)
-    assert plan["sequences"] % 8 == 0
+    assert plan["sequences"] % (4 if plan["ctas"] == 1 else 8) == 0
     assert capability >= 90 or plan["algorithm"] == "grid"
 
 

@@ -59,8 +59,9 @@ def test_cluster_kernels_match_the_reference(name, dtype):
     assert_matches(Problem(dtype=dtype, **CLUSTERED[name]), clustered(), tolerance=tolerance)
 
 
-@pytest.mark.parametrize("sequences", [8, 16])
-@pytest.mark.parametrize(("ctas", "units"), CLUSTERS)
+@pytest.mark.parametrize(
+    ("ctas", "units", "sequences"), [(1, 64, 4), *((*c, n) for c in CLUSTERS for n in (8, 16))]
+)
 def test_every_cluster_at_an_odd_size(ctas, units, sequences):
     """More steps than are loaded ahead, two groups, sequences that end or enter on the way."""
     hidden = CLUSTERS[ctas, units]
@@ -72,7 +73,7 @@ def test_every_cluster_at_an_odd_size(ctas, units, sequences):
 def test_every_cluster_in_tf32(ctas, units):
     hidden = TF32_CLUSTERS[ctas, units]
     p = Problem(hidden_size=hidden, batch=9, steps=10, bidirectional=True)
-    for sequences in (8, 16):
+    for sequences in (4, 8, 16)[ctas > 1 :]:
         schedule = clustered(ctas=ctas, units=units, sequences=sequences)
         assert_matches(p, schedule, tolerance=TF32)
 
@@ -235,7 +236,8 @@ def test_a_limit_of_clusters_that_is_no_number_of_seconds_is_refused(seconds, mo
 @pytest.mark.parametrize(
     ("hidden", "batch", "dtype", "ctas", "sequences"),
     [
-        (64, 128, torch.bfloat16, 1, 8),
+        (64, 128, torch.bfloat16, 1, 4),
+        (64, 1000, torch.bfloat16, 1, 8),  # when all SMs have groups of eight
         (128, 8, torch.float16, 4, 8),  # two CTAs hold it, four are faster
         (128, 2000, torch.bfloat16, 2, 16),  # until more sequences wait than run
         (256, 16, torch.bfloat16, 8, 8),
@@ -304,7 +306,7 @@ _ARMED = (
     "s + 2 < cta.steps)\n"
     "      arrive_expecting(arrived + buffer, Shape::kHiddenBytes / Shape::kParts);"
 )
-_AWAITED = "if (Shape::kCtas > 1 && s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);"
+_AWAITED = "if (s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);"
 _FILLED = "    wait(cta.filled(turn), turn >> 1 & 1, cta.args.limit);\n"
 _LOADED = "    loader.load(turn + Shape::kRing);\n"
 _FREED = "    __syncwarp();\n    if (threadIdx.x % 32 == 0) arrive(cta.freed(turn));\n"
@@ -328,11 +330,8 @@ MUTANTS = {
     "one buffer of outputs": (_MOVERS, "(turn & 1) * Shape::kSequences", "0 * Shape::kSequences"),
     "sent before all have written": (
         _KERNEL,
-        "    compute_barrier<Shape>();\n    if constexpr (Shape::kCtas > 1) {\n"
-        "      if (s + 1 < cta.steps) peers.send(sent, next);\n",
-        "    if constexpr (Shape::kCtas > 1) {\n"
-        "      if (s + 1 < cta.steps) peers.send(sent, next);\n"
-        "      compute_barrier<Shape>();\n",
+        "    compute_barrier<Shape>();\n    if (s + 1 < cta.steps) peers.send(sent, next);\n",
+        "    if (s + 1 < cta.steps) peers.send(sent, next);\n    compute_barrier<Shape>();\n",
     ),
     "the last step sends": (_KERNEL, "if (s + 1 < cta.steps) peers.send", "peers.send"),
     "partial sums not barred": (
@@ -367,10 +366,38 @@ ONLY = [
 ]
 
 
+# Bugs where one CTA works alone.
+_ALONE = "cluster/forward_alone.cuh"
+ALONE = {
+    "input part of the next step not waited for": (
+        _ALONE, "if (!loaded) wait(cta.loaded(following)", "if (false) wait(cta.loaded(following)",
+    ),
+    "outputs of a lone CTA in a buffer that is not free": (
+        _ALONE, "freed = s < 3 || try_wait", "freed = true || try_wait",
+    ),
+    "outputs handed over before all have stored them": (
+        _ALONE, "s > 1) arrive(cta.filled(s - 2));", "s > 0) arrive(cta.filled(s - 1));",
+    ),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutants")
-    return plant(MUTANTS, folder, kinds="stepwise cluster_forward", only=ONLY)
+    kinds = "stepwise cluster_forward"
+    found = plant(MUTANTS, folder, kinds=kinds, only=ONLY)
+    only = [(*ONLY[0][:2], "Shape::kCtas == 1 && Shape::kSequences == 4")]
+    return found | plant(ALONE, folder, kinds=kinds, only=only)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_bug_planted_where_one_cta_works_alone_is_seen(name, mutants):
+    p = Problem(hidden_size=61, batch=7, steps=12, packed=True, dtype=torch.bfloat16)
+    schedules = [
+        clustered(order, races=True, preempt=50, ctas=1, units=64, sequences=4)
+        for order in ("random", "block_down")
+    ]
+    assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -117,6 +117,28 @@ def test_fp32_results_do_not_depend_on_the_schedule(ctas, units):
         assert all(torch.equal(a, b) for a, b in zip(other, runs[0], strict=True))
 
 
+@pytest.mark.parametrize(
+    ("hidden", "batch", "steps", "more"),
+    [
+        (64, 1, 1, {}),
+        (33, 3, 2, {"bidirectional": True}),
+        (63, 5, 19, {"packed": True}),  # more steps than are loaded ahead
+        (40, 129, 3, {"packed": True, "states": True}),
+        (40, 7, 10, {"packed": True, "cells": True, "bidirectional": True, "zoneout_h": 0.3,
+                     "zoneout_c": 0.4, "recurrent_dropout": 0.2, "cell_clip": 1.0}),
+    ],
+)  # fmt: skip
+def test_groups_of_four_in_one_cta(hidden, batch, steps, more):
+    p = Problem(hidden_size=hidden, batch=batch, steps=steps, **more)
+    assert_matches(p, clustered(ctas=1, units=64, sequences=4))
+
+
+def test_groups_of_four_and_eight_in_one_cta_give_the_same_bits():
+    p = Problem(hidden_size=61, batch=11, steps=4, packed=True)
+    four, eight = (assert_matches(p, clustered(ctas=1, units=64, sequences=n)) for n in (4, 8))
+    assert all(torch.equal(a, b) for a, b in zip(four, eight, strict=True))
+
+
 def test_groups_of_either_size_give_the_same_bits_in_fp32():
     """Forward and backward: which sequences share a cluster is no part of the arithmetic."""
     p = Problem(hidden_size=100, batch=21, steps=4, packed=True)
@@ -171,8 +193,9 @@ def test_fp32_clusters_refuse_what_they_have_not(fields, words):
 @pytest.mark.parametrize(
     ("hidden", "batch", "ctas", "sequences"),
     [
-        (40, 8, 2, 8),
-        (64, 1000, 1, 8),  # one CTA each, when all SMs have groups
+        (40, 8, 1, 4),
+        (64, 128, 1, 4),
+        (64, 1000, 1, 8),  # when all SMs have groups of eight
         (128, 50, 4, 8),
         (256, 16, 8, 8),
         (256, 240, 8, 16),  # as many groups of sixteen as run at once
@@ -193,10 +216,12 @@ def test_planner_picks_clusters_for_fp32(hidden, batch, ctas, sequences, backwar
 
 
 @pytest.mark.parametrize("order", ["random", "block_down"])
-@pytest.mark.parametrize(("ctas", "units"), [(1, 64), (2, 32), (4, 32)])
-def test_no_races_in_fp32_clusters(ctas, units, order):
+@pytest.mark.parametrize(
+    ("ctas", "units", "sequences"), [(1, 64, 4), (1, 64, 16), (2, 32, 16), (4, 32, 16)]
+)
+def test_no_races_in_fp32_clusters(ctas, units, sequences, order):
     p = Problem(hidden_size=57, batch=11, steps=5, packed=True, bidirectional=True)
-    schedule = clustered(order, races=True, preempt=50, ctas=ctas, units=units, sequences=16)
+    schedule = clustered(order, races=True, preempt=50, ctas=ctas, units=units, sequences=sequences)
     assert_matches(p, schedule, "race")
 
 
@@ -211,11 +236,11 @@ def test_address_sanitizer_finds_nothing_in_fp32_clusters():
         "from test_emulated_cluster_fp32 import clustered, replace\n"
         "p = Problem(hidden_size=60, num_layers=2, batch=10, dropout=0.5, packed=True, steps=5,\n"
         "            bidirectional=True)\n"
-        "for ctas, units in ((1, 64), (2, 32), (8, 32)):\n"
+        "for ctas, units, n in ((1, 64, 4), (1, 64, 8), (2, 32, 16), (8, 32, 16)):\n"
         "    q = replace(p, bidirectional=ctas < 8)  # 16 CTAs are many\n"
-        "    assert_matches(q, clustered(ctas=ctas, units=units, sequences=16), 'asan')\n"
-        "    print('right:', ctas)\n",
-        right=3,
+        "    assert_matches(q, clustered(ctas=ctas, units=units, sequences=n), 'asan')\n"
+        "    print('right:', ctas, n)\n",
+        right=4,
     )
 
 
@@ -235,10 +260,11 @@ MUTANTS = {
         _FORWARD, "add_halves<8>(cells, kUnitLanes / 2);", "(void)0;",
     ),
     "first plane of dgates taken twice": (
-        _BACKWARD, "        multiply_plane(at + p * Shape::kPlaneBytes, sums);\n"
-        "#pragma unroll\n        for (int e", "        multiply_plane(at, sums);\n"
-        "#pragma unroll\n        for (int e",
+        _BACKWARD, "      multiply_plane(at + p * Shape::kPlaneBytes, sums);\n"
+        "#pragma unroll\n      for (int e", "      multiply_plane(at, sums);\n"
+        "#pragma unroll\n      for (int e",
     ),
+    "columns of a lane swapped": (_BACKWARD, "(kOneSum ? lane / 2 % 2 : 0)", "0"),
     "both lanes of a pair send": (_BACKWARD, "kLanes < 32 || lane % 2 == 0", "true"),
     "pairs of sequences swapped": (
         _BACKWARD, "pair += lane / (kLanes / 16) % 2 * 2;", "pair = 2 - 2 * pair;",
@@ -262,10 +288,12 @@ def mutants(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_bug_planted_in_the_fp32_products_is_seen(name, mutants):
-    problems = [Problem(hidden_size=61, batch=7), Problem(hidden_size=200, batch=2, steps=2)]
+    small = Problem(hidden_size=61, batch=7)
+    problems = [small, Problem(hidden_size=200, batch=2, steps=2), small]
     schedules = [
         clustered(races=True, ctas=2, units=32, sequences=8),
         clustered(races=True, ctas=8, units=32, sequences=8),
+        clustered(races=True, ctas=1, units=64, sequences=4),
     ]
     assert any(
         is_seen(mutants[name], "simt_checks", "shows", [p], [schedule])

@@ -4,9 +4,10 @@
 // What it computes: what CellBackwardStep computes (stepwise/backward_steps.cuh), for every step.
 //
 // Who owns what: a cluster of kCtas CTAs takes one or two groups of eight sequences through all
-// their steps. A CTA owns kUnits units: their cells, and their 4 * kUnits rows of W_hh, every
-// column, as mma fragments in registers (in fp32 without tf32: backward_fp32.cuh). A computing
-// thread owns kUnits / 32 cells of a group; their dc stays in its registers.
+// their steps; a CTA that is alone has a loop of its own, and may take a group of four
+// (backward_alone.cuh). A CTA owns kUnits units: their cells, and their 4 * kUnits rows of W_hh,
+// every column, as mma fragments in registers (in fp32 without tf32: backward_fp32.cuh). A
+// computing thread owns kUnits / 32 cells of a group of eight; their dc stays in its registers.
 //
 // What moves per step of a group: four further warps, the movers, copy the gates, c and the
 // incoming gradients into a stage, kStages steps ahead, and store dgates to global memory one step
@@ -48,55 +49,17 @@
 // an H200 with a prototype): 0.43 us a step at H = 256, 0.65 us at H = 512.
 #pragma once
 
-#include "backward_fp32.cuh"
-#include "backward_movers.cuh"
-#include "backward_product.cuh"
+#include "backward_alone.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
-template <int kCount>
-__device__ __forceinline__ float sum_of(const float* values) {
-  if constexpr (kCount == 1)
-    return values[0];
-  else
-    return sum_of<kCount / 2>(values) + sum_of<kCount - kCount / 2>(values + kCount / 2);
-}
-
 #if FASTLSTM_SM90
-
-// By tensor cores or, in full fp32, by multiply-adds.
-template <class Shape>
-using BackwardProduct =
-    std::conditional_t<std::is_same_v<typename Shape::Operand, float>,
-                       ClusterBackwardFp32Product<Shape>, ClusterBackwardProduct<Shape>>;
-
-// Where a thread's first cell has its values, in bytes: in a stage its gates, c and the gradient
-// from above; its sums, and its dgates.
-template <class Shape>
-struct CellPlaces {
-  uint32_t gate, state, above, sum, dgates;
-
-  __device__ __forceinline__ CellPlaces(uint32_t row, uint32_t local) {
-    constexpr uint32_t kBytes = sizeof(typename Shape::S);
-    gate = row * Shape::kGateStride + local * kBytes;
-    state = row * Shape::kStateStride + local * 4;
-    above = Shape::kGradOutputAt + row * Shape::kStateStride + local * kBytes;
-    sum = row / 2 * (8 * Shape::kUnits) + local * 8 + row % 2 * 4;
-    dgates = Shape::operand_at(int(local), int(row));
-  }
-  // In registers from here on.
-  __device__ __forceinline__ void keep() {
-    gate = opaque(gate), state = opaque(state), above = opaque(above);
-    sum = opaque(sum), dgates = opaque(dgates);
-  }
-};
 
 template <class Shape>
 __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape>& cta) {
   typedef typename Shape::S S;
-  constexpr int kGroups = Shape::kGroups, kCells = Shape::kCells, kCtas = Shape::kCtas;
-  typedef CellMath<typename Shape::Operand> Cell;
+  constexpr int kGroups = Shape::kGroups, kCells = Shape::kCells;
   const ClusterBackwardArgs<S>& args = cta.args;
   const ClusterBackwardDirection<S>& layer = cta.layer;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = args.units;
@@ -107,7 +70,7 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
   // A warp has the cells of two sequences and 16 units: it reads 128 contiguous bytes of sums.
   uint32_t row = warp / Shape::kSpread * 2 + lane % 2;
   uint32_t first_local = warp % Shape::kSpread * 16 + lane / 2;
-  auto local_of = [&](int e) { return int(first_local) + 32 * e; };
+  auto local_of = [&](int e) { return int(first_local) + Shape::kCellStride * e; };
   auto inside = [&](int e) { return cta.first_unit() + local_of(e) < units; };
   // Where weights are streamed the product leaves no registers for places: they are computed anew
   // before it and after it.
@@ -125,24 +88,20 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
   CellPlaces<Shape> places(row, first_local);
   if constexpr (!Shape::kStreams) places.keep();
 
-  // Of this thread's sequence of a group: the step that it enters in, or -1 where it has had steps
-  // in an earlier launch, or kNever; and the last of its steps here, or -1.
-  constexpr int kNever = 0x7fffffff;
-  auto goes_on = [&](int g) { return cta.first_sequence + 8 * g + int(row) < args.going_on; };
-  int enters[kGroups], leaves[kGroups], exchanges[kGroups];
+  auto sequence_of = [&](int g) { return cta.first_sequence + Shape::kSequences * g + int(row); };
+  auto goes_on = [&](int g) { return sequence_of(g) < args.going_on; };
+  GradientSpan spans[kGroups];
+  int exchanges[kGroups];
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
-    const int steps = args.steps.length_of(cta.first_sequence + 8 * g + int(row));
-    const int first = layer.direction == 0 ? cta.length[g] - steps : 0;
-    enters[g] = steps == 0 ? kNever : goes_on(g) ? -1 : first;
-    leaves[g] = steps == 0 ? -1 : first + steps - 1;
+    spans[g] = gradient_span(cta, g, sequence_of(g));
     exchanges[g] = Shape::kStreams ? cta.exchanges(g) : int(opaque(cta.exchanges(g)));
   }
   const bool plain = layer.rules.plain, upper = layer.upper_input != nullptr;
 
   float dc[kGroups][kCells] = {}, dh_zoneout[kGroups][kCells] = {};
   auto place_of = [&](int g, int e) {
-    return int64_t(cta.first_sequence + 8 * g + int(row)) * units + cta.first_unit() + local_of(e);
+    return int64_t(sequence_of(g)) * units + cta.first_unit() + local_of(e);
   };
 #pragma unroll
   for (int g = 0; g < kGroups; ++g)
@@ -152,21 +111,15 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
         dc[g][e] = layer.dc[place_of(g, e)];
         dh_zoneout[g][e] = value_or_zero(layer.dh_zoneout, place_of(g, e));
       }
-  auto sum_at_owner = [&](const unsigned char* from, int e) {
-    float parts[Shape::kSources];
-#pragma unroll
-    for (int k = 0; k < Shape::kSources; ++k)
-      parts[k] = reinterpret_cast<const float*>(from + k * Shape::kSourceBytes)[64 * e];
-    return sum_of<Shape::kSources>(parts);
-  };
   // The sums of the exchange before the first, all of them the first source's.
 #pragma unroll
   for (int g = 0; g < kGroups; ++g)
 #pragma unroll
     for (int e = 0; e < kCells; ++e)
-      if (goes_on(g) && inside(e))
-        reinterpret_cast<float*>(cta.shared + cta.sums_at(g, -1) + places.sum)[64 * e] =
-            layer.sums[place_of(g, e)];
+      if (goes_on(g) && inside(e)) {
+        unsigned char* const to = cta.shared + cta.sums_at(g, -1) + places.sum;
+        reinterpret_cast<float*>(to)[2 * Shape::kCellStride * e] = layer.sums[place_of(g, e)];
+      }
   cta_barrier(cta);  // the first stages are there
   for (int s = 0; s < cta.length[0]; ++s) {
 #pragma unroll
@@ -174,66 +127,12 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
       if (s >= cta.length[g]) continue;
       locate();
       if constexpr (Shape::kStreams) places = CellPlaces<Shape>(row, first_local);
-      const bool entering = s == enters[g], leaving = s == leaves[g];
-      auto sequence = [&] { return cta.first_sequence + 8 * g + int(row); };
 
-      // What does not depend on other CTAs. Stages are zero where a sequence has not entered, in
-      // padding and where there is no gradient. Results of a sequence that has left are not used.
-      float act[kCells][4], c[kCells], c_prev[kCells], dh[kCells], d[kCells];
-      const unsigned char* const stage = cta.stage(g, s);
-      const unsigned char* const next = cta.stage(g, s + 1);
-#pragma unroll
-      for (int e = 0; e < kCells; ++e) {
-#pragma unroll
-        for (int q = 0; q < 4; ++q)
-          act[e][q] = to_acc(reinterpret_cast<const S*>(stage + places.gate +
-                                                        q * (8 * Shape::kGateStride))[32 * e]);
-        auto state = [&](const unsigned char* of, int at) {
-          return reinterpret_cast<const float*>(of + places.state + at)[32 * e];
-        };
-        c[e] = state(stage, Shape::kStatesAt);
-        c_prev[e] = state(next, Shape::kStatesAt);
-        dh[e] = dh_zoneout[g][e] +
-                (upper ? state(stage, Shape::kGradOutputAt)
-                       : to_acc(reinterpret_cast<const S*>(stage + places.above)[32 * e]));
-        d[e] = dc[g][e] + state(stage, Shape::kGradStatesAt);
-      }
-      if (entering || leaving) {
-#pragma unroll
-        for (int e = 0; e < kCells; ++e) {
-          const int64_t at = place_of(g, e);
-          if (leaving)
-            c_prev[e] = !inside(e)       ? 0
-                        : layer.c_before ? layer.c_before[at]
-                                         : value_or_zero(layer.c0, at);
-          if (entering && inside(e)) {
-            d[e] += value_or_zero(layer.grad_c_n, at);
-            dh[e] += value_or_zero(layer.grad_h_n, at);
-          }
-        }
-      }
-      float dc_state[kCells], dc_kept[kCells];
-      CellFactors<float> factors[kCells];
-      auto factors_of = [&](auto&& rules_of) {
-#pragma unroll
-        for (int e = 0; e < kCells; ++e)
-          factors[e] = cell_factors<Cell>(act[e][0], act[e][1], act[e][2], act[e][3], c_prev[e],
-                                          c[e], rules_of(e));
-      };
-      if (plain) {
-        factors_of([](int) { return PlainCell(); });
-      } else {
-        const RuleRow drawn = layer.rules.row(cta.time_of_call(g, s), sequence());
-        factors_of([&](int e) { return layer.rules.at(drawn, cta.first_unit() + local_of(e)); });
-      }
-#pragma unroll
-      for (int e = 0; e < kCells; ++e) {
-        CellFactors<float>& x = factors[e];
-        dc_state[e] = d[e] * x.state_c;
-        dc_kept[e] = d[e] * x.c_kept;
-        pin(x.state_h), pin(x.a_i), pin(x.a_f), pin(x.a_g), pin(x.a_o), pin(x.c_prev);
-        pin(x.h_prev), pin(dc_state[e]), pin(dc_kept[e]), pin(dh[e]);
-      }
+      // What does not depend on other CTAs.
+      PreparedCells<Shape> cells;
+      prepare_cells(
+          cta, places, g, s, spans[g], plain, upper, sequence_of(g), cta.first_unit() + local_of(0),
+          dc[g], dh_zoneout[g], [&](int e) { return place_of(g, e); }, inside, cells);
 
       uint32_t sums_at = cta.sums_at(g, s - 1) + places.sum;
       uint32_t to_at = cta.dgates_at(g, s) + places.dgates;
@@ -243,35 +142,22 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
       uint32_t taken[kCells];
 #pragma unroll
       for (int e = 0; e < kCells; ++e) {
-        taken[e] = s > enters[g] && inside(e) ? ~0u : 0;
+        taken[e] = s > spans[g].enter && inside(e) ? ~0u : 0;
         pin(taken[e]);
       }
 
-      if constexpr (kCtas > 1) {
-        wait(cta.arrived(g, s - 1), unsigned(s) / 2 % 2, args.limit);
-      } else {
-        named_barrier(2, 32 * Shape::kWarps);
-      }
+      wait(cta.arrived(g, s - 1), unsigned(s) / 2 % 2, args.limit);
       float sums[kCells];
 #pragma unroll
-      for (int e = 0; e < kCells; ++e) sums[e] = sum_at_owner(cta.shared + sums_at, e);
-      if (kCtas > 1 && thread == 0 && s + 1 < exchanges[g])
+      for (int e = 0; e < kCells; ++e) sums[e] = sum_at_owner<Shape>(cta.shared + sums_at, e);
+      if (thread == 0 && s + 1 < exchanges[g])
         arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes);
 
-#pragma unroll
-      for (int e = 0; e < kCells; ++e) {
-        const CellFactors<float>& x = factors[e];
-        dh[e] += float_of(bits_of(sums[e]) & taken[e]);
-        const float d_state = dh[e] * x.state_h + dc_state[e];
-        const float dgates[4] = {d_state * x.a_i, d_state * x.a_f, d_state * x.a_g, dh[e] * x.a_o};
-        dc[g][e] = d_state * x.c_prev + dc_kept[e];
-        dh_zoneout[g][e] = dh[e] * x.h_prev;
-        Shape::store_cell(dgates, cta.shared + to_at + e * Shape::kOperandNext);
-      }
+      finish_cells(cells, sums, taken, dc[g], dh_zoneout[g], cta.shared + to_at);
       cta_barrier(cta);
       if (s < exchanges[g]) product.send(operands_at, 2 * g + s % 2);
 
-      if (leaving) {
+      if (s == spans[g].leave) {
         locate();
 #pragma unroll
         for (int e = 0; e < kCells; ++e) {
@@ -293,14 +179,11 @@ __device__ __forceinline__ void compute_gradients(const ClusterBackwardCta<Shape
   for (int g = 0; g < kGroups; ++g) {
     const int last = cta.length[g] - 1;
     if (last < 0) continue;
-    if constexpr (kCtas > 1)
-      wait(cta.arrived(g, last), unsigned(last + 1) / 2 % 2, args.limit);
-    else
-      named_barrier(2, 32 * Shape::kWarps);
+    wait(cta.arrived(g, last), unsigned(last + 1) / 2 % 2, args.limit);
 #pragma unroll
     for (int e = 0; e < kCells; ++e) {
-      const float sum = sum_at_owner(cta.shared + cta.sums_at(g, last) + places.sum, e);
-      if (enters[g] != kNever && inside(e)) layer.sums[place_of(g, e)] = sum;
+      const float sum = sum_at_owner<Shape>(cta.shared + cta.sums_at(g, last) + places.sum, e);
+      if (spans[g].enter != kNever && inside(e)) layer.sums[place_of(g, e)] = sum;
     }
   }
 }
@@ -313,11 +196,15 @@ __device__ __forceinline__ void cluster_backward(
   int rank = 0;
   if constexpr (kCtas > 1) rank = int(cluster_rank());
   const int cluster = blockIdx.x / kCtas;
-  ClusterBackwardCta<Shape> cta{args, args.direction[cluster / args.clusters], shared,
-                                rank, cluster % args.clusters * 8 * kGroups,   {}};
+  ClusterBackwardCta<Shape> cta{args,
+                                args.direction[cluster / args.clusters],
+                                shared,
+                                rank,
+                                cluster % args.clusters * Shape::kSequences * kGroups,
+                                {}};
 #pragma unroll
   for (int g = 0; g < kGroups; ++g)
-    cta.length[g] = args.steps.length_of(cta.first_sequence + 8 * g);
+    cta.length[g] = args.steps.length_of(cta.first_sequence + Shape::kSequences * g);
 
   if (threadIdx.x == 0) {
     for (int g = 0; g < kGroups; ++g)
@@ -342,7 +229,10 @@ __device__ __forceinline__ void cluster_backward(
 
   if (threadIdx.x < 32 * Shape::kWarps) {
     if constexpr (Shape::kMovesRegisters) raise_registers<Shape::kComputingRegisters>();
-    compute_gradients(cta);
+    if constexpr (kCtas == 1)
+      compute_gradients_alone(cta);
+    else
+      compute_gradients(cta);
   } else {
     if constexpr (Shape::kMovesRegisters) lower_registers<Shape::kMoverRegisters>();
     move_gradients(cta);

@@ -60,7 +60,8 @@ class GroupWalk {
     const StepRows& steps = cta.args.steps;
     const int time = cta.length[g] > 0 ? cta.time(g, 0) : 0;
     const bool down = cta.layer.direction == 0;
-    from_ = cta.first_sequence + 8 * g;
+    most_ = Shape::kSequences;
+    from_ = cta.first_sequence + most_ * g;
     low_ = unsigned(steps.first_row(time));
     high_ = low_ + unsigned(steps.sequences(time));
     packed_ = steps.first != nullptr;
@@ -71,7 +72,7 @@ class GroupWalk {
   __device__ __forceinline__ unsigned first() const { return low_ + unsigned(from_); }
   __device__ __forceinline__ int count() const {
     const int left = int(high_ - low_) - from_;
-    return left < 0 ? 0 : left < 8 ? left : 8;
+    return left < 0 ? 0 : left < most_ ? left : most_;
   }
   __device__ __forceinline__ void advance(const StepRows& steps) {
     if (packed_) {
@@ -95,9 +96,10 @@ class GroupWalk {
     next_ = unsigned(steps.first[entry_]);
   }
 
-  int from_, move_, entry_;  // first sequence; entries, or rows, from step to step; entry of next_
-  unsigned low_, high_;      // the first row of the step, and the row that follows its last
-  unsigned next_ = 0;        // packed: the row that takes the place of one of them
+  int from_, most_;      // first sequence; sequences of a group
+  int move_, entry_;     // entries, or rows, from step to step; entry of next_
+  unsigned low_, high_;  // the first row of the step, and the row that follows its last
+  unsigned next_ = 0;    // packed: the row that takes the place of one of them
   bool packed_;
 };
 

@@ -56,7 +56,9 @@ class ClusterBackwardPass {
   void start_fp32(ClusterBackwardArgs<S>& args) const {
     const int ctas = stack_.plan.ctas;
     const bool two = fp32_sequences(ctas, stack_.plan.sequences, false) == 16;
-    if (ctas == 1) return start<ClusterBackwardFp32<64, 1, 1>>(args);
+    if (ctas == 1)
+      return stack_.plan.sequences <= 4 ? start<ClusterBackwardFp32<64, 1, 1, 4>>(args)
+                                        : start<ClusterBackwardFp32<64, 1, 1>>(args);
     if (ctas == 2) return start<ClusterBackwardFp32<32, 2, 1>>(args);
     if (ctas == 4)
       return two ? start<ClusterBackwardFp32<32, 4, 2>>(args)
@@ -70,27 +72,30 @@ class ClusterBackwardPass {
   void start_by_shape(ClusterBackwardArgs<S>& args) const {
     const ClusterShape shape =
         backward_shape({stack_.plan.ctas, stack_.plan.units, stack_.plan.sequences}, sizeof(S));
-    const bool two = shape.sequences == 16;
+    const bool two = shape.sequences == 16, four = shape.sequences == 4;
     if constexpr (sizeof(S) == 2) {
-      if (shape.ctas == 1 && shape.units == 128) return start<128, 1, 1>(args);
+      if (shape.ctas == 1 && shape.units == 128)
+        return four ? start<128, 1, 1, 4>(args) : start<128, 1, 1>(args);
       if (shape.units == 48) return start<48, 16, 1>(args);
       if (shape.ctas == 16) return two ? start<32, 16, 2>(args) : start<32, 16, 1>(args);
     }
     if constexpr (sizeof(S) == 4)
       if (shape.ctas == 16) return start<32, 16, 1>(args);
-    if (shape.ctas == 1) return shape.units == 32 ? start<32, 1, 1>(args) : start<64, 1, 1>(args);
+    if (shape.ctas == 1 && shape.units == 64)
+      return four ? start<64, 1, 1, 4>(args) : start<64, 1, 1>(args);
+    if (shape.ctas == 1) return start<32, 1, 1>(args);
     if (shape.ctas == 2) return start<32, 2, 1>(args);
     if (shape.ctas == 4) return two ? start<32, 4, 2>(args) : start<32, 4, 1>(args);
     two ? start<32, 8, 2>(args) : start<32, 8, 1>(args);
   }
 
-  template <int kUnits, int kCtas, int kGroups>
+  template <int kUnits, int kCtas, int kGroups, int kSequences = 8>
   void start(ClusterBackwardArgs<S>& args) const {
-    start<ClusterBackwardShape<S, kUnits, kCtas, kGroups>>(args);
+    start<ClusterBackwardShape<S, kUnits, kCtas, kGroups, kSequences>>(args);
   }
   template <class Shape>
   void start(ClusterBackwardArgs<S>& args) const {
-    args.clusters = int(blocks_of(args.steps.batch, 8 * Shape::kGroups));
+    args.clusters = int(blocks_of(args.steps.batch, Shape::kSequences * Shape::kGroups));
     launch_clusters(cluster_backward_kernel<Shape>,
                     unsigned(args.clusters * p_.directions * Shape::kCtas), Shape::kCtas,
                     Shape::kThreads, Shape::kSharedBytes, stack_.stream(), args);

@@ -23,7 +23,9 @@ class ClusterBackwardProduct {
       : shared_(shared), rank_(rank), thread_(thread) {
     const int warp = thread / 32, lane = thread % 32;
     const int slice = warp * Shape::kSlices / Shape::kWarps;
-    from_ = opaque(unsigned(slice * Shape::kWarpChunks * Shape::kChunkPitch + lane * 16));
+    from_ = opaque(unsigned(slice * Shape::kWarpChunks * Shape::kChunkPitch +
+                            lane % (4 * Shape::kSequences) * 16));
+    stores_ = Shape::kSequences == 8 || lane % 4 < Shape::kSequences / 2;
     const int first_unit = int(rank) * Shape::kUnits;
     // Each CTA begins with the tiles of its own units: otherwise all would send to one CTA at a
     // time.
@@ -51,6 +53,34 @@ class ClusterBackwardProduct {
   // This lane's first operand in the dgates at `dgates`; both are offsets in shared memory.
   __device__ __forceinline__ uint32_t operands(uint32_t dgates) const {
     return dgates + (Shape::kStreams ? thread_ % 32 * 16 : from_);
+  }
+
+  // One CTA, in which a warp has one tile: the product alone, and the stores of its sums. Callers
+  // work in between, while tensor cores do.
+  typedef float Sums[Shape::kChains][4];
+  __device__ __forceinline__ void multiply(uint32_t at, Sums& sums) const {
+    static_assert(Shape::kWarpTiles == 1 || Shape::kCtas > 1, "one tile");
+    const unsigned char* const from = shared_ + at;
+#pragma unroll
+    for (int chain = 0; chain < Shape::kChains; ++chain)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[chain][e] = 0;
+#pragma unroll
+    for (int k = 0; k < Shape::kWarpChunks; ++k) {
+      const uint4 chunk = *reinterpret_cast<const uint4*>(from + k * Shape::kChunkPitch);
+      const uint32_t first[2] = {chunk.x, chunk.y}, second[2] = {chunk.z, chunk.w};
+      mma(sums[2 * k % Shape::kChains], weights_[held(k, 0, 0)], first, Operand());
+      mma(sums[(2 * k + 1) % Shape::kChains], weights_[held(k, 1, 0)], second, Operand());
+    }
+  }
+  __device__ __forceinline__ void store(Sums& sums, int buffer) const {
+#pragma unroll
+    for (int chain = 1; chain < Shape::kChains; ++chain)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[0][e] += sums[chain][e];
+    if (stores_)
+      *reinterpret_cast<uint4*>(shared_ + to_[0] + buffer * Shape::kSumsBytes) = make_uint4(
+          bits_of(sums[0][0]), bits_of(sums[0][1]), bits_of(sums[0][2]), bits_of(sums[0][3]));
   }
 
   // Multiplies the dgates (this lane's are at `at`) and sends the sums to buffer `buffer` of their
@@ -126,10 +156,7 @@ class ClusterBackwardProduct {
           continue;
         }
         const uint32_t to = to_[block] + buffer * Shape::kSumsBytes + m * (16 * 8);
-        if constexpr (Shape::kCtas > 1)
-          send_async(peer_[block] + to, value, peer_[block] + barrier);
-        else
-          *reinterpret_cast<uint4*>(shared_ + to) = value;
+        send_async(peer_[block] + to, value, peer_[block] + barrier);
       }
     }
   }
@@ -272,6 +299,7 @@ class ClusterBackwardProduct {
 
   unsigned char* shared_;
   uint32_t rank_, thread_, from_;  // from_: a lane's place in the dgates
+  bool stores_;  // one CTA: whether this lane's columns are sequences of their own
   uint32_t weights_[Shape::kFragments - Shape::kSharedFragments][4];
   uint32_t to_[Shape::kBlocks];
   Remote peer_[Shape::kBlocks];

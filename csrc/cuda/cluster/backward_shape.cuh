@@ -46,19 +46,23 @@ struct ClusterBackwardArgs {
 
 constexpr int kBackwardMovers = 128;  // threads
 
-template <class S_, int kUnits_, int kCtas_, int kGroups_>
+// kSequences: of a group, eight or four. An mma has eight columns: of four each is there twice.
+template <class S_, int kUnits_, int kCtas_, int kGroups_, int kSequences_ = 8>
 struct ClusterBackwardShape {
   typedef S_ S;
   typedef MmaElement<S> Operand;
   static constexpr int kUnits = kUnits_, kCtas = kCtas_, kGroups = kGroups_;
+  static constexpr int kSequences = kSequences_;
   // Whether a part of the weights is in shared memory because registers hold no more.
   static constexpr bool kStreams = streams_weights(kCtas, kUnits, int(sizeof(S)));
   static_assert(!kStreams || kGroups == 1, "one group");
 
   // Computing warps; the units of a warp's cells are 16 neighbours, of two sequences.
   static constexpr int kWarps = kUnits == 48 ? 12 : 8, kThreads = 32 * kWarps + kBackwardMovers;
-  static constexpr int kSpread = kWarps / 4;              // warps that share two sequences
-  static constexpr int kCells = kUnits / (16 * kSpread);  // of a thread
+  static constexpr int kSpread = 2 * kWarps / kSequences;  // warps that share two sequences
+  static constexpr int kCellStride = 16 * kSpread;         // from a thread's cell to its next
+  static constexpr int kCells = kUnits / kCellStride;      // of a thread
+  static_assert(kCells * kCellStride == kUnits, "whole cells");
 
   static constexpr int kStages = kGroups == 1 && !kStreams ? 8 : 4;
 
@@ -112,7 +116,7 @@ struct ClusterBackwardShape {
   // reads of several chunks have no conflict.
   static constexpr int kChunkPitch = 512 + 16, kCellBytes = 4 * int(sizeof(S));
   static constexpr int kOperandGate = int(sizeof(S)),
-                       kOperandNext = 32 / kChunk * kChunkPitch;  // to the unit 32 further
+                       kOperandNext = kCellStride / kChunk * kChunkPitch;  // to the next cell
   __device__ __forceinline__ static constexpr unsigned operand_at(int unit, int sequence) {
     return unit / kChunk * kChunkPitch + sequence * 64 + unit % 4 * 16 +
            unit % kChunk / 4 * kCellBytes;

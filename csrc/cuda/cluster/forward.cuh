@@ -15,7 +15,8 @@
 // What moves per turn: each CTA sends the h of its units to every CTA of the cluster, 64 bytes for
 // each 32 units and sequence of a half type. It arrives in one of the group's two buffers and is
 // counted by an mbarrier; in a cluster of 16 by one for each part of K, so that the warps with that
-// part start when it is there. A single CTA exchanges h through its own shared memory.
+// part start when it is there. A single CTA exchanges h through its own shared memory, and its turn
+// has another order (forward_alone.cuh).
 //
 // Turn v of a computing warp, step s of its group: read the input part | wait for h[s-1] | product,
 // cells | store h[s] in the tile | barrier v of the computing warps | send the tile | store the
@@ -41,20 +42,12 @@
 // Floor: docs/kernels.md.
 #pragma once
 
-#include "forward_fp32.cuh"
-#include "forward_movers.cuh"
-#include "forward_product.cuh"
+#include "forward_alone.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
 #if FASTLSTM_SM90
-
-// By tensor cores or, in full fp32, by multiply-adds.
-template <class Shape>
-using ForwardProduct =
-    std::conditional_t<std::is_same_v<typename Shape::Operand, float>,
-                       ClusterForwardFp32Product<Shape>, ClusterForwardProduct<Shape>>;
 
 // Sends a CTA's part of h to every CTA of the cluster.
 template <class Shape>
@@ -127,47 +120,6 @@ class HiddenSender {
 };
 
 template <class Shape>
-struct NoSender {
-  __device__ __forceinline__ NoSender(unsigned char*, int, int) {}
-};
-
-// A barrier of a CTA's computing warps.
-template <class Shape>
-__device__ __forceinline__ void compute_barrier() {
-  named_barrier(1, 32 * Shape::kWarps);
-}
-
-// The rules of this thread's cells in the next turn: drawn when registers are free, and kept in
-// shared memory that no other thread accesses.
-template <class Shape>
-class StoredRules {
-  typedef ForwardProduct<Shape> Product;
-  static constexpr int kStride = 32 * Shape::kWarps;
-
- public:
-  __device__ __forceinline__ StoredRules(unsigned char* shared, int thread)
-      : rules_(reinterpret_cast<float*>(shared + Shape::kRulesAt) + thread) {}
-
-  __device__ __forceinline__ void draw(const DrawnRules<float>& rules, const Product& product,
-                                       int t, int begin, int unit) const {
-#pragma unroll
-    for (int x = 0; x < Shape::kCells; ++x) {
-      const CellRules<float> drawn = rules.at(rules.row(t, begin + product.sequence(x)), unit);
-      rules_[3 * x * kStride] = drawn.update;
-      rules_[(3 * x + 1) * kStride] = drawn.new_c;
-      rules_[(3 * x + 2) * kStride] = drawn.new_h;
-    }
-  }
-  __device__ __forceinline__ CellRules<float> of(int x, float clip) const {
-    return {rules_[3 * x * kStride], clip, rules_[(3 * x + 1) * kStride],
-            rules_[(3 * x + 2) * kStride]};
-  }
-
- private:
-  float* rules_;
-};
-
-template <class Shape>
 __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& cta) {
   typedef typename Shape::S S;
   typedef ForwardProduct<Shape> Product;
@@ -189,15 +141,7 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
   S h[Shape::kGroups][Shape::kCells];
   CellForward<float> out[Shape::kCells];
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g)
-#pragma unroll
-    for (int x = 0; x < Shape::kCells; ++x) {
-      const int sequence = g * Shape::kSequences + product.sequence(x);
-      const bool inside = cta.span(sequence)->leave > 0 && unit < hidden_size;
-      const int64_t at = int64_t(cta.begin + sequence) * hidden_size + unit;
-      c[g][x] = !inside ? 0.0f : layer.c_before ? layer.c_before[at] : value_or_zero(layer.c0, at);
-      from_acc(inside ? value_or_zero(layer.h0, at) : 0.0f, h[g][x]);
-    }
+  for (int g = 0; g < Shape::kGroups; ++g) begin_states(cta, product, g, unit, c[g], h[g]);
   auto next_group = [&] {
     if constexpr (Shape::kGroups == 2) {
 #pragma unroll
@@ -209,8 +153,7 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
       }
     }
   };
-  typedef std::conditional_t<(Shape::kCtas > 1), HiddenSender<Shape>, NoSender<Shape>> Sender;
-  const Sender sender(cta.shared, cta.rank, thread);
+  const HiddenSender<Shape> sender(cta.shared, cta.rank, thread);
 
   // Registers hold them: constants that a direction indexes take as long as a read of memory.
   const bool plain = opaque(layer.rules.plain), saves = opaque(layer.gates != nullptr);
@@ -247,7 +190,7 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
 
   // Streaming leaves no registers for addresses during the product: they are computed behind it.
   auto sender_now = [&] {
-    return Shape::kStreams ? Sender(cta.shared, cta.rank, product.thread()) : sender;
+    return Shape::kStreams ? HiddenSender<Shape>(cta.shared, cta.rank, product.thread()) : sender;
   };
   auto rules_now = [&] {
     return Shape::kStreams ? StoredRules<Shape>(cta.shared, product.thread()) : rules;
@@ -258,18 +201,16 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
     const int s = cta.step_of(turn), buffer = cta.buffer_of(turn);
     typename Product::Sums sums;
     // What does not depend on other CTAs: the input part, addresses. Streaming leaves no registers
-    // to hold them during the product; and a single CTA has h at once, and waits for its product.
-    constexpr bool kEarly = !Shape::kStreams && Shape::kCtas > 1;
-    if constexpr (kEarly) begin_sums(turn, local, sums);
+    // to hold them during the product.
+    if constexpr (!Shape::kStreams) begin_sums(turn, local, sums);
     uint32_t at = buffer * Shape::kHiddenBytes + fragments_at;
     pin(at);
-    if (Shape::kCtas > 1 && s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);
+    if (s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);
     product.multiply(cta.shared + at);
-    if (Shape::kCtas > 1 && arms && s > 0 && s + 2 < cta.steps)
+    if (arms && s > 0 && s + 2 < cta.steps)
       arrive_expecting(arrived + buffer, Shape::kHiddenBytes / Shape::kParts);
     const int own = Shape::kStreams ? product.unit() : local;  // the same
-    if constexpr (!kEarly) begin_sums(turn, own, sums);
-    if (Shape::kCtas == 1 && turn > 0) put_outputs(turn - 1, local);
+    if constexpr (Shape::kStreams) begin_sums(turn, own, sums);
     SequenceSpan span[Shape::kCells];
 #pragma unroll
     for (int x = 0; x < Shape::kCells; ++x)
@@ -277,9 +218,7 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
     product.add(sums);
 
     const int next = cta.buffer_of(turn + Shape::kGroups);
-    unsigned char* const sent = Shape::kCtas > 1
-                                    ? cta.shared + Shape::kTileAt + turn % 2 * Shape::kTileBytes
-                                    : cta.shared + next * Shape::kHiddenBytes;
+    unsigned char* const sent = cta.shared + Shape::kTileAt + turn % 2 * Shape::kTileBytes;
     unsigned char* const tile = sent + Shape::hidden_at(own, product.sequence(0));
     if (plain) {  // all cells at once: a branch in each would put one behind the other
 #pragma unroll
@@ -300,35 +239,23 @@ __device__ __forceinline__ void compute_forward(const ClusterForwardCta<Shape>& 
       }
       *reinterpret_cast<S*>(tile + Product::hidden_offset(x)) = Shape::operand(h[0][x]);
     }
-    const Sender peers = sender_now();
+    const HiddenSender<Shape> peers = sender_now();
     compute_barrier<Shape>();
-    if constexpr (Shape::kCtas > 1) {
-      if (s + 1 < cta.steps) peers.send(sent, next);
-      put_outputs(turn, own);
-    }
+    if (s + 1 < cta.steps) peers.send(sent, next);
+    put_outputs(turn, own);
     if (!plain && turn + 1 < turns)
       rules_now().draw(layer.rules, product, cta.time_of_call(cta.step_of(turn + 1)),
                        cta.begin_of(turn + 1),
                        Shape::kStreams ? cta.rank * Shape::kUnits + product.unit() : unit);
     next_group();
   }
-  if (Shape::kCtas == 1) put_outputs(turns - 1, local);
   // The addresses below are computed here, and occupy no registers during the steps.
   uint32_t begin = uint32_t(cta.begin);
   pin(begin);
   const int last = Shape::kStreams ? cta.rank * Shape::kUnits + product.unit() : unit;
   if (last >= hidden_size) return;
 #pragma unroll
-  for (int g = 0; g < Shape::kGroups; ++g)
-#pragma unroll
-    for (int x = 0; x < Shape::kCells; ++x) {
-      const int sequence = g * Shape::kSequences + product.sequence(x);
-      if (cta.span(sequence)->leave == 0) continue;
-      const int64_t at = int64_t(begin + sequence) * hidden_size + last;
-      layer.h_n[at] = h[g][x];
-      from_acc(c[g][x], layer.c_n[at]);
-      if (layer.c_after) layer.c_after[at] = c[g][x];
-    }
+  for (int g = 0; g < Shape::kGroups; ++g) end_states(cta, product, g, begin, last, c[g], h[g]);
 }
 
 template <class Shape, bool kAligned>
@@ -364,7 +291,7 @@ __device__ __forceinline__ void cluster_forward(const ClusterForwardArgs<typenam
     for (int j = 0; j < kBuffers * Shape::kParts; ++j) init(cta.barriers() + j, 1);
     for (int j = 0; j < Shape::kRing; ++j) init(cta.loaded(j), Shape::kMovers);
     for (int j = 0; j < 2; ++j) {
-      init(cta.filled(j), Shape::kWarps);
+      init(cta.filled(j), Shape::kCtas == 1 ? 1 : Shape::kWarps);
       init(cta.freed(j), Shape::kMovers);
     }
     publish_mbarriers();
@@ -403,7 +330,10 @@ __device__ __forceinline__ void cluster_forward(const ClusterForwardArgs<typenam
   }
   if (thread < 32 * Shape::kWarps) {
     if constexpr (Shape::kFillsRegisters) raise_registers<Shape::kComputeRegisters>();
-    compute_forward(cta);
+    if constexpr (Shape::kCtas == 1)
+      compute_alone(cta);
+    else
+      compute_forward(cta);
   } else {
     if constexpr (Shape::kFillsRegisters) lower_registers<Shape::kMoveRegisters>();
     if (args.hidden_size % Shape::kPiece == 0)

@@ -2,7 +2,8 @@
 // multiply-adds (fma_tile.cuh).
 //
 // A thread multiplies the rows of two units, all four gates, by h. The lanes that share these rows
-// end up with the gates of whole cells: one or two for each thread and eight sequences.
+// end up with the gates of whole cells: one or two for each thread and eight sequences. Four
+// sequences are one plane, half as long; every thread then has one cell of 64 units.
 #pragma once
 
 #include "fma_tile.cuh"
@@ -12,18 +13,22 @@ namespace fastlstm {
 namespace cuda {
 
 // The fp32 counterpart of ClusterForwardShape.
-template <int kCtas_, int kUnits_, int kTiles_>
+template <int kCtas_, int kUnits_, int kSequences_>
 struct ClusterForwardFp32 {
   typedef float S;
   typedef float Operand;  // of the product: h as it is
-  static constexpr int kCtas = kCtas_, kUnits = kUnits_, kTiles = kTiles_;
-  static constexpr int kSequences = 8 * kTiles, kElementBytes = 4, kPiece = 4;
+  static constexpr int kCtas = kCtas_, kUnits = kUnits_, kSequences = kSequences_;
+  static constexpr int kElementBytes = 4, kPiece = 4;
   static constexpr bool kStreams = false;
   static constexpr int kParts = 1;  // of a buffer of h
   static constexpr int kGroups = 1;
   static constexpr int kWarps = kFmaThreads / 32, kDepth = kCtas * kUnits;
-  static constexpr int kTileCells = kUnits / 32;  // of a thread, for eight sequences
+  // A tile: two planes of four sequences or, where a group has no more, one.
+  static constexpr int kTilePlanes = kSequences == 4 ? 1 : 2,
+                       kTiles = kSequences / (4 * kTilePlanes);
+  static constexpr int kTileCells = kUnits * kTilePlanes / 64;  // of a thread
   static constexpr int kCells = kTiles * kTileCells;
+  static_assert(kTileCells > 0, "whole cells");
 
   // K of a thread. Its registers hold the weights of eight columns beside the sums of two planes
   // and all that a step keeps, or twelve where shared memory has no room for more.
@@ -86,6 +91,7 @@ struct ClusterForwardFp32 {
 template <class Shape>
 class ClusterForwardFp32Product {
   static constexpr int kUnitLanes = Shape::kLanes / 2;  // those with cells of one unit
+  static constexpr int kPlanes = Shape::kTilePlanes;
 
  public:
   typedef float Sums[Shape::kCells][4];  // i, f, g, o of a cell
@@ -98,7 +104,11 @@ class ClusterForwardFp32Product {
   __device__ __forceinline__ static int part() { return 0; }  // of K: warps do not split it
   __device__ __forceinline__ int unit() const { return thread_ / kUnitLanes; }  // of the CTA's
   __device__ __forceinline__ int sequence(int cell) const {
-    return thread_ % kUnitLanes + cell * kUnitLanes;
+    return thread_ % kUnitLanes + sequence_offset(cell);
+  }
+  // sequence(cell) - sequence(0).
+  __device__ __forceinline__ static constexpr int sequence_offset(int cell) {
+    return cell * kUnitLanes;
   }
   // Where h of a cell stands, relative to the first cell's.
   __device__ __forceinline__ static constexpr int hidden_offset(int cell) {
@@ -124,9 +134,9 @@ class ClusterForwardFp32Product {
   __device__ __forceinline__ void multiply(const unsigned char* from) {
 #pragma unroll 1
     for (int tile = 0; tile < Shape::kTiles; ++tile) {
-      float cells[8];  // a cell's gates, for each plane
-      multiply_planes(from + tile * 2 * Shape::kPlaneBytes, cells);
-      if constexpr (Shape::kTileCells == 1) {
+      float cells[4 * kPlanes];  // a cell's gates, for each plane
+      multiply_planes(from + tile * kPlanes * Shape::kPlaneBytes, cells);
+      if constexpr (Shape::kTileCells < kPlanes) {
         order_halves<8>(cells, kUnitLanes / 2);
         add_halves<8>(cells, kUnitLanes / 2);
       }
@@ -148,11 +158,12 @@ class ClusterForwardFp32Product {
   }
 
  private:
-  // Both planes of eight sequences.
-  __device__ __forceinline__ void multiply_planes(const unsigned char* from, float (&cells)[8]) {
+  // The planes of a tile.
+  __device__ __forceinline__ void multiply_planes(const unsigned char* from,
+                                                  float (&cells)[4 * kPlanes]) {
     constexpr int kAtOnce = Shape::kPlanesAtOnce;
 #pragma unroll
-    for (int p = 0; p < 2; p += kAtOnce) {
+    for (int p = 0; p < kPlanes; p += kAtOnce) {
       float sums[kAtOnce][kPlaneSums] = {};
       tile_.multiply(from + p * Shape::kPlaneBytes, sums);
 #pragma unroll

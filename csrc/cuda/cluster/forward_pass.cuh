@@ -25,8 +25,11 @@ void with_forward_shape(const Plan& plan, Use&& use) {
         if constexpr (!streams_weights(kCluster.ctas, kCluster.units, sizeof(S)))
           if (plan.sequences > 8)
             return use(
-                ClusterForwardShape<S, kCluster.ctas, kCluster.units, 2 / kGroups, kGroups>());
-        return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 1>());
+                ClusterForwardShape<S, kCluster.ctas, kCluster.units, 16 / kGroups, kGroups>());
+        if constexpr (runs_four(kCluster.ctas, kCluster.units))
+          if (plan.sequences <= 4)
+            return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 4>());
+        return use(ClusterForwardShape<S, kCluster.ctas, kCluster.units, 8>());
       }
     }
     with_forward_shape<S, kIndex + 1>(plan, use);
@@ -38,13 +41,14 @@ template <int kIndex = 0, class Use>
 void with_fp32_forward_shape(const Plan& plan, Use&& use) {
   if constexpr (kIndex < kFp32ClusterCount) {
     constexpr int kCtas = kFp32Clusters[kIndex].ctas, kUnits = kFp32Clusters[kIndex].units;
-    constexpr int kMostTiles = fp32_sequences(kCtas, 16, true) / 8;
     if (plan.ctas != kCtas || plan.units != kUnits)
       return with_fp32_forward_shape<kIndex + 1>(plan, use);
+    if constexpr (runs_four(kCtas, kUnits))
+      if (plan.sequences <= 4) return use(ClusterForwardFp32<kCtas, kUnits, 4>());
     if (plan.sequences <= 8)
-      use(ClusterForwardFp32<kCtas, kUnits, 1>());
+      use(ClusterForwardFp32<kCtas, kUnits, 8>());
     else
-      use(ClusterForwardFp32<kCtas, kUnits, kMostTiles>());
+      use(ClusterForwardFp32<kCtas, kUnits, fp32_sequences(kCtas, 16, true)>());
   }
 }
 

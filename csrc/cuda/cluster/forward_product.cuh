@@ -66,7 +66,7 @@ class ClusterForwardProduct {
   }
   // Warps that split a block finish alternate columns.
   __device__ __forceinline__ int sequence(int cell) const {
-    return lane() % 4 * 2 + part() % 2 + sequence_offset(cell);
+    return lane() % 4 * (2 / Shape::kColumns) + part() % 2 + sequence_offset(cell);
   }
   // sequence(cell) - sequence(0).
   __device__ __forceinline__ static constexpr int sequence_offset(int cell) {
@@ -109,8 +109,9 @@ class ClusterForwardProduct {
 
   // Where this thread's fragments begin in a buffer of h.
   __device__ __forceinline__ uint32_t fragments_at() const {
-    return part() * Shape::kWarpSlabs * Shape::kSlabBytes + lane() / 4 * 64 +
-           (lane() % 4 ^ lane() / 8) * 16;
+    const int sequence = lane() / (4 * Shape::kColumns);
+    return part() * Shape::kWarpSlabs * Shape::kSlabBytes + sequence * 64 +
+           (lane() % 4 ^ sequence / 2) * 16;
   }
 
   // Computes W_hh h; this thread's fragments of h begin at `from`. Where several warps split a

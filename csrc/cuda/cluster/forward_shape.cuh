@@ -14,13 +14,16 @@ namespace cuda {
 constexpr int kOutputBarriers = 4;
 
 // A cluster of kCtas CTAs, each with kUnits hidden units, for kGroups groups that take turns, each
-// of kTiles times eight sequences.
-template <class S_, int kCtas_, int kUnits_, int kTiles_, int kGroups_ = 1>
+// of kSequences.
+template <class S_, int kCtas_, int kUnits_, int kSequences_, int kGroups_ = 1>
 struct ClusterForwardShape {
   typedef S_ S;
   typedef MmaElement<S> Operand;
-  static constexpr int kCtas = kCtas_, kUnits = kUnits_, kTiles = kTiles_, kGroups = kGroups_;
-  static constexpr int kSequences = 8 * kTiles, kElementBytes = int(sizeof(S));
+  static constexpr int kCtas = kCtas_, kUnits = kUnits_, kGroups = kGroups_;
+  static constexpr int kSequences = kSequences_, kElementBytes = int(sizeof(S));
+  // An mma has eight columns. Of four sequences each has two, so that every lane has one.
+  static constexpr int kColumns = kSequences < 8 ? 8 / kSequences : 1;  // of a sequence
+  static constexpr int kTiles = kSequences * kColumns / 8;
 
   // Whether a part of the weights is in shared memory because registers hold no more.
   static constexpr bool kStreams = streams_weights(kCtas, kUnits, kElementBytes);
@@ -32,7 +35,9 @@ struct ClusterForwardShape {
   static constexpr int kBlocks = kUnits / kBlockUnits, kSplit = kWarps / kBlocks;
   static constexpr int kWarpTiles = kBlockUnits / 4;
   static constexpr int kCells = kUnits * kSequences / (32 * kWarps);  // of a thread
-  static_assert(kWarps % kBlocks == 0 && kWarpTiles * kTiles == kCells * kSplit, "whole cells");
+  static_assert(kWarps % kBlocks == 0 && kWarpTiles * kTiles == kCells * kSplit * kColumns,
+                "whole cells");
+  static_assert(kColumns == 1 || (kColumns == 2 && kSplit == 1), "a column of each lane");
   static_assert(kBlockUnits == 8 || (kTiles == 1 && kCells == 1), "one unit a thread");
 
   // K in slabs of 64 bytes: four pieces of 16 bytes, each a lane's share of two mma.

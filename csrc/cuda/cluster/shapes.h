@@ -23,7 +23,11 @@ constexpr bool streams_weights(int ctas, int units, int64_t bytes) {
   return weight_bytes(ctas, units, bytes) > kRegisterBytes;
 }
 
-// The most sequences of a group, a multiple of 8.
+// Where one CTA holds all weights and exchanges nothing, a group may have four sequences: a thread
+// has half as many cells, and there are twice as many groups for SMs that would have none.
+constexpr bool runs_four(int ctas, int units) { return ctas == 1 && units >= 64; }
+
+// The most sequences of a group.
 constexpr int kMostSequences = 16;
 constexpr int most_sequences(int ctas, int units, int64_t bytes) {
   return streams_weights(ctas, units, bytes) ? 8 : kMostSequences;
@@ -49,6 +53,7 @@ constexpr bool runs_forward(ForwardCluster c, int64_t bytes) {
 constexpr ForwardCluster kFp32Clusters[] = {{1, 64}, {2, 32}, {4, 32}, {8, 32}, {16, 32}};
 constexpr int kFp32ClusterCount = 5, kLargestFp32 = 512;
 constexpr int fp32_sequences(int ctas, int sequences, bool forward) {
+  if (sequences <= 4 && runs_four(ctas, 64)) return 4;
   return sequences <= 8 || ctas == 16 || ctas <= (forward ? 1 : 2) ? 8 : 16;
 }
 
@@ -73,6 +78,8 @@ constexpr int alone_units(int64_t hidden_size, int64_t bytes) {
 // The backward kernel that runs a shape. One or two CTAs gain nothing from a second group of eight
 // sequences: their exchange is short, so there is no wait for a second group to fill.
 constexpr ClusterShape backward_shape(ClusterShape shape, int64_t bytes) {
+  if (shape.sequences <= 4 && runs_four(shape.ctas, shape.units))
+    return {shape.ctas, shape.units, 4};
   const bool one = shape.ctas <= 2 || streams_weights(shape.ctas, shape.units, bytes);
   return {shape.ctas, shape.units, one || shape.sequences <= 8 ? 8 : 16};
 }

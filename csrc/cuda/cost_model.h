@@ -20,7 +20,9 @@ inline int64_t bytes_of(DType type) { return type == DType::f64 ? 8 : type == DT
 // Hopper, to be replaced by measurements of these kernels.
 constexpr double kBytesPerCycle = 64, kL2BytesPerCycle = 3100;
 constexpr double kCyclesPerMicrosecond = 1755;
-// From one step's kernel to the next: between a stream's 4.2 and a graph's 0.55. What steps gain
+// Microseconds from launch to launch in a CUDA graph and on a stream, measured on an H200.
+constexpr double kGraphLaunch = 0.55, kStreamLaunch = 4.2;
+// From one step's kernel to the next: between a stream's and a graph's. What steps gain
 // that begin early (sm_90 and newer) is not counted before it is measured.
 constexpr double kLaunchMicroseconds = 2;
 // A stage of the step kernel's operands takes at least this: 0.5 to 1.6 us on an H200.
@@ -93,6 +95,42 @@ inline double library_microseconds(const Product& x, DType type, double moved) {
                                   bytes / kL2BytesPerCycle / kCyclesPerMicrosecond);
   return x.directions * (product + kLibraryLaunch + sums * (moved + 8) / kMemoryBytes) +
          kLibraryLaunch;
+}
+
+// A wide step (stepwise/wide_step.cuh): what the L2 cache delivers or what one SM moves through
+// shared memory and multiplies, in rounds of the clusters that the GPU runs at once; then the first
+// stage of h, the sums of the warps, and the cells; and a launch as in a graph, for a step takes
+// longer than a stream's host. Estimates, none measured: on an H200 bulk copies took 5.6 ns a KB
+// and SM from L2 where plain loads took 13.
+constexpr double kWideRest = 2.5;        // microseconds
+constexpr double kSharedPerCycle = 128;  // bytes
+
+inline Choice best_wide(const Product& x, const Device& device) {
+  Choice best{kWideTile, 0};
+  for (int j = 0; j < kWideCount; ++j) {
+    const WideTile tile = wide_tile(j);
+    const int64_t slots = (x.columns + 4 * kWideUnits - 1) / (4 * kWideUnits),
+                  parts = (x.rows + tile.sequences - 1) / tile.sequences * x.directions;
+    const double blocks = double(tile.blocks_of(x.depth));
+    // Of a block of K: what comes to a CTA, and what its warps read of that and multiply.
+    const double weights = 4 * kWideUnits * 32, hidden = tile.sequences * 32,
+                 warps = tile.sequences / tile.warp_sequences,
+                 read = warps * (weights + tile.warp_sequences * 32),
+                 products = 4 * kWideUnits * tile.sequences * 16;
+    const double of_cta =
+        blocks * std::max((weights + hidden + read) / kSharedPerCycle, products / kHalfPerCycle);
+    for (int cluster : {4, 3, 2}) {
+      const int64_t clusters = (slots + cluster - 1) / cluster * parts,
+                    resident = std::max(1, resident_clusters(cluster, device.sms)),
+                    at_once = std::min<int64_t>(tile.ctas, (clusters + resident - 1) / resident),
+                    rounds = (clusters + resident * at_once - 1) / (resident * at_once);
+      const double l2 = slots * parts * blocks * (weights + hidden / cluster) / kL2BytesPerCycle;
+      const double time = std::max(l2, rounds * at_once * of_cta) / kCyclesPerMicrosecond +
+                          kGraphLaunch + kWideRest;
+      if (best.microseconds == 0 || time < best.microseconds) best = {kWideTile + j, time};
+    }
+  }
+  return best;
 }
 
 // A layer of a call of one step: all of its weights once, from the L2 cache. An estimate.
@@ -194,10 +232,9 @@ inline double fp32_cluster_microseconds(ClusterShape shape, Pass pass, const Pro
 
 // ---- layers at once (shared/layers.cuh) ----
 
-// Microseconds on an H200. Measured: from launch to launch in a CUDA graph and on a stream, and
-// what a cluster's launch takes besides its steps, mostly loading weights. Estimated: the least
-// that a product of a chunk takes.
-constexpr double kGraphLaunch = 0.55, kStreamLaunch = 4.2, kClusterStart = 5, kLeastProduct = 5;
+// Microseconds on an H200. Measured: what a cluster's launch takes besides its steps, mostly
+// loading weights. Estimated: the least that a product of a chunk takes.
+constexpr double kClusterStart = 5, kLeastProduct = 5;
 // What a layer issues for a chunk: a product, the steps, a copy of its input where it is dropped;
 // an event and a wait for it count as one more. Only the former run on the GPU.
 constexpr int kChunkLaunches = 3, kChunkCalls = kChunkLaunches + 1;

@@ -26,8 +26,14 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
   // Bytes that the cells move for each sum. Forward: the input part and, for every four gates, h
   // twice, c three times and the saved gates. Backward: for every unit gates, dgates, and six
   // elements of c, h and their gradients.
-  const Choice gates = choose(4 * p.hidden_size, p.out_size, 10),
-               project = choose(p.out_size, p.hidden_size, 4),
+  Choice gates = choose(4 * p.hidden_size, p.out_size, 10);
+  // Clusters, and pairs of units that one access moves.
+  if (half && device.capability >= 90 && !p.projected && !p.layer_norm && p.hidden_size % 8 == 0) {
+    const Choice wide =
+        best_wide({p.batch, 4 * p.hidden_size, p.hidden_size, p.directions}, device);
+    if (wide.microseconds < gates.microseconds) gates = wide;
+  }
+  const Choice project = choose(p.out_size, p.hidden_size, 4),
                hidden = choose(p.out_size, 4 * p.hidden_size, 4),
                cell = choose(p.hidden_size, p.projected ? p.out_size : 4 * p.hidden_size, 36);
   plan.gates = gates.index;
@@ -206,6 +212,8 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
   if (!no_grid && teams.groups == 0) no_grid = "the recurrent weights do not fit the GPU";
   consider(Algorithm::cluster, no_cluster, [&] { return cluster(p, pass, device, fallback); });
   consider(Algorithm::grid, no_grid, [&] { return teams; });
+  if (best.algorithm == Algorithm::stepwise && pass == Pass::forward && best.gates >= kWideTile)
+    best.reason = "its steps, in which clusters share h, are estimated to be the fastest";
   if (settings.algorithm != Algorithm::automatic)
     best.reason = "asked for";
   else if (!choice && refusal)

@@ -27,12 +27,13 @@ struct Plan {
   Algorithm algorithm;
   bool tensor_cores;
   // Stepwise: the tiles (tile_shape's index, or kLibraryTile) of a step's products. Forward: that
-  // with W_hh and the cell, that with W_hr. Backward: the gradient of h where there is a
-  // projection, and the product with the cell's gradient.
+  // with W_hh and the cell (or kWideTile and wide_tile's index), that with W_hr. Backward: the
+  // gradient of h where there is a projection, and the product with the cell's gradient.
   int gates, project;
   int hidden, cell;
   bool single_step;  // stepwise, forward: each layer is one launch (single_step.cuh)
   // Cluster and grid: the CTAs that run a group of sequences, a CTA's units, a group's sequences.
+  // With one of wide_tile's: the CTAs of a cluster; 0: as many as the GPU runs best.
   int ctas, units, sequences;
   // Grid: the kernel's shape (grid/shapes.h); groups of sequences; teams that one launch runs.
   int shape, groups, active;

@@ -48,6 +48,7 @@ class Kernel:
 
 
 STEP_KERNEL = "11step_kernel"  # mangled, which tells it from single_step_kernel
+WIDE_KERNEL = "16wide_step_kernel"
 
 # Their CTAs exchange data in every step: nothing may stand in their loops that waits for all memory
 # or drops the L1 cache.
@@ -178,6 +179,15 @@ def test_registers_let_as_many_blocks_run_as_shared_memory_does(kernels):
         assert threads * k.registers * blocks <= REGISTERS_OF_AN_SM, k
 
 
+def test_wide_steps_hold_their_sums_and_leave_room_for_other_ctas(kernels):
+    """Of 256 threads each; the first tile runs twice on an SM."""
+    wide = [k for k in kernels if WIDE_KERNEL in k.name and k.architecture in ("sm_90a", "sm_100a")]
+    assert len(wide) == 2 * 2 * 3, "two architectures, two types, three tiles"
+    for k in wide:
+        ctas = 2 if re.search(r"WideShapeI\w+?Li0E", k.name) else 1
+        assert 256 * k.registers * ctas <= REGISTERS_OF_AN_SM, k
+
+
 @pytest.mark.parametrize(
     ("source", "instruction"),
     [
@@ -262,6 +272,21 @@ def test_no_step_waits_for_all_memory_or_drops_a_cache(source, compiled, folder)
         assert not bad, (name, bad)
 
 
+@pytest.mark.skipif(sass.disassembler() is None, reason="no nvdisasm: no machine code was read")
+@pytest.mark.parametrize("source", ["stepwise_bf16", "stepwise_f16"])
+def test_stages_of_a_wide_step_are_copies_and_products(source, compiled, folder):
+    """Two bulk copies, and nothing that waits for all memory or that mma's registers cost."""
+    code = machine_code(folder, source)
+    wide = {name: sass.in_loops(lines) for name, lines in code.items() if WIDE_KERNEL in name}
+    assert len(wide) == 3
+    for name, opcodes in wide.items():
+        kinds = [opcode.split(".")[0] for opcode in opcodes]
+        assert kinds.count("HMMA") in (16, 32), name
+        assert kinds.count("UBLKCP") >= 2, name
+        assert not {"MEMBAR", "CCTL", "LDL", "STL"} & set(kinds), name
+        assert kinds.count("LDS") <= kinds.count("HMMA") // 2, name
+
+
 STEPS = [s.stem for s in SOURCES if s.stem.startswith("stepwise")]
 
 
@@ -272,8 +297,12 @@ def test_steps_copy_weights_and_then_wait_for_the_step_before(source, compiled, 
     kernels = machine_code(folder, source)
     tiles = {name for name in kernels if STEP_KERNEL in name}
     single = {name for name in kernels if "single_step" in name}
+    wide = {name for name in kernels if WIDE_KERNEL in name}
     early = (
-        tiles | single | {n for n in kernels if re.search("finish_kernel|norm_(for|back)ward", n)}
+        tiles
+        | single
+        | wide
+        | {n for n in kernels if re.search("finish_kernel|norm_(for|back)ward", n)}
     )
     for name, lines in kernels.items():
         opcodes = [opcode.split(".")[0] for opcode in sass.opcodes_of(lines)]
@@ -287,6 +316,9 @@ def test_steps_copy_weights_and_then_wait_for_the_step_before(source, compiled, 
         if name in tiles:  # three stages before the wait, of three and more copies each
             assert before.count("LDGSTS") >= 9, name
             assert not {"HMMA", "BAR", "STG"} & set(before), name
+        elif name in wide:  # W's first stages, and the input part
+            assert {"UBLKCP", "LDG"} <= set(before), name
+            assert not {"HMMA", "STG"} & set(before), name
         elif name in single:  # half of the product
             assert "CCTL" in before, name
             assert before.count("LDG") > 8, name

@@ -111,6 +111,38 @@ def test_a_missed_phase_shows_without_the_checker():
     assert any("missed its end" in text for _, _, text in found)
 
 
+# In the order of simt/planted_multicast.cu; what the report must match under every schedule.
+MULTICAST = {
+    "no bug": "",
+    "empty slot not awaited": PHASE,
+    "a CTA left out of the ranks": "deadlock: .* at wait in planted_multicast.cu:",
+    "wrong parity of the wait for a full slot": f"{PHASE}|read after write|deadlock",
+    "wrong parity of the wait for an empty slot": f"{PHASE}|deadlock|may end before",
+    "a slot that only its own CTA has read": f"{PHASE}|sent in phase 0 of .* arrive in phase 1",
+    "arrival before the other lanes have read": "write after read on shared memory",
+    "exit while arrivals are under way": "which has exited|may exit before (arrivals|copies) have",
+    "no barrier after the initialisation": "was not initialised|read after write on shared memory",
+    "rank outside of the cluster": "rank 4 in a cluster of 4",
+    "the whole block from every CTA": f"{PHASE}|sent in phase 0 of",
+}
+
+
+@pytest.mark.parametrize("variant", ["plain", "race"])
+def test_a_right_multicast_is_right_under_every_schedule(variant):
+    for order in ORDERS:
+        for seed in range(10):
+            assert run(variant, "multicast", 0, 0, order, seed) == (0, 0, ""), (order, seed)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", list(MULTICAST)[1:])
+def test_bug_in_a_multicast_is_seen_under_every_schedule(name, order):
+    for seed in SEEDS:
+        outcome, races, text = run("race", "multicast", list(MULTICAST).index(name), 0, order, seed)
+        assert outcome == 2 or races > 0
+        assert re.search(MULTICAST[name], text), text
+
+
 def test_launches_that_every_gpu_refuses_are_errors():
     message = c.create_string_buffer(512)
     for launch, error in [

@@ -166,7 +166,8 @@ def test_planner_leaves_large_products_to_the_library():
     """Where a step of its own is one small kernel, it stays one."""
     assert tiles(torch.bfloat16, 64, 128) == (True, 0, 0)
     assert tiles(torch.bfloat16, 256, 16) == (True, 0, LIBRARY)
-    assert tiles(torch.bfloat16, 2048, 128) == (True, LIBRARY, LIBRARY)
+    assert tiles(torch.bfloat16, 2048, 128, 80) == (True, LIBRARY, LIBRARY)
+    assert tiles(torch.bfloat16, 2050, 128) == (True, LIBRARY, LIBRARY)
     assert tiles(torch.float16, 4096, 1) == (True, LIBRARY, LIBRARY)
     assert tiles(torch.float32, 768, 16) == (False, 0, LIBRARY)
     assert tiles(torch.float32, 1024, 64) == (False, LIBRARY, LIBRARY)

@@ -86,7 +86,12 @@ constexpr ClusterShape backward_shape(ClusterShape shape, int64_t bytes) {
 
 // Clusters that are resident at once, one CTA an SM; measured on an H200 (132 SMs).
 constexpr int resident_clusters(int ctas, int sms) {
-  const int on_132 = ctas == 1 ? 132 : ctas == 2 ? 66 : ctas == 4 ? 30 : ctas == 8 ? 15 : 7;
+  const int on_132 = ctas == 1   ? 132
+                     : ctas == 2 ? 66
+                     : ctas == 3 ? 43  // from the others, which fix how many SMs each GPC has
+                     : ctas == 4 ? 30
+                     : ctas == 8 ? 15
+                                 : 7;
   return on_132 * sms / 132;
 }
 

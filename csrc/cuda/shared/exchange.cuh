@@ -82,6 +82,11 @@ __device__ __forceinline__ void arrive(Mbarrier* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
+// At that of a CTA of the cluster. What this thread has read by then, no other overwrites first:
+// the values are there. It orders no writes (a release to the cluster waits for all memory).
+__device__ __forceinline__ void arrive(Remote barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier.address) : "memory");
+}
 // Arrives, and announces bytes of the running phase.
 __device__ __forceinline__ void arrive_expecting(Mbarrier* barrier, unsigned bytes) {
   asm volatile(
@@ -135,6 +140,17 @@ __device__ __forceinline__ void bulk_load(void* to, const void* from, unsigned b
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
       "[%3];" ::"r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+// The same to all CTAs of the cluster whose rank's bit is set in `ranks`: each receives the bytes
+// at the place of `to` in its own shared memory, and its mbarrier at the place of `barrier` counts
+// them.
+__device__ __forceinline__ void bulk_multicast(void* to, const void* from, unsigned bytes,
+                                               Mbarrier* barrier, unsigned ranks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(uint16_t(ranks))
       : "memory");
 }
 // This CTA's shared memory to global. Copies are closed in groups by the thread that issued them;
@@ -223,29 +239,53 @@ __device__ __forceinline__ void send_half_word(void* to, uint16_t v) {
   asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(to), "h"(v) : "memory");
 }
 
-// A grid of clusters of `cluster` CTAs. More than eight are an opt-in: sm_90 holds 16.
+// A grid of clusters of `cluster` CTAs, neighbours along x. More than eight are an opt-in: sm_90
+// holds 16.
 template <class Args>
-void launch_clusters(void (*kernel)(Args), unsigned ctas, unsigned cluster, unsigned threads,
-                     size_t shared, void* stream, const Args& args) {
-  if (ctas == 0) return;
+void launch_clusters(void (*kernel)(Args), dim3 grid, unsigned cluster, unsigned threads,
+                     size_t shared, void* stream, const Args& args, Begin begin = Begin::late) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
         "shared memory");
   if (cluster > 8)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cluster size");
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = cluster;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  config.numAttrs = begin == Begin::early && kernels_begin_early() ? 2 : 1;
+  check(cudaLaunchKernelEx(&config, kernel, args), "cluster launch");
+}
+
+// How many clusters of `cluster` CTAs the current GPU runs at once.
+template <class Args>
+int clusters_at_once(void (*kernel)(Args), unsigned cluster, unsigned threads, size_t shared) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+        "shared memory");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = cluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(ctas);
+  config.gridDim = dim3(cluster);
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
-  config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, args), "cluster launch");
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "clusters at once");
+  return count;
 }
 
 #endif

@@ -2,7 +2,8 @@
 //
 // For each layer: the input part (input_part.cuh), W_hh packed once, then one launch a step for all
 // directions. A projection and layer normalisation add one launch each, kLibraryTile one and the
-// products. h goes from step to step through two padded buffers in turn.
+// products. h goes from step to step through two padded buffers in turn; for wide steps W_hh and h
+// are packed in an order of their own.
 #pragma once
 
 #include "../shared/input_part.cuh"
@@ -10,6 +11,7 @@
 #include "norm_forward.cuh"
 #include "single_step.cuh"
 #include "step_launcher.cuh"
+#include "wide_launch.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -26,14 +28,17 @@ class StepwiseForwardPass {
         input_(stack_, f.problem.layers),
         launcher_(stack_,
                   max_of(Launcher::gate_columns(f.problem.hidden_size), f.problem.out_size)),
+        wide_(stack_),
         p_(stack_.problem),
         units_(p_.hidden_size),
         out_(p_.out_size),
         h_stride_(Launcher::padded(out_)),
         unprojected_stride_(Launcher::padded(units_)) {
     Arena& arena = stack_.arena;
-    for (S*& h : h_) h = arena.template take<S>(p_.directions * p_.batch * h_stride_);
-    launcher_.take_operands(hh_, 4 * units_, out_, !p_.layer_norm);
+    if (!wide_.used()) {
+      for (S*& h : h_) h = arena.template take<S>(p_.directions * p_.batch * h_stride_);
+      launcher_.take_operands(hh_, 4 * units_, out_, !p_.layer_norm);
+    }
     if (p_.projected) launcher_.take_operands(hr_, out_, units_, false);
     unprojected_ =
         arena.template take<S>(p_.projected ? p_.directions * p_.batch * unprojected_stride_ : 0);
@@ -68,6 +73,10 @@ class StepwiseForwardPass {
  private:
   void prepare(int layer) {
     input_.multiply_input(layer, stack_.all_steps());
+    if (wide_.used()) {
+      wide_.pack(layer);
+      return launcher_.begin_late();
+    }
     launcher_.pack_operands(hh_, layer, &LayerWeights::w_hh, 4 * units_, out_, out_, 1,
                             !p_.layer_norm);
     if (p_.projected)
@@ -88,13 +97,15 @@ class StepwiseForwardPass {
     stack_.pack(args);
   }
 
-  void advance(int layer, int64_t s) const {
+  void advance(int layer, int64_t s) {
     StepArgs<CellForwardStep<S>> args{};
     for (int d = 0; d < p_.directions; ++d) {
       const int64_t t = stack_.step_of(s, d), pseudo_layer = layer * p_.directions + d;
       const int count = args.active[d] = stack_.active(t);
       const int64_t h_at = d * p_.batch * h_stride_;
-      args.operands[d] = Launcher::operands(h_[s % 2] + h_at, h_stride_, count, hh_[d], h_stride_);
+      if (!wide_.used())
+        args.operands[d] =
+            Launcher::operands(h_[s % 2] + h_at, h_stride_, count, hh_[d], h_stride_);
       CellForwardStep<S>& step = args.step[d];
       step.start = input_.start(d);
       step.index = input_.start_index(layer);
@@ -105,8 +116,15 @@ class StepwiseForwardPass {
       step.staying = stack_.active(Stack<S>::after(t, d));
       step.c0 = stack_.states(p_.c0, pseudo_layer, units_);
       step.c = c_[d];
-      step.h =
-          p_.projected ? unprojected_ + d * p_.batch * unprojected_stride_ : h_[(s + 1) % 2] + h_at;
+      if (wide_.used()) {
+        step.h = wide_.h(s + 1, d);
+        step.h_before = wide_.h(s, d);
+      } else if (p_.projected) {
+        step.h = unprojected_ + d * p_.batch * unprojected_stride_;
+      } else {
+        step.h = h_[(s + 1) % 2] + h_at;
+        step.h_before = h_[s % 2] + h_at;
+      }
       step.h_stride = p_.projected ? unprojected_stride_ : h_stride_;
       step.y = p_.projected ? nullptr : output(layer, t, d);
       step.y_stride = stack_.output_width;
@@ -116,8 +134,8 @@ class StepwiseForwardPass {
       step.c_n = stack_.states(f_.c_n, pseudo_layer, units_);
       step.rules = drawn_rules<T>(p_, layer, d);
       step.t = t;
-      step.h_before = p_.projected ? nullptr : h_[s % 2] + h_at;
     }
+    if (wide_.used()) return wide_.step(launcher_, args);
     launcher_.step(stack_.plan.gates, Launcher::gate_columns(units_), args);
   }
 
@@ -209,6 +227,7 @@ class StepwiseForwardPass {
   Stack<S> stack_;
   InputPart<S> input_;
   Launcher launcher_;
+  WideLauncher<S, kTensor> wide_;
   const Problem& p_;
   const int64_t units_, out_, h_stride_, unprojected_stride_;
   S *h_[2], *unprojected_, *hh_[2], *hr_[2];

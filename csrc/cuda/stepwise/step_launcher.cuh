@@ -7,6 +7,7 @@
 // early too, but reads nothing before its wait.
 #pragma once
 
+#include "../shared/exchange.cuh"
 #include "../shared/stack.cuh"
 #include "step_kernel.cuh"
 #include "tiles.h"
@@ -40,8 +41,7 @@ class StepLauncher {
       to[d] = stack_.arena.template take<S>(operand_columns(columns, gates) * padded(depth));
   }
   // Packs them from `matrix` of a layer's weights, whose element (column, k) is at
-  // column * row_stride + k * k_stride.
-  // What is launched next begins late.
+  // column * row_stride + k * k_stride. What is launched next begins late.
   void pack_operands(S* const (&to)[2], int layer, const void* LayerWeights::* matrix,
                      int64_t columns, int64_t depth, int64_t row_stride, int64_t k_stride,
                      bool gates) const {
@@ -59,8 +59,10 @@ class StepLauncher {
       args.to[d] = to[d];
     }
     stack_.pack(args);
-    begin_ = Begin::late;
+    begin_late();
   }
+  // What is launched next begins late.
+  void begin_late() const { begin_ = Begin::late; }
 
   // `count` rows of A times B transposed, each `depth` long and padded.
   static Operands<S> operands(const S* a, int64_t a_stride, int count, const S* b, int64_t depth) {
@@ -90,6 +92,13 @@ class StepLauncher {
   void run_kernel(Kernel kernel, dim3 grid, unsigned threads, size_t shared,
                   const Args& args) const {
     stack_.run_kernel(kernel, grid, threads, shared, args, begin_);
+    begin_ = Begin::early;
+  }
+  // The same for a kernel whose CTAs form clusters along x.
+  template <class Kernel, class Args>
+  void run_clusters(Kernel kernel, dim3 grid, unsigned cluster, unsigned threads, size_t shared,
+                    const Args& args) const {
+    launch_clusters(kernel, grid, cluster, threads, shared, stack_.stream(), args, begin_);
     begin_ = Begin::early;
   }
 

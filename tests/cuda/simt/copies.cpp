@@ -12,6 +12,15 @@
 
 namespace simt {
 
+unsigned char* in_shared(const Block& block, uint32_t offset, unsigned bytes, const char* what) {
+  if (offset > block.shared_bytes || bytes > block.shared_bytes - offset)
+    fail(std::string(what) + " outside of shared memory: " + std::to_string(bytes) +
+         " bytes at shared+" + std::to_string(offset));
+  if (block.live == 0)
+    fail(std::string(what) + " to block " + std::to_string(block.rank) + ", which has exited");
+  return block.shared + offset;
+}
+
 namespace {
 
 struct Piece {
@@ -72,15 +81,6 @@ void check_size(const void* place, unsigned bytes, const char* what) {
   if (bytes == 0 || bytes % 16 != 0)
     fail(std::string(what) + " of " + std::to_string(bytes) + " bytes, which 16 do not divide");
   if (uintptr_t(place) % 16 != 0) fail(std::string(what) + ": an address that 16 do not divide");
-}
-
-unsigned char* in_shared(const Block& block, uint32_t offset, unsigned bytes, const char* what) {
-  if (offset > block.shared_bytes || bytes > block.shared_bytes - offset)
-    fail(std::string(what) + " outside of shared memory: " + std::to_string(bytes) +
-         " bytes at shared+" + std::to_string(offset));
-  if (block.live == 0)
-    fail(std::string(what) + " to block " + std::to_string(block.rank) + ", which has exited");
-  return block.shared + offset;
 }
 
 const void* own_shared(const void* place, unsigned bytes, const char* what) {
@@ -180,6 +180,26 @@ void bulk_load(void* to, const void* from, unsigned bytes, void* barrier) {
   check_size(from, bytes, "bulk_load");
   announce(p, true, __builtin_return_address(0));
   start(p);
+}
+
+// A copy to each CTA: its pieces arrive there whenever they do, whatever the others have received.
+void bulk_multicast(void* to, const void* from, unsigned bytes, void* barrier, unsigned ranks) {
+  if (ranks == 0 || ranks > 0xffff) fail("bulk_multicast to ranks " + std::to_string(ranks));
+  const uint32_t place = offset_in_shared(to), counter = offset_in_shared(barrier);
+  check_size(from, bytes, "bulk_multicast");
+  for (unsigned rank = 0; rank < 16; ++rank) {
+    if (!(ranks >> rank & 1)) continue;
+    const Block& target = peer(rank);
+    Piece p{};
+    p.to = in_shared(target, place, bytes, "bulk_multicast");
+    p.from = static_cast<const unsigned char*>(from);
+    p.bytes = bytes;
+    p.target = &target;
+    p.mbarrier = in_shared(target, counter, 8, "bulk_multicast: an mbarrier");
+    check_size(p.to, bytes, "bulk_multicast");
+    announce(p, true, __builtin_return_address(0));
+    start(p);
+  }
 }
 
 void bulk_store(void* to, const void* from, unsigned bytes) {

@@ -55,6 +55,7 @@ void end_grid() {
   std::vector<unsigned> ids;
   for (unsigned rank = 0; rank < grid.of->size.count(); ++rank)
     for (unsigned id : threads_of(block_of(grid, rank))) ids.push_back(id);
+  race::fence_async_copies(ids);  // the end of a grid shows what it wrote to bulk copies, too
   grid.end = race::all_of(ids);
   for (Thread* thread : grid.waiting) wake(thread);
   grid.waiting.clear();

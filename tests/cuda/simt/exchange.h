@@ -34,6 +34,9 @@ __forceinline__ void init(Mbarrier* barrier, unsigned arrivals) {
 }
 __forceinline__ void publish_mbarriers() { simt::mbarrier_publish(); }
 __forceinline__ void arrive(Mbarrier* barrier) { simt::mbarrier_arrive(barrier, 0); }
+__forceinline__ void arrive(Remote barrier) {
+  simt::mbarrier_arrive_at(barrier.rank, barrier.address);
+}
 __forceinline__ void arrive_expecting(Mbarrier* barrier, unsigned bytes) {
   simt::mbarrier_arrive(barrier, bytes);
 }
@@ -54,6 +57,10 @@ __forceinline__ void bulk_send(Remote to, const void* from, unsigned bytes, Remo
 }
 __forceinline__ void bulk_load(void* to, const void* from, unsigned bytes, Mbarrier* barrier) {
   simt::bulk_load(to, from, bytes, barrier);
+}
+__forceinline__ void bulk_multicast(void* to, const void* from, unsigned bytes, Mbarrier* barrier,
+                                    unsigned ranks) {
+  simt::bulk_multicast(to, from, bytes, barrier, ranks);
 }
 __forceinline__ void bulk_store(void* to, const void* from, unsigned bytes) {
   simt::bulk_store(to, from, bytes);
@@ -94,11 +101,15 @@ __forceinline__ void send_half_word(void* to, uint16_t value) {
 }
 
 template <class Args>
-void launch_clusters(void (*kernel)(Args), unsigned ctas, unsigned cluster, unsigned threads,
-                     size_t shared, void* stream, const Args& args) {
-  if (ctas == 0) return;
+void launch_clusters(void (*kernel)(Args), dim3 grid, unsigned cluster, unsigned threads,
+                     size_t shared, void* stream, const Args& args, Begin begin = Begin::late) {
+  if (grid.count() == 0) return;
   simt::Stream& s = *static_cast<simt::Stream*>(stream);
-  s.run({dim3(ctas), dim3(threads), cluster, shared, false, [=] { kernel(args); }});
+  s.run({grid, dim3(threads), cluster, shared, begin == Begin::early, [=] { kernel(args); }});
+}
+template <class Args>
+int clusters_at_once(void (*)(Args), unsigned cluster, unsigned, size_t) {
+  return int(132 / cluster);
 }
 
 }  // namespace cuda

@@ -11,6 +11,7 @@ namespace simt {
 void mbarrier_init(void* at, unsigned arrivals);
 void mbarrier_publish();
 void mbarrier_arrive(void* at, unsigned bytes);
+void mbarrier_arrive_at(unsigned rank, uint32_t offset);
 bool mbarrier_try_wait(const void* at, unsigned parity, const char* file, int line);
 void mbarrier_wait(const void* at, unsigned parity, const char* file, int line);
 
@@ -22,6 +23,7 @@ void async_send(unsigned rank, uint32_t to, const uint4& value, unsigned barrier
 void bulk_send(unsigned rank, uint32_t to, const void* from, unsigned bytes, unsigned barrier_rank,
                uint32_t barrier);
 void bulk_load(void* to, const void* from, unsigned bytes, void* barrier);
+void bulk_multicast(void* to, const void* from, unsigned bytes, void* barrier, unsigned ranks);
 void bulk_store(void* to, const void* from, unsigned bytes);
 void bulk_commit();
 void bulk_wait_read(unsigned groups_left);

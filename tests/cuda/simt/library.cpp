@@ -10,6 +10,7 @@
 #include "launch.h"
 #include "race.h"
 #include "simt.h"
+#include "stepwise/tiles.h"
 
 namespace fastlstm {
 namespace cuda {
@@ -142,8 +143,10 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     settings.allow_tf32 = options.allow_tf32 != 0;
     const int64_t shared = options.capability >= 80 ? 227 << 10 : 64 << 10;
     Plan chosen = plan(p, pass, {options.capability, 132, shared}, settings);
-    if (options.tile >= 0)
-      chosen.gates = chosen.project = chosen.hidden = chosen.cell = options.tile;
+    if (options.tile >= 0) {
+      chosen.gates = options.tile;
+      chosen.project = chosen.hidden = chosen.cell = std::min(options.tile, kLibraryTile);
+    }
     if (options.tile >= 0) chosen.single_step = false;
     if (options.shape >= 0 && chosen.algorithm == Algorithm::grid) {
       chosen.shape =
@@ -153,7 +156,7 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
       chosen.groups = parts_of(p.batch, sequences);
       chosen.active = options.active > 0 ? options.active : p.directions * chosen.groups;
     }
-    if (options.ctas > 0 && chosen.algorithm == Algorithm::cluster) {
+    if (options.ctas > 0 && chosen.algorithm != Algorithm::grid) {
       chosen.ctas = options.ctas;
       chosen.units = options.units;
     }

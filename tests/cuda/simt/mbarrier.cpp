@@ -22,6 +22,7 @@ struct Counter {
   long bytes = 0;              // announced, not arrived; below 0: arrived, not announced
   uint32_t phase = 0;          // the current one
   unsigned initialiser;
+  std::map<unsigned, uint32_t> from_peers;  // by thread of another CTA: its last arrival's time
   bool published = false;
   std::vector<Thread*> waiting;
   // For the race checker. Copies that phase p counts end at the actor's time p + 1.
@@ -121,9 +122,9 @@ void mbarrier_publish() {
     if (c.second.initialiser == self->id) c.second.published = true;
 }
 
-void mbarrier_arrive(void* at, unsigned bytes) {
-  Counter& c = find(at, __builtin_return_address(0));
-  if (c.block != self->block) fail("an arrival at another CTA's mbarrier");
+namespace {
+
+void arrive(Counter& c, unsigned bytes) {
   if (c.missing == 0)
     fail("more arrivals at " + name_of(c) + " than the " + std::to_string(c.arrivals) +
          " of a phase");
@@ -132,6 +133,21 @@ void mbarrier_arrive(void* at, unsigned bytes) {
   c.bytes += bytes;
   if (c.bytes > kMost) fail("more bytes announced to " + name_of(c) + " than it can count");
   end_phase_if_complete(c);
+}
+
+}  // namespace
+
+void mbarrier_arrive(void* at, unsigned bytes) {
+  Counter& c = find(at, __builtin_return_address(0));
+  if (c.block != self->block) fail("an arrival at another CTA's mbarrier");
+  arrive(c, bytes);
+}
+
+void mbarrier_arrive_at(unsigned rank, uint32_t offset) {
+  const void* code = __builtin_return_address(0);
+  Counter& c = find(in_shared(peer(rank), offset, 8, "an arrival"), code);
+  if (c.block != self->block) c.from_peers[self->id] = race::now();
+  arrive(c, 0);
 }
 
 void mbarrier_count(const void* at, unsigned bytes, uint32_t phase) {
@@ -163,6 +179,9 @@ void check_copies_at_exit() {
       fail("at the exit of a CTA, more bytes have come to " + name_of(c) + " than were announced");
     if (!race::knows(c.actor, c.last_copies))
       fail("a CTA may exit before copies have come to " + name_of(c));
+    for (const auto& arrival : c.from_peers)
+      if (!race::knows(arrival.first, arrival.second))
+        fail("a CTA may exit before arrivals have come to " + name_of(c));
   }
   for (const auto& entry : copies_from[block]) {
     const Counter& c = counters.at(entry.first);

@@ -279,6 +279,11 @@ void fence_async_copies() {
   if (on) fences[self->id].push_back(clocks[self->id].time++);
 }
 
+void fence_async_copies(const std::vector<unsigned>& ids) {
+  if (on)
+    for (unsigned id : ids) fences[id].push_back(clocks[id].time++);
+}
+
 bool knows(unsigned actor, uint32_t time) { return !on || known(self->id, actor) >= time; }
 
 void learn_actor(unsigned actor, uint32_t time) {

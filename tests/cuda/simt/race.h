@@ -41,7 +41,9 @@ struct Act {
 };
 void access_by(const Act& act, uintptr_t address, size_t bytes, bool write, const void* code);
 void fence_async_copies();
-bool knows(unsigned actor, uint32_t time);  // the running thread; true without the checker
+void fence_async_copies(const std::vector<unsigned>& threads);  // of an ended grid
+// Whether the running thread knows of that time of an actor or thread; true without the checker.
+bool knows(unsigned actor, uint32_t time);
 void learn_actor(unsigned actor, uint32_t time);
 
 // What happened before the end of an mbarrier's phase: the arrivals of several threads.

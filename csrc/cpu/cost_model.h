@@ -48,8 +48,9 @@ struct Costs {
 constexpr Costs kTileCosts = {16, 100, 5 << 18, 960000, 3400};  // bfloat16 with AMX; an L2 of 2 MiB
 constexpr Costs kAvx512Costs = {2, 16, 5 << 18, 48000, 220};
 constexpr Costs kNarrowCosts = {2, 2, 5 << 16, 48000, 220};  // an L2 of 512 KiB
-constexpr int64_t kSharedReaders = 16;     // whose reads the shared cache serves at full rate
-constexpr int64_t kSharedBytes = 8 << 20;  // from which a layer's weights do not stay in the shared cache
+constexpr int64_t kSharedReaders = 16;  // whose reads the shared cache serves at full rate
+constexpr int64_t kSharedBytes =
+    8 << 20;  // from which a layer's weights do not stay in the shared cache
 // Those of the kernels that include this.
 #if FASTLSTM_AMX
 constexpr const Costs& kCosts = kTileCosts;

@@ -99,7 +99,7 @@ inline double library_microseconds(const Product& x, DType type, double moved) {
 
 // A wide step (stepwise/wide_step.cuh): what the L2 cache delivers or what one SM moves through
 // shared memory and multiplies, in rounds of the clusters that the GPU runs at once; then the first
-// stage of h, the sums of the warps, and the cells; and a launch as in a graph, for a step takes
+// stage of h, the sums of the warps, and the cells; and a launch as in a graph, where a step takes
 // longer than a stream's host. Estimates, none measured: on an H200 bulk copies took 5.6 ns a KB
 // and SM from L2 where plain loads took 13.
 constexpr double kWideRest = 2.5;        // microseconds
@@ -125,8 +125,9 @@ inline Choice best_wide(const Product& x, const Device& device) {
                     at_once = std::min<int64_t>(tile.ctas, (clusters + resident - 1) / resident),
                     rounds = (clusters + resident * at_once - 1) / (resident * at_once);
       const double l2 = slots * parts * blocks * (weights + hidden / cluster) / kL2BytesPerCycle;
-      const double time = std::max(l2, rounds * at_once * of_cta) / kCyclesPerMicrosecond +
-                          kGraphLaunch + kWideRest;
+      const double step =
+          std::max(l2, rounds * at_once * of_cta) / kCyclesPerMicrosecond + kWideRest;
+      const double time = step + (step > kStreamLaunch ? kGraphLaunch : kLaunchMicroseconds);
       if (best.microseconds == 0 || time < best.microseconds) best = {kWideTile + j, time};
     }
   }

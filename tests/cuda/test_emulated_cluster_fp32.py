@@ -274,10 +274,17 @@ MUTANTS = {
 
 
 _CTAS = "(Shape::kCtas == 2 || Shape::kCtas == 8)"
+_FOUR = "(Shape::kCtas == 1 && Shape::kUnits == 64 && Shape::kSequences == 4)"
 ONLY = [
-    ("cluster/forward_pass.cuh", "if (Shape::kCtas == 1)\n", f"{_CTAS} && Shape::kTiles == 1"),
-    ("cluster/backward_pass.cuh", "launch_clusters(", f"{_CTAS} && Shape::kGroups == 1"),
-]
+    (
+        "cluster/forward_pass.cuh", "if (Shape::kCtas == 1)\n",
+        f"({_CTAS} && Shape::kTiles == 1) || {_FOUR}",
+    ),
+    (
+        "cluster/backward_pass.cuh", "launch_clusters(",
+        f"({_CTAS} && Shape::kGroups == 1) || {_FOUR}",
+    ),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

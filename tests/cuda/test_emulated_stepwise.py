@@ -311,8 +311,8 @@ MUTANTS = {
     ),
     "first step begins early": (
         "stepwise/step_launcher.cuh",
-        "begin_ = Begin::late;\n  }",
-        "begin_ = Begin::early;\n  }",
+        "void begin_late() const { begin_ = Begin::late; }",
+        "void begin_late() const { begin_ = Begin::early; }",
     ),
     "K not padded": ("shared/gradient_part.cuh", "if (depth_ != 4 * units_)", "if (false)"),
 }

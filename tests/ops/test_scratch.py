@@ -54,6 +54,7 @@ def large_call():
     return lstm, x
 
 
+@pytest.mark.usefixtures("one_thread")  # of several each keeps what its tasks took
 def test_a_training_step_uses_the_memory_of_the_step_before():
     lstm, x = large_call()
     kept = []

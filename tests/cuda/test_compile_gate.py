@@ -76,7 +76,8 @@ def compile_one(source: Path, folder: Path) -> tuple[str, str, int]:
         targets.append("arch=compute_100,code=compute_100")
     found = subprocess.run(
         [
-            *(str(NVCC), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"),
+            # -O is the host's, whose code is compiled for its warnings and symbols.
+            *(str(NVCC), "-std=c++17", "-O1", f"-I{ROOT / 'csrc'}"),
             *(word for target in targets for word in ("-gencode", target)),
             *("-Xptxas", "-v", "-Werror", "all-warnings"),
             *("-Xcompiler", "-Wall,-Wextra,-fPIC,-fvisibility=hidden"),
@@ -167,7 +168,7 @@ def test_no_kernel_spills(kernels):
 
 
 def test_registers_let_as_many_blocks_run_as_shared_memory_does(kernels):
-    """Tiles by tile.cuh's numbers: 128 threads a block and four (tile 0) or three blocks an SM."""
+    """Tiles by tile.cuh's numbers: 128 threads a block, and four (tile 0) or three blocks an SM."""
     for k in kernels:
         if STEP_KERNEL not in k.name:
             continue
@@ -175,7 +176,8 @@ def test_registers_let_as_many_blocks_run_as_shared_memory_does(kernels):
         assert shape, k.name
         frags, rows, columns, split = map(int, shape.groups())
         threads = 32 * rows * columns * split
-        blocks = 1 if threads >= 256 else 3 if 16 * frags * rows > 16 else 4
+        three = 16 * frags * rows > 16 or k.source == "stepwise_f64"
+        blocks = 1 if threads >= 256 else 3 if three else 4
         assert threads * k.registers * blocks <= REGISTERS_OF_AN_SM, k
 
 
@@ -313,7 +315,11 @@ def test_steps_copy_weights_and_then_wait_for_the_step_before(source, compiled, 
         wait, trigger = opcodes.index("ACQBULK"), opcodes.index("PREEXIT")
         before = opcodes[:wait]
         assert (trigger < wait) == (name in single), name
-        if name in tiles:  # three stages before the wait, of three and more copies each
+        if name in tiles:
+            # 16 bytes each: a cell's code stands once for neighbouring cells and once for any, not
+            # for each of a thread's sums, and an SM's instruction cache of 128 KB holds it.
+            assert len(opcodes) < 6000, name
+            # three stages before the wait, of three and more copies each
             assert before.count("LDGSTS") >= 9, name
             assert not {"HMMA", "BAR", "STG"} & set(before), name
         elif name in wide:  # W's first stages, and the input part

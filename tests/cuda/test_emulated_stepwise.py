@@ -286,13 +286,13 @@ MUTANTS = {
     ),
     "sums over operands in use": (
         "stepwise/tile.cuh",
-        "__syncthreads();\n    if (split_ > 0)\n      each",
-        "if (split_ > 0)\n      each",
+        "void share(const Sums& sums) {\n    __syncthreads();",
+        "void share(const Sums& sums) {",
     ),
-    "partial sums not barred": (
+    "shared sums not barred": (
         "stepwise/tile.cuh",
-        "__syncthreads();\n    if (split_ > 0) return;",
-        "if (split_ > 0) return;",
+        "    __syncthreads();\n  }\n\n  unsigned char* shared_;",
+        "  }\n\n  unsigned char* shared_;",
     ),
     "column sums not barred": (
         "shared/sums.cuh",
@@ -329,7 +329,7 @@ def mutants(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_bug_planted_in_the_kernels_is_seen(name, mutants):
-    # Five stages backward: the last one reuses the place of the first, as do the partial sums.
+    # Five stages backward: the last one reuses the place of the first, as do the sums.
     p = Problem(hidden_size=150, batch=5, steps=3, packed=True, dtype=torch.bfloat16)
     # And few enough threads for the emulator to run several kernels at once with the packing of W.
     small = Problem(hidden_size=5, batch=2, steps=3, dtype=torch.bfloat16)

@@ -1,5 +1,5 @@
-// Storage types, the types in which they are summed, the cell's functions on the device, and how
-// gates are stored.
+// Storage types, the types in which they are summed, accesses to neighbours, the cell's functions
+// on the device, and how gates are stored.
 #pragma once
 
 #include <cmath>
@@ -40,6 +40,26 @@ using MmaElement = std::conditional_t<std::is_same_v<S, float>, RoundedFloat, S>
 template <class S>
 __device__ __forceinline__ Acc<S> value_or_zero(const S* from, int64_t at) {
   return from ? to_acc(from[at]) : Acc<S>(0);
+}
+
+// Neighbouring elements that one access moves.
+template <class S, int kCount>
+struct alignas(kCount * sizeof(S)) Neighbours {
+  S at[kCount];
+};
+template <int kCount, class S>
+__device__ __forceinline__ void load_neighbours(const S* from, Acc<S> (&to)[kCount]) {
+  const auto x = *reinterpret_cast<const Neighbours<S, kCount>*>(from);
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) to[j] = to_acc(x.at[j]);
+}
+// element(j) is the j-th one.
+template <int kCount, class S, class Element>
+__device__ __forceinline__ void store_neighbours(S* to, Element&& element) {
+  Neighbours<S, kCount> x;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) from_acc(element(j), x.at[j]);
+  *reinterpret_cast<Neighbours<S, kCount>*>(to) = x;
 }
 
 // The accurate functions, where a step's cells cost little beside its products.

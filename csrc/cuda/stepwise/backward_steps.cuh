@@ -30,7 +30,7 @@ struct IncomingGradient {
 template <class S>
 struct HiddenGradientStep {
   typedef Acc<S> T;
-  static constexpr bool kGates = false;
+  static constexpr int kGates = 1, kNeighbours = 16 / int(sizeof(T));
 
   int width;  // P
   IncomingGradient<S> incoming;
@@ -40,8 +40,10 @@ struct HiddenGradientStep {
   __device__ __forceinline__ T initial(int row, int column) const {
     return incoming.at(row, column, width);
   }
-  __device__ __forceinline__ void finish(int row, int column, T sum) const {
-    from_acc(sum, dh[row * dh_stride + column]);
+  FASTLSTM_INLINE bool together() const { return width % kNeighbours == 0; }
+  template <int kCount>
+  __device__ __forceinline__ void finish(int row, int column, const T (&sums)[1][kCount]) const {
+    store_neighbours<kCount>(dh + row * dh_stride + column, [&](int j) { return sums[0][j]; });
   }
 };
 
@@ -49,7 +51,7 @@ struct HiddenGradientStep {
 template <class S>
 struct CellBackwardStep {
   typedef Acc<S> T;
-  static constexpr bool kGates = false;
+  static constexpr int kGates = 1, kNeighbours = 16 / int(sizeof(T));
 
   int width;  // H
   bool projected;
@@ -69,29 +71,56 @@ struct CellBackwardStep {
   __device__ __forceinline__ T initial(int row, int unit) const {
     return projected ? T(0) : incoming.at(row, unit, width);
   }
-  __device__ __forceinline__ void finish(int row, int unit, T dh) const {
+  FASTLSTM_INLINE bool together() const { return rules.plain && width % kNeighbours == 0; }
+  template <int kUnits>
+  __device__ __forceinline__ void finish(int row, int unit, const T (&sums)[1][kUnits]) const {
     const int64_t state = int64_t(row) * width + unit, r = first + row;
-    const S* act = gates + r * 4 * width + unit;
-    if (dh_zoneout && row < after) dh += dh_zoneout[state];
-    const T c_prev =
-        row < before ? cell_states[(before_first + row) * width + unit] : value_or_zero(c0, state);
-    T dc_in = row < after ? dc[state] : value_or_zero(grad_c_n, state);
-    if (grad_cell_states) dc_in += grad_cell_states[r * width + unit];
-    const T i = to_acc(act[0]), f = to_acc(act[width]), g = to_acc(act[2 * width]),
-            o = to_acc(act[3 * width]), c = cell_states[r * width + unit];
-    CellBackward<T> d;
-    if (rules.plain) {
-      d = cell_backward<Math<T>>(i, f, g, o, c_prev, c, dh, dc_in);
+    T saved[4][kUnits], c[kUnits], c_prev[kUnits], dc_in[kUnits];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) load_neighbours(gates + (r * 4 + q) * width + unit, saved[q]);
+    load_neighbours(cell_states + r * width + unit, c);
+    // What the caller owns may begin anywhere.
+    if (row < before) {
+      load_neighbours(cell_states + (before_first + row) * width + unit, c_prev);
     } else {
-      d = cell_backward<Math<T>>(i, f, g, o, c_prev, c, dh, dc_in,
-                                 rules.at(rules.row(t, row), unit));
-      if (dh_zoneout) dh_zoneout[state] = d.h_prev;
+#pragma unroll
+      for (int j = 0; j < kUnits; ++j) c_prev[j] = value_or_zero(c0, state + j);
     }
-    store_gates(d, dgates + r * dgates_stride + unit, width);
+    if (row < after) {
+      load_neighbours(dc + state, dc_in);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kUnits; ++j) dc_in[j] = value_or_zero(grad_c_n, state + j);
+    }
+    if (grad_cell_states)
+#pragma unroll
+      for (int j = 0; j < kUnits; ++j) dc_in[j] += grad_cell_states[r * width + unit + j];
+    CellBackward<T> d[kUnits];
+    if (kUnits == kNeighbours || rules.plain) {
+#pragma unroll
+      for (int j = 0; j < kUnits; ++j)
+        d[j] = cell_backward<Math<T>>(saved[0][j], saved[1][j], saved[2][j], saved[3][j], c_prev[j],
+                                      c[j], sums[0][j], dc_in[j]);
+    } else {
+      const RuleRow keys = rules.row(t, row);
+#pragma unroll
+      for (int j = 0; j < kUnits; ++j) {
+        const T dh = sums[0][j] + (dh_zoneout && row < after ? dh_zoneout[state + j] : T(0));
+        d[j] = cell_backward<Math<T>>(saved[0][j], saved[1][j], saved[2][j], saved[3][j], c_prev[j],
+                                      c[j], dh, dc_in[j], rules.at(keys, unit + j));
+        if (dh_zoneout) dh_zoneout[state + j] = d[j].h_prev;
+      }
+    }
+    S* to = dgates + r * dgates_stride + unit;
+    store_neighbours<kUnits>(to, [&](int j) { return d[j].a_i; });
+    store_neighbours<kUnits>(to + width, [&](int j) { return d[j].a_f; });
+    store_neighbours<kUnits>(to + 2 * width, [&](int j) { return d[j].a_g; });
+    store_neighbours<kUnits>(to + 3 * width, [&](int j) { return d[j].a_o; });
+    const auto before_step = [&](int j) { return d[j].c_prev; };
     if (row < before)
-      dc[state] = d.c_prev;
+      store_neighbours<kUnits>(dc + state, before_step);
     else if (grad_c0)
-      from_acc(d.c_prev, grad_c0[state]);
+      store_neighbours<kUnits>(grad_c0 + state, before_step);
   }
 };
 

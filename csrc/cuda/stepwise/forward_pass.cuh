@@ -111,7 +111,7 @@ class StepwiseForwardPass {
       step.index = input_.start_index(layer);
       step.bias = input_.bias(pseudo_layer);
       step.first = stack_.first[t];
-      step.units = int(units_);
+      step.width = int(units_);
       step.entered = stack_.active(Stack<S>::before(t, d));
       step.staying = stack_.active(Stack<S>::after(t, d));
       step.c0 = stack_.states(p_.c0, pseudo_layer, units_);

@@ -1,9 +1,12 @@
 // Stepwise, forward: what a step adds to its product.
 //
 // The step kernel (step_kernel.cuh) calls a step for each sum of its product: the sum starts from
-// initial(), and finish() receives the result. With kGates the product's columns are gates, in
-// blocks of 32 (i, f, g, o of eight units), and finish() receives the four gates of a unit
-// together.
+// initial(), and finish() receives the sums of neighbouring columns of a sequence. With four kGates
+// the product's columns are gates, in blocks of 32 (i, f, g, o of eight units), and finish()
+// receives the four gates of neighbouring units.
+//
+// finish() takes kNeighbours columns at once where together() holds, and one otherwise: where rows
+// do not begin at multiples of 16 bytes, or where draws would make the code long.
 //
 // initial() reads only what was complete before the first step: it runs before a step waits for the
 // one before it.
@@ -15,42 +18,22 @@
 namespace fastlstm {
 namespace cuda {
 
-// Neighbouring elements that one access moves.
-template <class S, int kCount>
-struct alignas(kCount * sizeof(S)) Neighbours {
-  S at[kCount];
-};
-template <int kCount, class S>
-__device__ __forceinline__ void load_neighbours(const S* from, Acc<S> (&to)[kCount]) {
-  const auto x = *reinterpret_cast<const Neighbours<S, kCount>*>(from);
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) to[j] = to_acc(x.at[j]);
-}
-// element(j) is the j-th one.
-template <int kCount, class S, class Element>
-__device__ __forceinline__ void store_neighbours(S* to, Element&& element) {
-  Neighbours<S, kCount> x;
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) from_acc(element(j), x.at[j]);
-  *reinterpret_cast<Neighbours<S, kCount>*>(to) = x;
-}
-
 // The cell. h goes to the operand of the next step and, without a projection, to the output.
 template <class S>
 struct CellForwardStep {
   typedef Acc<S> T;
-  static constexpr bool kGates = true;
+  static constexpr int kGates = 4, kNeighbours = 16 / int(sizeof(T));
 
   const T* start;    // the input part: the gates of row r at (index ? index[r] : r) * 4H
   const int* index;  // or null
   const T* bias;     // (4H) or null
   int64_t first;     // number of the step's first row
-  int units;
-  int entered;  // sequences that had a step before; the others start from c0
-  int staying;  // sequences that have a step after; the others write h_n and c_n
-  const S* c0;  // (B, H) or null
-  T* c;         // (B, H)
-  S* h;         // the h of this step, or the projection's operand: rows of h_stride
+  int width;         // H
+  int entered;       // sequences that had a step before; the others start from c0
+  int staying;       // sequences that have a step after; the others write h_n and c_n
+  const S* c0;       // (B, H) or null
+  T* c;              // (B, H)
+  S* h;              // the h of this step, or the projection's operand: rows of h_stride
   int64_t h_stride, y_stride;
   S* y;            // (step's first row), or null with a projection
   S* gates;        // (rows, 4H) or null
@@ -62,10 +45,10 @@ struct CellForwardStep {
 
   __device__ __forceinline__ T initial(int row, int block, int q, int place) const {
     const int unit = block * 8 + place;
-    if (unit >= units) return T(0);
+    if (unit >= width) return T(0);
     const int64_t r = index ? index[first + row] : first + row;
-    const T sum = start[(r * 4 + q) * units + unit];
-    return bias ? sum + bias[q * units + unit] : sum;
+    const T sum = start[(r * 4 + q) * width + unit];
+    return bias ? sum + bias[q * width + unit] : sum;
   }
 
   // The gates of neighbouring units of a sequence.
@@ -74,26 +57,25 @@ struct CellForwardStep {
     const int64_t r = index ? index[first + row] : first + row;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      load_neighbours(start + (r * 4 + q) * units + unit, pre[q]);
+      load_neighbours(start + (r * 4 + q) * width + unit, pre[q]);
       T more[kUnits] = {};
-      if (bias) load_neighbours(bias + q * units + unit, more);
+      if (bias) load_neighbours(bias + q * width + unit, more);
 #pragma unroll
       for (int j = 0; j < kUnits; ++j) pre[q][j] += more[j];
     }
   }
 
-  __device__ __forceinline__ void finish(int row, int block, int place, const T (&pre)[4]) const {
-    const int unit = block * 8 + place;
-    if (unit >= units) return;
-    const T gates_of_unit[4][1] = {{pre[0]}, {pre[1]}, {pre[2]}, {pre[3]}};
-    T before[1];
+  FASTLSTM_INLINE bool together() const { return rules.plain && width % kNeighbours == 0; }
+  template <int kUnits>
+  __device__ __forceinline__ void finish(int row, int unit, const T (&pre)[4][kUnits]) const {
+    T before[kUnits];
     load_states(row, unit, before);
-    finish_units(row, unit, row * h_stride + unit, before, gates_of_unit);
+    finish_units(row, unit, row * h_stride + unit, before, pre);
   }
   // c before the step, of neighbouring units of a sequence.
   template <int kUnits>
   __device__ __forceinline__ void load_states(int row, int unit, T (&before)[kUnits]) const {
-    const int64_t state = int64_t(row) * units + unit;
+    const int64_t state = int64_t(row) * width + unit;
     if (row < entered) return load_neighbours(c + state, before);
     // The caller's memory may begin anywhere.
 #pragma unroll
@@ -104,10 +86,10 @@ struct CellForwardStep {
   __device__ __forceinline__ void finish_units(int row, int unit, int64_t h_at,
                                                const T (&before)[kUnits],
                                                const T (&pre)[4][kUnits]) const {
-    const int64_t state = int64_t(row) * units + unit, element = (first + row) * units + unit;
+    const int64_t state = int64_t(row) * width + unit, element = (first + row) * width + unit;
     T zoned[kUnits] = {};
     CellForward<T> out[kUnits];
-    if (rules.plain) {
+    if (kUnits == kNeighbours || rules.plain) {
 #pragma unroll
       for (int j = 0; j < kUnits; ++j)
         out[j] = cell_forward<Math<T>>(pre[0][j], pre[1][j], pre[2][j], pre[3][j], before[j]);
@@ -125,11 +107,11 @@ struct CellForwardStep {
     store_neighbours<kUnits>(h + h_at, hidden);
     if (y) store_neighbours<kUnits>(y + row * y_stride + unit, hidden);
     if (gates) {
-      S* to = gates + element + (first + row) * 3 * units;
+      S* to = gates + element + (first + row) * 3 * width;
       store_neighbours<kUnits>(to, [&](int j) { return out[j].i; });
-      store_neighbours<kUnits>(to + units, [&](int j) { return out[j].f; });
-      store_neighbours<kUnits>(to + 2 * units, [&](int j) { return out[j].g; });
-      store_neighbours<kUnits>(to + 3 * units, [&](int j) { return out[j].o; });
+      store_neighbours<kUnits>(to + width, [&](int j) { return out[j].f; });
+      store_neighbours<kUnits>(to + 2 * width, [&](int j) { return out[j].g; });
+      store_neighbours<kUnits>(to + 3 * width, [&](int j) { return out[j].o; });
       store_neighbours<kUnits>(cell_states + element, state_of);
     }
     if (row >= staying) {
@@ -143,7 +125,7 @@ struct CellForwardStep {
 template <class S>
 struct ProjectionStep {
   typedef Acc<S> T;
-  static constexpr bool kGates = false;
+  static constexpr int kGates = 1, kNeighbours = 16 / int(sizeof(T));
 
   int width;    // P
   int staying;  // as above
@@ -151,11 +133,14 @@ struct ProjectionStep {
   int64_t h_stride, y_stride;
   S *y, *h_n;
 
+  FASTLSTM_INLINE bool together() const { return width % kNeighbours == 0; }
   __device__ __forceinline__ T initial(int, int) const { return T(0); }
-  __device__ __forceinline__ void finish(int row, int column, T sum) const {
-    from_acc(sum, h[row * h_stride + column]);
-    from_acc(sum, y[row * y_stride + column]);
-    if (row >= staying) from_acc(sum, h_n[int64_t(row) * width + column]);
+  template <int kCount>
+  __device__ __forceinline__ void finish(int row, int column, const T (&sums)[1][kCount]) const {
+    const auto sum = [&](int j) { return sums[0][j]; };
+    store_neighbours<kCount>(h + row * h_stride + column, sum);
+    store_neighbours<kCount>(y + row * y_stride + column, sum);
+    if (row >= staying) store_neighbours<kCount>(h_n + int64_t(row) * width + column, sum);
   }
 };
 

@@ -17,7 +17,7 @@ namespace cuda {
 template <class S>
 struct HiddenGradientRowStep {
   typedef Acc<S> T;
-  static constexpr bool kGates = false;
+  static constexpr int kGates = 1, kNeighbours = 16 / int(sizeof(T));
 
   int width;  // H
   IncomingGradient<S> incoming;
@@ -27,10 +27,13 @@ struct HiddenGradientRowStep {
   __device__ __forceinline__ T initial(int row, int column) const {
     return incoming.at(row, column, width);
   }
-  __device__ __forceinline__ void finish(int row, int column, T sum) const {
+  FASTLSTM_INLINE bool together() const { return width % kNeighbours == 0; }
+  template <int kCount>
+  __device__ __forceinline__ void finish(int row, int column, const T (&sums)[1][kCount]) const {
     const int64_t state = int64_t(row) * width + column;
-    if (dh_zoneout && row < incoming.after) sum += dh_zoneout[state];
-    to[state] = sum;
+    T zoned[kCount] = {};
+    if (dh_zoneout && row < incoming.after) load_neighbours(dh_zoneout + state, zoned);
+    store_neighbours<kCount>(to + state, [&](int j) { return sums[0][j] + zoned[j]; });
   }
 };
 

@@ -47,14 +47,16 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class S>
 struct GateSumsStep {
   typedef Acc<S> T;
-  static constexpr bool kGates = false;
+  static constexpr int kGates = 1, kNeighbours = 16 / int(sizeof(T));
 
   int width;
   T* to;
 
   __device__ __forceinline__ T initial(int, int) const { return T(0); }
-  __device__ __forceinline__ void finish(int row, int column, T sum) const {
-    to[int64_t(row) * width + column] = sum;
+  FASTLSTM_INLINE bool together() const { return width % kNeighbours == 0; }
+  template <int kCount>
+  __device__ __forceinline__ void finish(int row, int column, const T (&sums)[1][kCount]) const {
+    store_neighbours<kCount>(to + int64_t(row) * width + column, [&](int j) { return sums[0][j]; });
   }
 };
 

@@ -140,10 +140,16 @@ class StepLauncher {
         stack_.multiply(x.rows, finish.stride, x.depth_bytes / int64_t(sizeof(S)),
                         row_major(x.a, x.a_stride), transposed(x.b, x.b_stride), product_[d]);
     }
-    const int64_t threads = Step::kGates ? columns / 4 : columns;
-    const dim3 grid(unsigned(most), blocks_of(threads, kFinishThreads),
+    if (finish.step[0].together())
+      finish_product<Step::kNeighbours>(most, columns / Step::kGates, finish);
+    else
+      finish_product<1>(most, columns / Step::kGates, finish);
+  }
+  template <int kCount, class Step>
+  void finish_product(int sequences, int64_t columns, const FinishArgs<Step>& args) const {
+    const dim3 grid(unsigned(sequences), blocks_of(columns, kFinishThreads * kCount),
                     unsigned(stack_.problem.directions));
-    run_kernel(finish_kernel<Step>, grid, kFinishThreads, 0, finish);
+    run_kernel(finish_kernel<kCount, Step>, grid, kFinishThreads, 0, args);
   }
 
   Stack<S>& stack_;

@@ -4,7 +4,8 @@
 // slabs; a slab is 64 bytes of K of every row of A and B. cp.async keeps kStages - 1 stages in
 // flight, and one barrier a stage separates its arrival and its reuse. A warp owns 16 * kRowFrags
 // rows by 32 columns, four fragments of eight; with kSplit > 1, several warps share a tile, each
-// takes every kSplit-th slab, and their sums are added in a fixed order at the end.
+// takes every kSplit-th slab, and their sums are added in a fixed order at the end. The sums end in
+// shared memory, where the operands were: any thread can then read those of neighbouring columns.
 //
 // All types use the accumulator layout of mma.m16n8: in a fragment, a thread holds rows lane / 4
 // and lane / 4 + 8, columns 2 * (lane % 4) and the next one. Where columns are gates, the four
@@ -37,19 +38,23 @@ struct Tile {
   static constexpr int kSlabSize = (kRows + kColumns) * kSlabBytes;
   static constexpr int kStageSize = kSlabs * kSlabSize;
   static constexpr int kLoads = kStageSize / kChunkBytes / kThreads;
-  static constexpr int kSums = 16 * kRowFrags;  // accumulators of a thread
   static constexpr int kSharedBytes = kStages * kStageSize;
-  // CTAs on an SM that leave a thread at least 128 registers. Without this bound, ptxas may spill
-  // to fit one CTA more.
-  static constexpr int kCtas = kThreads >= 256 ? 1 : kRows > 16 ? 3 : 4;
+  // Sums in shared memory: padded rows, in which a warp stores its fragments without bank
+  // conflicts.
+  static constexpr int kSumStride = kColumns + 8, kSplitSums = kRows * kSumStride;
+  // CTAs on an SM that leave a thread at least 128 registers, which are few for doubles. Without
+  // this bound, ptxas may spill to fit one CTA more.
+  static constexpr int kCtas = kThreads >= 256                            ? 1
+                               : kRows > 16 || std::is_same_v<S_, double> ? 3
+                                                                          : 4;
 
   static_assert(kStages >= 2, "the copy of a stage overlaps with the use of another");
   static_assert(kLoads * kThreads * kChunkBytes == kStageSize, "threads copy equal parts");
   static_assert(kSlabs % kSplit == 0, "the warps of a split take equal parts of a stage");
   static_assert(kPadBytes % (kSlabs * kSlabBytes) == 0, "K is padded to whole stages");
   static_assert(kPadColumns % kColumns == 0, "columns are padded to whole tiles");
-  static_assert((kSplit - 1) * kTileWarps * 32 * kSums * int(sizeof(Acc<S>)) <= kSharedBytes,
-                "the partial sums fit where the operands were");
+  static_assert(kSplit * kSplitSums * int(sizeof(Acc<S>)) <= kSharedBytes,
+                "the sums fit where the operands were");
 };
 
 // Chunks of a row are swizzled (XOR with the row), so that copies and reads have no bank conflicts:
@@ -59,9 +64,7 @@ __device__ __forceinline__ int chunk_at(int row, int chunk) {
 }
 
 template <class S>
-struct alignas(kChunkBytes) Chunk {
-  S value[kChunkBytes / sizeof(S)];
-};
+using Chunk = Neighbours<S, kChunkBytes / int(sizeof(S))>;
 
 // A: rows in device memory; those from `rows` on count as zero. B: padded.
 template <class S>
@@ -73,7 +76,8 @@ struct Operands {
   int depth_bytes;  // of K, a multiple of kPadBytes
 };
 
-template <class Tile>
+// Columns are gates (kGates is 4) or not (1).
+template <class Tile, int kGates>
 class TileProduct {
  public:
   typedef typename Tile::S S;
@@ -117,7 +121,7 @@ class TileProduct {
     }
   }
 
-  // Adds the product to `sums`. With kSplit > 1, the whole sums are in warps with holds_sums().
+  // Adds the product to `sums`. With kSplit > 1, those of warps with begins_sums() count once.
   __device__ __forceinline__ void finish(Sums& sums) {
     for (int k = 0; k < stages_; ++k) {
       wait_async<Tile::kStages - 2>();
@@ -130,10 +134,28 @@ class TileProduct {
         multiply(sums, stage + (j * Tile::kSplit + split_) * Tile::kSlabSize);
     }
     wait_async<0>();
-    if (Tile::kSplit > 1) add_splits(sums);
+    share(sums);
   }
+  // Whether this thread's sums begin with what is added to the product.
+  __device__ __forceinline__ bool begins_sums() const { return split_ == 0; }
 
-  __device__ __forceinline__ bool holds_sums() const { return split_ == 0; }
+  // After finish(): sums of neighbouring columns of the tile; where they are gates, of neighbouring
+  // units.
+  template <int kCount>
+  __device__ __forceinline__ void read(int row, int column, T (&to)[kGates][kCount]) const {
+#pragma unroll
+    for (int q = 0; q < kGates; ++q) {
+      const T* from = shared_sums() + row * Tile::kSumStride + q * (Tile::kColumns / 4) + column;
+      load_neighbours(from, to[q]);
+#pragma unroll
+      for (int split = 1; split < Tile::kSplit; ++split) {
+        T more[kCount];
+        load_neighbours(from + split * Tile::kSplitSums, more);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) to[q][j] += more[j];
+      }
+    }
+  }
   // The row of element e of a fragment, and its place among the fragment's eight columns.
   __device__ __forceinline__ int row_of(int frag, int e) const {
     return row_ + frag * 16 + lane_ / 4 + e / 2 * 8;
@@ -207,7 +229,7 @@ class TileProduct {
           for (int half = 0; half < 2; ++half)
 #pragma unroll
             for (int k = 0; k < int(kChunkBytes / sizeof(S)); ++k)
-              sums[f][q][2 * half + odd] += to_acc(a[f][half].value[k]) * to_acc(b.value[k]);
+              sums[f][q][2 * half + odd] += to_acc(a[f][half].at[k]) * to_acc(b.at[k]);
       }
   }
 
@@ -216,28 +238,24 @@ class TileProduct {
     return *reinterpret_cast<const V*>(slab + chunk_at(row, chunk));
   }
 
-  __device__ __forceinline__ void add_splits(Sums& sums) {
-    T* partial = reinterpret_cast<T*>(shared_) +
-                 threadIdx.x / 32 % Tile::kTileWarps * 32 * Tile::kSums + lane_;
-    constexpr int kSplitSize = Tile::kTileWarps * 32 * Tile::kSums;
-    __syncthreads();
-    if (split_ > 0)
-      each(sums, [&](T& sum, int j) { partial[(split_ - 1) * kSplitSize + j * 32] = sum; });
-    __syncthreads();
-    if (split_ > 0) return;
-#pragma unroll
-    for (int s = 0; s < Tile::kSplit - 1; ++s)
-      each(sums, [&](T& sum, int j) { sum += partial[s * kSplitSize + j * 32]; });
-  }
+  __device__ __forceinline__ T* shared_sums() const { return reinterpret_cast<T*>(shared_); }
 
-  template <class F>
-  __device__ __forceinline__ static void each(Sums& sums, F&& f) {
+  // Puts the sums where the operands were.
+  __device__ __forceinline__ void share(const Sums& sums) {
+    __syncthreads();
 #pragma unroll
-    for (int r = 0; r < Tile::kRowFrags; ++r)
+    for (int f = 0; f < Tile::kRowFrags; ++f)
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) f(sums[r][q][e], (r * 4 + q) * 4 + e);
+        for (int e = 0; e < 4; e += 2) {
+          const int column = kGates == 4 ? q * (Tile::kColumns / 4) + column_warp * 8 + place_of(e)
+                                         : column_warp * 32 + q * 8 + place_of(e);
+          T* to =
+              shared_sums() + split_ * Tile::kSplitSums + row_of(f, e) * Tile::kSumStride + column;
+          store_neighbours<2>(to, [&](int j) { return sums[f][q][e + j]; });
+        }
+    __syncthreads();
   }
 
   unsigned char* shared_;

@@ -212,7 +212,7 @@ class WideCta {
            lane_ % 4 * 2 + at % 2;
   }
   __device__ __forceinline__ bool has(int j) const {
-    return row(j) < args_.active[blockIdx.z] && unit() < step_.units;
+    return row(j) < args_.active[blockIdx.z] && unit() < step_.width;
   }
 
   __device__ __forceinline__ void copy_weights(int stage, int slot) const {

@@ -23,6 +23,11 @@ inline __attribute__((always_inline)) __m512 smaller_or_second(__m512 a, __m512 
 }
 
 #ifdef __AVX512BF16__
+// To bfloat16, to the nearest and of two to the even one.
+inline __attribute__((always_inline)) __m256i bfloat16_bits(__m512 x) {
+  return (__m256i)_mm512_cvtneps_pbh(x);
+}
+
 // In every lane: sum + a.even * b.even + a.odd * b.odd, of bfloat16 pairs. b is the same in all
 // lanes.
 inline __attribute__((always_inline)) __m512 dot_pairs(__m512 sum, __m512i a, int32_t b) {

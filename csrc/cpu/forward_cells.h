@@ -145,7 +145,11 @@ class ForwardCells {
           At::write(unprojected_h_.get() + (b + m) * h_stride_ + unit, out.h, kUnits);
         } else {
           // The recurrence reads h as the output holds it: rounded to the storage type.
-          At::write(new_h + (b + m) * h_stride_ + unit, At::template rounded<S>(out.h), kUnits);
+          E* const to = new_h + (b + m) * h_stride_ + unit;
+          if constexpr (kSame<E, S>)
+            At::write(to, out.h, kUnits);
+          else
+            At::write(to, At::template rounded<S>(out.h), kUnits);
           At::write(layer_.output + row * layer_.output_stride + unit, out.h, n);
         }
         if (layer_.gates) {

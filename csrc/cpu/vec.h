@@ -164,6 +164,17 @@ FASTLSTM_INLINE void store(T* p, Vec<T> v) {
 // The half-type elements that a vector of floats converts to.
 typedef uint16_t HalfBits __attribute__((vector_size(FASTLSTM_VEC_BYTES / 2)));
 
+template <class S>
+FASTLSTM_INLINE HalfBits half_bits(VecF v, S) {
+  return __builtin_convertvector(bits_of(v, S{}), HalfBits);
+}
+#ifdef __AVX512BF16__
+// Subnormals, below 1.2e-38, become zero, as they count in the products of these processors.
+FASTLSTM_INLINE HalfBits half_bits(VecF v, BFloat16) {
+  return bit_cast<HalfBits>(bfloat16_bits(bit_cast<__m512>(v)));
+}
+#endif
+
 // A whole vector, converted from or to the storage type.
 template <class S>
 FASTLSTM_INLINE Vec<Acc<S>> load_as(const S* p) {
@@ -181,7 +192,7 @@ FASTLSTM_INLINE void store_as(S* p, Vec<Acc<S>> v) {
   if constexpr (kSame<S, Acc<S>>) {
     store(p, v);
   } else {
-    const HalfBits bits = __builtin_convertvector(bits_of(v, S{}), HalfBits);
+    const HalfBits bits = half_bits(v, S{});
     __builtin_memcpy(p, &bits, sizeof bits);
   }
 }

@@ -54,7 +54,10 @@ def test_activations_at_infinity_and_nan(dtype, instruction_set):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_round_as_torch_rounds(dtype, instruction_set):
-    """All 65,536 values survive, and sums of two round to nearest even."""
+    """All 65,536 values survive, and sums of two round to nearest even.
+
+    bfloat16's own instructions make zeros of subnormals, in nn.LSTM too.
+    """
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     every = every[~every.isnan()]
     _, tanh = torch.ops.fastlstm._activations(every)
@@ -67,6 +70,10 @@ def test_half_types_round_as_torch_rounds(dtype, instruction_set):
         ]
     )
     bound = 0.5 * spacing.abs().amax(0) + 4e-7 * expected.abs()
+    if dtype == torch.bfloat16 and instruction_set in ("avx512_bf16", "amx"):
+        tiny = torch.finfo(dtype).tiny
+        subnormal = (expected.abs() < tiny) & (tanh == 0)
+        bound = torch.where(subnormal, tiny, bound)
     assert ((tanh.double() - expected).abs() <= bound).all()
 
 

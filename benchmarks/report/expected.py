@@ -1,4 +1,5 @@
-"""What whole calls are expected to take on the GPU of a result, beside what nn.LSTM took there.
+"""What whole calls are expected to take on the GPU of a result, beside what nn.LSTM took there:
+at its best, and called eagerly in the same type.
 
 Estimates, never measured: the planner's microseconds of a step (``csrc/cuda/cost_model.h``) times
 the steps, the large products around the steps at a share of the rate that the result's GPU reached,
@@ -7,7 +8,7 @@ and launches as in a CUDA graph. Not counted: what the planner's own estimates l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import fastlstm
@@ -28,13 +29,18 @@ HALF = ("bf16", "fp16")
 
 @dataclass(frozen=True)
 class Expected:
-    """One case, precision and pass: milliseconds, theirs measured at their best, ours estimated."""
+    """One case, precision and pass: milliseconds, theirs measured, ours estimated.
+
+    ``theirs`` is their best time, ``eager`` that of eager calls in each type: both half types,
+    which are one estimate of ours.
+    """
 
     case: Case
     kind: str
     training: bool
     algorithms: str
     theirs: float
+    eager: dict[str, float]
     ours: float
 
     @property
@@ -88,23 +94,38 @@ def rows(result: Result) -> list[Expected]:
     for kind, kinds in (("bf16", HALF), ("tf32", ("tf32",)), ("fp32", ("fp32",))):
         for training in (False, True):
             for name, case in cases.items():
-                theirs = [measured[name, each, training] for each in kinds
-                          if (name, each, training) in measured]  # fmt: skip
+                theirs = {each: measured[name, each, training] for each in kinds
+                          if (name, each, training) in measured}  # fmt: skip
                 if not theirs:
                     continue
-                best = min(r[side] for r in theirs for side in ("torch", "torch_graph"))
+                best = min(r[side] for r in theirs.values() for side in ("torch", "torch_graph"))
+                eager = {each: r["torch"] for each, r in theirs.items()}
                 teraflops = result["ceilings"][f"{kind}_tflops"]
                 ours, algorithms = milliseconds(case, kind, training, teraflops)
-                found.append(Expected(case, kind, training, algorithms, best, ours))
+                found.append(Expected(case, kind, training, algorithms, best, eager, ours))
     return found
 
 
-def means(found: list[Expected]) -> dict[str, list[tuple[float, float]]]:
+Means = dict[str, list[tuple[float, float]]]
+
+
+def means(found: list[Expected]) -> Means:
     """By precision, in inference and in training: the ratios' geometric mean, and the least."""
+    return _means((row.kind, row.training, row.ratio) for row in found)
+
+
+def eager_means(found: list[Expected]) -> Means:
+    """The same of nn.LSTM's eager calls, each type against ours in that type."""
+    return _means(
+        (kind, row.training, eager / row.ours) for row in found for kind, eager in row.eager.items()
+    )
+
+
+def _means(ratios: Iterable[tuple[str, bool, float]]) -> Means:
     groups: dict[str, list[list[float]]] = {}
-    for row in found:
-        groups.setdefault(row.kind, [[], []])[row.training].append(row.ratio)
+    for kind, training, ratio in ratios:
+        groups.setdefault(kind, [[], []])[training].append(ratio)
     return {
-        kind: [(geometric_mean(ratios), min(ratios)) for ratios in both if ratios]
+        kind: [(geometric_mean(of_pass), min(of_pass)) for of_pass in both if of_pass]
         for kind, both in groups.items()
     }

@@ -167,10 +167,6 @@ def gpu_expected(result: Result) -> str:
         if row.kind == "bf16":
             line = lines.setdefault(row.case.name, [f"{row.case.name} ({row.case.sizes()})"])
             line += [row.theirs, row.ours, row.ratio]
-    means = [
-        f"{kind} {' and '.join(f'{mean:.2f} (least {least:.2f})' for mean, least in both)}"
-        for kind, both in expected.means(found).items()
-    ]
     head = ["problem", "inference: nn.LSTM", "fastlstm, estimated", "ratio",
             "training: nn.LSTM", "fastlstm, estimated", "ratio"]  # fmt: skip
     return (
@@ -179,7 +175,15 @@ def gpu_expected(result: Result) -> str:
         "the planner and of `benchmarks/report/expected.py`, not measured:\n\n"
         + markdown(head, list(lines.values()))
         + "\n\nnn.LSTM's measured time over fastlstm's estimate, geometric means in inference and "
-        f"training: {'; '.join(means)}."
+        f"training: {_means(expected.means(found))}; called eagerly, against that estimate of the "
+        f"same type, {_means(expected.eager_means(found))}."
+    )
+
+
+def _means(means: expected.Means) -> str:
+    return "; ".join(
+        f"{kind} {' and '.join(f'{mean:.2f} (least {least:.2f})' for mean, least in both)}"
+        for kind, both in means.items()
     )
 
 

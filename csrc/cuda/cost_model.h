@@ -147,9 +147,10 @@ inline double single_step_microseconds(const Problem& p) {
 // H200; tf32 takes kFloatFactor times as long. Both kernels have changed since they were measured
 // (benchmarks/results/steps; the comments have what was measured), so these are estimates from what
 // their prototypes took there, and from the machine code (benchmarks/NOTES.md, 2026-11-28). Forward
-// counts no less than two thirds of what was measured. Four sequences run in one CTA alone; they
-// are 500 cycles forward and 480 backward (128 units: 740), counted in the machine code, of which
-// the table has a quarter to a half more at kCyclesPerMicrosecond.
+// counts no less than two thirds of what was measured. Four sequences run in one CTA alone.
+// Forward, the schedule in the machine code gives 490 to 550 cycles, and a prototype took 1.2 times
+// what its own gives: 0.30 to 0.33 us. Backward they are 480 cycles (128 units: 740), counted in
+// the machine code, of which the table has half more at kCyclesPerMicrosecond.
 struct ClusterMicroseconds {
   int ctas, units;
   double eight, sixteen, four = 0;

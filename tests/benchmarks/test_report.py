@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks import measured, tables
 from benchmarks.cases import CPU_CASES
 from benchmarks.measured import RESULTS, read
 from benchmarks.measured import tables as tables_of
-from benchmarks.report import charts, cores, figures
+from benchmarks.report import charts, cores, expected, figures
 from benchmarks.report.__main__ import main
 from benchmarks.report.figures import PAGES
 
@@ -140,6 +141,39 @@ def test_a_gpus_figures_hold_both_sides_at_their_best():
     assert "| small (1-2, B3 T4) | cluster/stepwise | 2 | 7 | 2 | 7 |" in steps
     shown = [t.get_text() for t in charts.ratios(result).axes[0].texts]
     assert shown == ["0.50", "0.50", "2.00", "2.00", "0.83", "0.83"]
+
+
+def test_estimates_are_held_against_their_best_and_their_eager_call_of_the_same_type():
+    """Two cases, of which one was timed in bf16 alone; the best time may be a graph's."""
+    times = {"small": {"bf16": (9.0, 4.0), "fp16": (6.0, 5.0), "fp32": (8.0, 7.0)},
+             "batch 1": {"bf16": (2.0, 3.0)}}  # fmt: skip
+    rows = [
+        {"case": case, "precision": kind, "training": True, "torch": eager, "torch_graph": graph}
+        for case, kinds in times.items() for kind, (eager, graph) in kinds.items()
+    ]  # fmt: skip
+    result = {"gpu": "a GPU", "driver": "1", "torch": "2", "cudnn": 3, "date": "2026-01-31T00:00",
+              "commit": "0" * 40, "times": {"rows": rows},
+              "ceilings": {"bf16_tflops": 700.0, "fp32_tflops": 50.0}}  # fmt: skip
+    found = expected.rows(result)
+    ours = {(row.case.name, row.kind): row.ours for row in found}
+    assert {(row.case.name, row.kind): (row.theirs, row.eager) for row in found} == {
+        ("small", "bf16"): (4.0, {"bf16": 9.0, "fp16": 6.0}),
+        ("batch 1", "bf16"): (2.0, {"bf16": 2.0}),
+        ("small", "fp32"): (7.0, {"fp32": 8.0}),
+    }
+    small, one, full = (
+        ours[which] for which in (("small", "bf16"), ("batch 1", "bf16"), ("small", "fp32"))
+    )
+    eager = expected.eager_means(found)
+    assert list(eager) == ["bf16", "fp16", "fp32"]
+    ratios = (9 / small, 2 / one)
+    assert eager["bf16"] == [pytest.approx((math.sqrt(ratios[0] * ratios[1]), min(ratios)))]
+    assert eager["fp16"] == [pytest.approx((6 / small, 6 / small))]
+    assert eager["fp32"] == [pytest.approx((8 / full, 8 / full))]
+    assert expected.means(found)["fp32"] == [pytest.approx((7 / full, 7 / full))]
+    last = figures.gpu_expected(result).splitlines()[-1]
+    assert last.endswith(f"; fp32 {8 / full:.2f} (least {8 / full:.2f}).")
+    assert f"; fp16 {6 / small:.2f} (least {6 / small:.2f}); " in last
 
 
 def test_every_backend_that_was_timed_is_in_table_and_chart():

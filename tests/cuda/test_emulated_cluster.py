@@ -370,7 +370,7 @@ ONLY = [
 _ALONE = "cluster/forward_alone.cuh"
 ALONE = {
     "input part of the next step not waited for": (
-        _ALONE, "if (!loaded) wait(cta.loaded(following)", "if (false) wait(cta.loaded(following)",
+        _ALONE, "loaded = try_wait", "loaded = true || try_wait",
     ),
     "outputs of a lone CTA in a buffer that is not free": (
         _ALONE, "freed = s < 3 || try_wait", "freed = true || try_wait",

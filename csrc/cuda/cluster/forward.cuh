@@ -289,7 +289,7 @@ __device__ __forceinline__ void cluster_forward(const ClusterForwardArgs<typenam
   const int thread = threadIdx.x;
   if (thread == 0) {
     for (int j = 0; j < kBuffers * Shape::kParts; ++j) init(cta.barriers() + j, 1);
-    for (int j = 0; j < Shape::kRing; ++j) init(cta.loaded(j), Shape::kMovers);
+    for (int j = 0; j < Shape::kRing; ++j) init(cta.loaded(j), kLoaders<Shape>);
     for (int j = 0; j < 2; ++j) {
       init(cta.filled(j), Shape::kCtas == 1 ? 1 : Shape::kWarps);
       init(cta.freed(j), Shape::kMovers);

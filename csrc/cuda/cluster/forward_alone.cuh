@@ -55,8 +55,11 @@ __device__ __forceinline__ void compute_alone(const ClusterForwardCta<Shape>& ct
   auto output_at = [&](int step) {
     return uint32_t((step & 1) * Shape::kSequences + product.sequence(0)) * Shape::kOutputBytes;
   };
+  const float4 bias = *reinterpret_cast<const float4*>(cta.shared + Shape::kBiasAt + unit * 16);
+  SequenceSpan span[kCells];
+#pragma unroll
+  for (int x = 0; x < kCells; ++x) span[x] = *cta.span(product.sequence(x));
   auto begin_sums = [&](uint32_t at, typename Product::Sums& sums) {
-    const float4 bias = *reinterpret_cast<const float4*>(cta.shared + Shape::kBiasAt + unit * 16);
 #pragma unroll
     for (int x = 0; x < kCells; ++x) {
       const float* input = reinterpret_cast<const float*>(
@@ -90,68 +93,73 @@ __device__ __forceinline__ void compute_alone(const ClusterForwardCta<Shape>& ct
     wait(cta.loaded(0), 0, cta.args.limit);
     begin_sums(input_at(0), next);
   }
-  const uint32_t fragments_at = opaque(product.fragments_at()),
-                 hidden_at = opaque(Shape::hidden_at(unit, product.sequence(0)));
-  for (int s = 0; s < steps; ++s) {
-    const int following = s + 1 < steps ? s + 1 : s;
-    bool loaded, freed;
-    auto look = [&] {
-      loaded = try_wait(cta.loaded(following), following / Shape::kRing & 1);
-      freed = s < 3 || try_wait(cta.freed(s - 1), (s - 3) >> 1 & 1);
-    };
-    // Multiply-adds occupy a warp to the end of the product, mma does not.
-    constexpr bool kOccupied = std::is_same_v<typename Shape::Operand, float>;
-    if constexpr (kOccupied) look();
-    uint32_t at = cta.buffer_of(s) * Shape::kHiddenBytes + fragments_at;
-    pin(at);
-    product.multiply(cta.shared + at);
-    if constexpr (!kOccupied) look();
-    if (thread == 0 && s > 1) arrive(cta.filled(s - 2));
-    uint32_t inputs = input_at(following), outputs = output_at(s + 1);  // those of step s - 1
-    uint32_t to_at = cta.buffer_of(s + 1) * Shape::kHiddenBytes + hidden_at;
-    pin(inputs), pin(outputs), pin(to_at);
-    if (!loaded) wait(cta.loaded(following), following / Shape::kRing & 1, cta.args.limit);
-    if (!freed) wait(cta.freed(s - 1), (s - 3) >> 1 & 1, cta.args.limit);
-    typename Product::Sums sums;
-#pragma unroll
-    for (int x = 0; x < kCells; ++x)
-#pragma unroll
-      for (int q = 0; q < 4; ++q) sums[x][q] = next[x][q];
-    product.add(sums);
-    SequenceSpan span[kCells];
-#pragma unroll
-    for (int x = 0; x < kCells; ++x) span[x] = *cta.span(product.sequence(x));
+  // Of the two buffers of h, in a step: where a warp's fragments are, and where its cells go. Of
+  // two addresses the other one is their sum less this one.
+  uint32_t from = opaque(product.fragments_at()),
+           to = opaque(Shape::kHiddenBytes + Shape::hidden_at(unit, product.sequence(0)));
+  const uint32_t both_from = opaque(2 * from + Shape::kHiddenBytes),
+                 both_to = opaque(2 * to - Shape::kHiddenBytes);
 
-    // In each branch: instructions that wait for nothing fill the time of those that do.
-    auto between = [&] {
+  // All steps. Where cells have no rules a step is one block of instructions: those that wait for
+  // nothing fill the time of those that do. Only a wait that has to go on leaves it.
+  auto run = [&](auto without_rules) {
+    constexpr bool kPlain = decltype(without_rules)::value;
+    for (int s = 0; s < steps; ++s) {
+      const int following = s + 1 < steps ? s + 1 : s;
+      bool ready;
+      auto look = [&] {
+        const bool loaded = try_wait(cta.loaded(following), following / Shape::kRing & 1);
+        const bool freed = s < 3 || try_wait(cta.freed(s - 1), (s - 3) >> 1 & 1);
+        ready = loaded && freed;
+      };
+      // Multiply-adds occupy a warp to the end of the product, mma does not.
+      constexpr bool kOccupied = std::is_same_v<typename Shape::Operand, float>;
+      if constexpr (kOccupied) look();
+      product.multiply(cta.shared + from);
+      if constexpr (!kOccupied) look();
+      if (thread == 0 && s > 1) arrive(cta.filled(s - 2));
+      uint32_t inputs = input_at(following), outputs = output_at(s + 1);  // those of step s - 1
+      pin(inputs), pin(outputs);
+      if (__builtin_expect(!ready, 0)) {
+        wait(cta.loaded(following), following / Shape::kRing & 1, cta.args.limit);
+        if (s >= 3) wait(cta.freed(s - 1), (s - 3) >> 1 & 1, cta.args.limit);
+      }
+      typename Product::Sums sums;
+#pragma unroll
+      for (int x = 0; x < kCells; ++x)
+#pragma unroll
+        for (int q = 0; q < 4; ++q) sums[x][q] = next[x][q];
+      product.add(sums);
       put_outputs(outputs, s > 0);
       begin_sums(inputs, next);
-    };
-    if (plain) {
-      between();
 #pragma unroll
-      for (int x = 0; x < kCells; ++x)
-        out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[x]);
-    } else {
-      between();
-#pragma unroll
-      for (int x = 0; x < kCells; ++x)
-        out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[x],
-                                    to_acc(h[x]), rules.of(x, layer.rules.clip));
-    }
-#pragma unroll
-    for (int x = 0; x < kCells; ++x) {
-      // A sequence that is not in this step keeps its states.
-      if (span[x].enter <= s && s < span[x].leave) {
-        c[x] = out[x].c;
-        from_acc(out[x].h, h[x]);
+      for (int x = 0; x < kCells; ++x) {
+        // A sequence that is not in this step keeps its states.
+        const bool in = span[x].enter <= s && s < span[x].leave;
+        if constexpr (kPlain)
+          out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[x]);
+        else
+          out[x] = cell_forward<Cell>(sums[x][0], sums[x][1], sums[x][2], sums[x][3], c[x],
+                                      to_acc(h[x]), rules.of(x, layer.rules.clip));
+        if (in) {
+          c[x] = out[x].c;
+          from_acc(out[x].h, h[x]);
+        }
+        *reinterpret_cast<S*>(cta.shared + to + Product::hidden_offset(x)) = Shape::operand(h[x]);
       }
-      *reinterpret_cast<S*>(cta.shared + to_at + Product::hidden_offset(x)) = Shape::operand(h[x]);
+      from = both_from - from, to = both_to - to;
+      pin(from), pin(to);  // computed here, not behind the barrier
+      compute_barrier<Shape>();
+      if constexpr (!kPlain) {
+        if (s + 1 < steps)
+          rules.draw(layer.rules, product, cta.time_of_call(s + 1), cta.begin, unit);
+      }
     }
-    compute_barrier<Shape>();
-    if (!plain && s + 1 < steps)
-      rules.draw(layer.rules, product, cta.time_of_call(s + 1), cta.begin, unit);
-  }
+  };
+  if (plain)
+    run(std::true_type());
+  else
+    run(std::false_type());
   if (steps > 0) {
     const int last = steps - 1;
     if (last > 1) wait(cta.freed(last), (last - 2) >> 1 & 1, cta.args.limit);

@@ -105,30 +105,39 @@ struct ClusterForwardCta {
   __device__ __forceinline__ static int ring_end(int turn) { return Shape::kRing + (turn & 1); }
 };
 
-// Each mover warp loads an equal share of a turn's sequences. A lane holds the address in `start`
-// of one of them in one of the next turns: a warp looks up several turns at once, long before they
-// are needed.
+// How many mover warps load a turn's input part.
+template <class Shape>
+constexpr int kLoaders = Shape::kSequences > Shape::kMovers ? Shape::kMovers : 1;
+
+// The mover warps load equal shares of a turn's sequences or, where a share would be one sequence,
+// whole turns, each every fourth. A lane holds the address in `start` of one sequence in one of the
+// warp's next turns: a warp looks up several turns at once, long before they are needed.
 template <class Shape>
 class InputLoader {
-  static constexpr int kShare = Shape::kSequences / Shape::kMovers;
+  static constexpr int kEvery = Shape::kMovers / kLoaders<Shape>;  // turns of which a warp has one
+  static constexpr int kShare = Shape::kSequences / kLoaders<Shape>;
   static constexpr int kTurns = 32 / kShare;  // that a warp looks up at once
 
  public:
   __device__ __forceinline__ explicit InputLoader(const ClusterForwardCta<Shape>& cta)
-      : cta_(cta), begin_((threadIdx.x / 32 - Shape::kWarps) * kShare) {
+      : cta_(cta),
+        first_((int(threadIdx.x) / 32 - Shape::kWarps) % kEvery),
+        begin_((int(threadIdx.x) / 32 - Shape::kWarps) / kEvery * kShare) {
     look_up(lane() / kShare);
   }
 
   // Called for turns 0, 1, 2, ...
   __device__ __forceinline__ void load(int turn) {
-    if (turn % kTurns == 0) {
+    if (kEvery > 1 && turn % kEvery != first_) return;
+    const int n = turn / kEvery;
+    if (n % kTurns == 0) {
       from_ = next_;
       count_ = next_count_;
-      look_up(turn + kTurns + lane() / kShare);
+      look_up(n + kTurns + lane() / kShare);
     }
     if (turn >= cta_.turns()) return;
     const int j = lane() % kShare;
-    const bool loads = lane() / kShare == turn % kTurns;
+    const bool loads = lane() / kShare == n % kTurns;
     if (loads && j == 0) arrive_expecting(cta_.loaded(turn), count_ * 16 * Shape::kUnits);
     __syncwarp();
     if (loads && j < count_)
@@ -138,7 +147,9 @@ class InputLoader {
  private:
   __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
 
-  __device__ __forceinline__ void look_up(int turn) {
+  // The warp's nth turn.
+  __device__ __forceinline__ void look_up(int n) {
+    const int turn = n * kEvery + first_;
     next_count_ = 0;
     if (turn >= cta_.turns()) return;
     const GroupRows rows =
@@ -152,7 +163,7 @@ class InputLoader {
   }
 
   const ClusterForwardCta<Shape>& cta_;
-  const int begin_;  // of the share, among the group's sequences
+  const int first_, begin_;  // its first turn; its share begins at this one of the sequences
   const float *from_ = nullptr, *next_ = nullptr;
   int count_ = 0, next_count_ = 0;  // sequences of the share that the turn has
 };
@@ -172,7 +183,10 @@ class OutputStorer {
 
  public:
   __device__ __forceinline__ explicit OutputStorer(const ClusterForwardCta<Shape>& cta)
-      : cta_(cta), rows_(rows(0)) {
+      : cta_(cta),
+        packed_(opaque(cta.args.steps.first != nullptr)),
+        to_next_(opaque(cta.direction == 0 ? cta.args.steps.batch : -cta.args.steps.batch)),
+        rows_(rows(0)) {
     const int hidden_size = cta.args.hidden_size;
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
@@ -203,7 +217,11 @@ class OutputStorer {
       store_pieces(turn);
     else
       store_elements(turn);
-    if (turn + 1 < cta_.turns()) rows_ = rows(turn + 1);
+    if (turn + 1 >= cta_.turns()) return;
+    if (Shape::kCtas == 1 && !packed_)
+      rows_.first += to_next_;
+    else
+      rows_ = rows(turn + 1);
   }
 
  private:
@@ -250,6 +268,9 @@ class OutputStorer {
   }
 
   const ClusterForwardCta<Shape>& cta_;
+  // One CTA, whose turns are steps, reads no table where all steps have the same sequences.
+  const bool packed_;
+  const int to_next_;            // rows from turn to turn
   GroupRows rows_;               // of the next turn
   char* to_[kRounds];            // in row 0 of the call
   uint32_t row_bytes_[kRounds];  // bytes from row to row

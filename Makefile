@@ -9,7 +9,7 @@ CPP := $(shell find csrc tests/arm tests/cuda/simt tests/ops -name '*.cpp' -o -n
 BENCH = $(BIN)/python -m pytest --benchmark-json=benchmarks/results/cpu.json \
 	--benchmark-columns=min,median,iqr,rounds
 
-.PHONY: help develop wheel wheel-check docs train test emulator test-floor test-newest arm shim compile-gate bench bench-cpu report gpu-check lint format build clean
+.PHONY: help develop wheel wheel-check docs train test ready pytest emulator test-floor test-newest arm shim compile-gate bench bench-cpu report gpu-check lint format build clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -19,9 +19,14 @@ train: $(VENV)/.text  ## install everything, train on the default corpus, print 
 	@echo "training: one to three minutes on two cores"
 	@$(BIN)/python -m fastlstm.train
 
+test: ready  ## install everything, then lint, type check and the whole test suite
+	@$(MAKE) pytest
+
+ready: $(VENV)/.test lint emulator  ## what comes before the whole test suite
+
 # Two workers have two threads each: on two cores those that wait in a loop would take most of the
 # time. MAKEFLAGS is not for the makes that tests run.
-test: $(VENV)/.test lint emulator  ## install everything, then lint, type check and the whole test suite
+pytest: $(VENV)/.test  ## the whole test suite alone
 	MAKEFLAGS= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What the tests of CUDA kernels run on. They build what is missing, and say why it cannot be built.

@@ -29,11 +29,10 @@ def no_cuda():
 # Files that take half a minute and more of processor time, the longest first.
 LONG = [
     *("cuda/test_compile_gate.py", "cuda/test_emulated_cluster_backward.py"),
-    *("cuda/test_emulated_grid.py", "cuda/test_emulated_cluster.py"),
-    *("cuda/test_emulated_stepwise.py", "cuda/test_emulated_generate.py", "test_torch_versions.py"),
-    *("cuda/test_emulated_cluster_fp32.py", "cuda/test_emulated_layers.py"),
-    *("ops/test_operators.py", "cuda/test_emulated_single_step.py"),
-    *("text/test_train_folder.py", "text/test_train_resume.py"),
+    *("cuda/test_emulated_generate.py", "cuda/test_emulated_grid.py"),
+    *("cuda/test_emulated_cluster.py", "test_torch_versions.py", "cuda/test_emulated_stepwise.py"),
+    *("ops/test_operators.py", "benchmarks/test_suite.py", "cuda/test_emulated_cluster_fp32.py"),
+    *("text/test_train_resume.py", "ops/test_cpu_wide.py"),
 ]
 
 

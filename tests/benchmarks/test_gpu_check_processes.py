@@ -1,6 +1,7 @@
 """gpu_check's processes: what dies, hangs or comes too late costs itself alone."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -10,10 +11,22 @@ import pytest
 from benchmarks.gpu import processes
 from benchmarks.gpu.processes import Group, Task, run
 
+# The worker with nothing in torch's place and that of its checks: importing them takes most of its
+# time, and these tests call none. test_gpu_check.py runs the whole one.
+WITHOUT_TORCH = """
+import sys
+from unittest.mock import MagicMock
+checks = ["benchmarks.gpu." + name for name in ("checks", "profile", "times", "tools")]
+sys.modules.update({name: MagicMock() for name in ("torch", *checks)})
+from benchmarks.gpu.worker import main
+sys.exit(main())
+"""
+
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch):
+def _quick_worker(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", WITHOUT_TORCH])
 
 
 def answered(*groups, at_once=1, seconds=100.0):

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -116,17 +116,25 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def is_seen(path: Path, module: str, function: str, *arguments: Any) -> bool:
+@dataclass(frozen=True)
+class Mutant:
+    """A library with planted bugs, and the number of the one that is switched on; 0: none."""
+
+    library: Path
+    number: int
+
+
+def is_seen(mutant: Mutant, module: str, function: str, *arguments: Any) -> bool:
     """Whether a function finds the bug of a planted library, or dies of it.
 
     It runs in a process of its own, for what a bug reads or writes may be anything.
 
     Args:
-        path: of the library.
+        mutant: whose library is loaded.
         module, function: what is called with the loaded library and ``arguments``.
     """
     _start_server()
-    child = _processes.Process(target=_look, args=(str(path), module, function, arguments))
+    child = _processes.Process(target=_look, args=(mutant, module, function, arguments))
     child.start()
     child.join(600)
     if child.exitcode is None:
@@ -136,61 +144,117 @@ def is_seen(path: Path, module: str, function: str, *arguments: Any) -> bool:
     return child.exitcode != MISSED
 
 
-def _look(path: str, module: str, function: str, arguments: tuple[Any, ...]) -> None:
+def _look(mutant: Mutant, module: str, function: str, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     look = getattr(importlib.import_module(module), function)
-    sys.exit(0 if look(ctypes.CDLL(path), *arguments) else MISSED)
+    os.environ["SIMT_MUTANT"] = str(mutant.number)  # which the library reads while it is loaded
+    sys.exit(0 if look(ctypes.CDLL(str(mutant.library)), *arguments) else MISSED)
+
+
+# A file of csrc/cuda, a text in it and what stands there instead; where the text is in the file
+# more than once, also a longer text that holds the one that is meant.
+Bug = tuple[str, str, str] | tuple[str, str, str, str]
+NO_BUG = "no bug"
 
 
 def plant(
-    bugs: dict[str, tuple[str, str, str]],
+    bugs: dict[str, Bug],
     folder: Path,
     build: Callable[..., Path] = make,
     types: str = "bf16",
     kinds: str = "",
-    only: Sequence[tuple[str, str, str]] = (),
-) -> dict[str, Path]:
-    """Libraries with one bug each, two builds at a time.
+    only: Sequence[Bug] = (),
+    alone: Sequence[str] = (),
+) -> dict[str, Mutant]:
+    """One library that holds all bugs, each with a switch, and ``NO_BUG``: with none switched on.
 
-    A bug is a file of csrc/cuda, a text in it and what stands there instead. Only the kernels'
-    objects differ from those of the race build.
+    Only the kernels' objects differ from those of the race build.
 
     Args:
-        types, kinds: of the kernels that the libraries hold, as in the Makefile of simt; without
+        bugs: whose texts are whole statements or whole expressions.
+        types, kinds: of the kernels that the library holds, as in the Makefile of simt; without
             kinds, every one.
         only: files, statements in them, and the shapes of kernels for which those are compiled:
             the shapes that the tests run. With another one the process ends.
+        alone: bugs that cannot have a switch, as in a constant: each has a library of its own.
     """
     base = build("race").parent
     includes = {path: path.with_suffix(".d").read_text() for path in base.glob("*.o")}
     of_kinds = tuple(kinds.split()) or ""
     held = {"KINDS": kinds} if kinds else {}
 
-    def one(name: str) -> Path:
+    def library(name: str, edits: Sequence[_Edit]) -> Path:
         out = folder / name.replace(" ", "_")
         kernels = out / "cuda"
         shutil.copytree(ROOT / "csrc" / "cuda", kernels)
-
-        def change(file: str, text: str, instead: str) -> None:
-            whole = (kernels / file).read_text()
-            assert whole.count(text) == 1, f"{file} no longer holds the text that {name!r} replaces"
-            (kernels / file).write_text(whole.replace(text, instead))
-
-        change(*bugs[name])
+        changed = {edit.file for edit in edits}
         # The others' copies of inline functions do not count: the kernels come first in the link.
-        anew = {x for x in includes if f"/{bugs[name][0]}" in includes[x]}
+        anew = {x for x in includes if any(f"/{file}" in includes[x] for file in changed)}
         anew = {x for x in anew if x.stem.startswith(of_kinds)}
         for file, statement, shapes in only:
             if any(f"/{file}" in includes[x] for x in anew):
-                change(
-                    file, statement, f"if constexpr (!({shapes})) std::_Exit(1); else {statement}"
-                )
+                limited = f"if constexpr (!({shapes})) std::_Exit(1); else {statement}"
+                edits = [*edits, _edit(name, (file, statement, limited))]
+        for file in {edit.file for edit in edits}:
+            text = (kernels / file).read_text()
+            (kernels / file).write_text(_changed(text, [e for e in edits if e.file == file]))
         for path in includes.keys() - anew:
             (out / path.name).symlink_to(path)
         return build("race", CUDA=str(kernels), OUT=str(out), TYPES=types, **held)
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(bugs, pool.map(one, bugs), strict=True))
+    switched = [name for name in bugs if name not in alone]
+    edits = [_edit(name, bugs[name], j) for j, name in enumerate(switched, 1)]
+    all_bugs = library("all bugs", edits)
+    found = {name: Mutant(all_bugs, j) for j, name in enumerate([NO_BUG, *switched])}
+    return found | {
+        name: Mutant(library(name, [_edit(name, bugs[name])]), 0) for name in bugs if name in alone
+    }
+
+
+@dataclass(frozen=True)
+class _Edit:
+    name: str
+    file: str
+    start: int
+    end: int
+    instead: str
+    number: int  # of the switch; 0: none
+
+
+def _edit(name: str, bug: Bug, number: int = 0) -> _Edit:
+    file, text, instead, *longer = bug
+    around = longer[0] if longer else text
+    whole = (ROOT / "csrc" / "cuda" / file).read_text()
+    assert whole.count(around) == 1, f"{file} no longer holds the text that {name!r} replaces"
+    assert around.count(text) == 1, f"{name!r}: which {text!r}?"
+    start = whole.index(around) + around.index(text)
+    return _Edit(name, file, start, start + len(text), instead, number)
+
+
+def _changed(text: str, edits: Sequence[_Edit]) -> str:
+    """A file's text with all edits. One may lie in another: the inner ones are made first."""
+    grown: dict[_Edit, int] = {}
+    for edit in sorted(edits, key=lambda e: e.end - e.start):
+        for other in grown:
+            assert (
+                other.end <= edit.start
+                or edit.end <= other.start
+                or (edit.start <= other.start and other.end <= edit.end)
+            ), f"{edit.name!r} and {other.name!r} overlap: one of them must be alone"
+        start, end = (
+            at + sum(more for e, more in grown.items() if e.end <= at)
+            for at in (edit.start, edit.end)
+        )
+        before, instead = text[start:end], edit.instead
+        if edit.number > 0 and before.rstrip().endswith((";", "}")):
+            instead = (
+                f"{{ if (simt::mutant == {edit.number}) {{ {instead} }} else {{ {before} }} }}"
+            )
+        elif edit.number > 0:
+            instead = f"(simt::mutant == {edit.number} ? ({instead}) : ({before}))"
+        text = text[:start] + instead + text[end:]
+        grown[edit] = len(instead) - (end - start)
+    return text
 
 
 def sanitize(code: str, right: int, build: Callable[..., Path] = make) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_checks import NEEDED, assert_matches, is_seen, plant, problems_of, sanitize
+from simt_checks import NEEDED, NO_BUG, assert_matches, is_seen, plant, problems_of, sanitize
 from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
 
 from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make
@@ -309,23 +309,26 @@ _ARMED = (
 _AWAITED = "if (s > 0) wait(arrived + buffer, (s - 1) >> 1 & 1, args.limit);"
 _FILLED = "    wait(cta.filled(turn), turn >> 1 & 1, cta.args.limit);\n"
 _LOADED = "    loader.load(turn + Shape::kRing);\n"
+_TURNED = "c[1][x] = c[0][x], h[1][x] = h[0][x];\n        c[0][x] = other_c, h[0][x] = other_h;"
 _FREED = "    __syncwarp();\n    if (threadIdx.x % 32 == 0) arrive(cta.freed(turn));\n"
-# (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
+# (file of csrc/cuda, its text, the bug): all are in one copy of the kernels, each with a switch.
 MUTANTS = {
-    "a phase not armed": (_KERNEL, _ARMED, _ARMED.replace("s + 2", "false && s + 2")),
+    "a phase not armed": (_KERNEL, "s + 2 < cta.steps", "false", _ARMED),
     "fewer bytes expected than come": (
-        _KERNEL, _ARMED, _ARMED.replace("kHiddenBytes /", "kHiddenBytes / 2 /"),
+        _KERNEL, "Shape::kHiddenBytes", "Shape::kHiddenBytes / 2", _ARMED,
     ),
     "the wrong parity": (_KERNEL, "(s - 1) >> 1 & 1", "s >> 1 & 1"),
     "a parity that does not toggle": (_KERNEL, "(s - 1) >> 1 & 1", "0"),
     "h not waited for": (_KERNEL, _AWAITED, ""),
     "one tile": (_KERNEL, "turn % 2 * Shape::kTileBytes", "0 * Shape::kTileBytes"),
-    "one buffer of h": (_KERNEL, "buffer * Shape::kHiddenBytes + frag", "0 + frag"),
+    "one buffer of h": (
+        _KERNEL, "buffer * Shape::kHiddenBytes", "0", "buffer * Shape::kHiddenBytes + frag",
+    ),
     "one buffer of h for each group": (
         _MOVERS, "unsigned(turn) % kBuffers", "unsigned(turn) % Shape::kGroups",
     ),
     "groups keep their turn": (
-        _KERNEL, "if constexpr (Shape::kGroups == 2)", "if constexpr (false)",
+        _KERNEL, _TURNED, "",
     ),
     "one buffer of outputs": (_MOVERS, "(turn & 1) * Shape::kSequences", "0 * Shape::kSequences"),
     "sent before all have written": (
@@ -333,7 +336,9 @@ MUTANTS = {
         "    compute_barrier<Shape>();\n    if (s + 1 < cta.steps) peers.send(sent, next);\n",
         "    if (s + 1 < cta.steps) peers.send(sent, next);\n    compute_barrier<Shape>();\n",
     ),
-    "the last step sends": (_KERNEL, "if (s + 1 < cta.steps) peers.send", "peers.send"),
+    "the last step sends": (
+        _KERNEL, "s + 1 < cta.steps", "true", "if (s + 1 < cta.steps) peers.send",
+    ),
     "partial sums not barred": (
         "cluster/forward_product.cuh", "named_barrier(2 + block(), 32 * kSplit);", "",
     ),
@@ -343,16 +348,18 @@ MUTANTS = {
     ),
     "outputs stored before they are there": (_KERNEL, _FILLED, ""),
     "outputs in a buffer that is not free": (
-        _KERNEL, "if (turn >= 2) wait(cta.freed(turn)", "if (false) wait(cta.freed(turn)",
+        _KERNEL, "turn >= 2", "false", "if (turn >= 2) wait(cta.freed(turn)",
     ),
     "a buffer said to be free before it is read": (
         _KERNEL, "    storer.store(turn);\n" + _FREED, _FREED + "    storer.store(turn);\n",
     ),
     "ended sequences go on": (
-        _KERNEL, "if (span[x].enter <= s && s < span[x].leave) {", "if (true) {",
+        _KERNEL, "span[x].enter <= s && s < span[x].leave", "true",
+        "if (span[x].enter <= s && s < span[x].leave) {",
     ),
     "another part of h waited for": (
-        _KERNEL, "? product.part() * cta.kBuffers", "? product.part()",
+        _KERNEL, "product.part() * cta.kBuffers", "product.part()",
+        "? product.part() * cta.kBuffers",
     ),
 }  # fmt: skip
 
@@ -370,13 +377,14 @@ ONLY = [
 _ALONE = "cluster/forward_alone.cuh"
 ALONE = {
     "input part of the next step not waited for": (
-        _ALONE, "loaded = try_wait", "loaded = true || try_wait",
+        _ALONE, "try_wait(cta.loaded(following), following / Shape::kRing & 1)", "true",
     ),
     "outputs of a lone CTA in a buffer that is not free": (
-        _ALONE, "freed = s < 3 || try_wait", "freed = true || try_wait",
+        _ALONE, "s < 3", "true", "freed = s < 3 || try_wait",
     ),
     "outputs handed over before all have stored them": (
-        _ALONE, "s > 1) arrive(cta.filled(s - 2));", "s > 0) arrive(cta.filled(s - 1));",
+        _ALONE, "if (thread == 0 && s > 1) arrive(cta.filled(s - 2));",
+        "if (thread == 0 && s > 0) arrive(cta.filled(s - 1));",
     ),
 }  # fmt: skip
 
@@ -385,26 +393,32 @@ ALONE = {
 def mutants(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutants")
     kinds = "stepwise cluster_forward"
-    found = plant(MUTANTS, folder, kinds=kinds, only=ONLY)
+    return plant(MUTANTS, folder, kinds=kinds, only=ONLY)
+
+
+@pytest.fixture(scope="module")
+def mutants_of_one_cta(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mutants")
     only = [(*ONLY[0][:2], "Shape::kCtas == 1 && Shape::kSequences == 4")]
-    return found | plant(ALONE, folder, kinds=kinds, only=only)
+    return plant(ALONE, folder, kinds="stepwise cluster_forward", only=only)
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_bug_planted_where_one_cta_works_alone_is_seen(name, mutants):
+@pytest.mark.parametrize("name", [*ALONE, NO_BUG])
+def test_bug_planted_where_one_cta_works_alone_is_seen(name, mutants_of_one_cta):
     p = Problem(hidden_size=61, batch=7, steps=12, packed=True, dtype=torch.bfloat16)
     schedules = [
         clustered(order, races=True, preempt=50, ctas=1, units=64, sequences=4)
         for order in ("random", "block_down")
     ]
-    assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules)
+    found = is_seen(mutants_of_one_cta[name], "simt_checks", "shows", [p], schedules)
+    assert found == (name != NO_BUG)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, NO_BUG])
 def test_bug_planted_in_the_cluster_kernels_is_seen(name, mutants):
     p = Problem(hidden_size=99, batch=11, steps=12, packed=True, dtype=torch.bfloat16)
     schedules = [
         clustered(races=True, preempt=50, ctas=ctas, units=units, sequences=sequences)
         for ctas, units, sequences in ((4, 32, 8), (4, 32, 16), (*STREAMED, 8))
     ]
-    assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules)
+    assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules) == (name != NO_BUG)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_checks import NEEDED, assert_matches, is_seen, plant, problems_of, sanitize
+from simt_checks import NEEDED, NO_BUG, assert_matches, is_seen, plant, problems_of, sanitize
 from simt_library import ORDERS, Emulated, KernelError, Schedule, load
 
 from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make
@@ -243,30 +243,35 @@ def test_address_sanitizer_finds_nothing():
 KERNEL, MOVERS = "cluster/backward.cuh", "cluster/backward_movers.cuh"
 PRODUCT, ALONE = "cluster/backward_product.cuh", "cluster/backward_alone.cuh"
 BARRIER = "        cta_barrier(cta);\n"
+AWAITED = "        wait_async<kLater>();\n"
+ENTERED = "      if (s < cta.length[g]) {\n" + AWAITED
 STORE = "        mover.store(g, s, stored[g]);\n"
 LOAD = "      mover.load(g, s + kStages, loaded[g]);\n"
 SEND = "      if (s < exchanges[g]) product.send(operands_at, 2 * g + s % 2);\n"
-WAIT = "wait(cta.arrived(g, s - 1), unsigned(s) / 2 % 2,"
-# (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
+WAIT = "wait(cta.arrived(g, s - 1), unsigned(s) / 2 % 2, args.limit);"
+# (file of csrc/cuda, its text, the bug): all are in one copy of the kernels, each with a switch.
 MUTANTS = {
-    "exchange not armed again": (KERNEL, "thread == 0 && s + 1 < exchanges[g])", "false)"),
+    "exchange not armed again": (
+        KERNEL, "thread == 0 && s + 1 < exchanges[g]", "false",
+        "thread == 0 && s + 1 < exchanges[g])",
+    ),
     "armed for more bytes than come": (
         KERNEL, "arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes)",
         "arrive_expecting(cta.arrived(g, s + 1), Shape::kSumsBytes + 16)",
     ),
     "the exchange before the first never ends": (KERNEL, "arrive(cta.arrived(g, 1));", ""),
-    "parity of the step before": (KERNEL, WAIT, WAIT.replace("(s)", "(s + 1)")),
-    "phase that does not toggle": (KERNEL, WAIT, "wait(cta.arrived(g, s - 1), 0,"),
+    "parity of the step before": (KERNEL, "unsigned(s)", "unsigned(s + 1)", WAIT),
+    "phase that does not toggle": (KERNEL, "unsigned(s) / 2 % 2", "0", WAIT),
     "one buffer of sums": (
-        PRODUCT, "to_[block] + buffer * Shape::kSumsBytes",
-        "to_[block] + buffer / 2 * 2 * Shape::kSumsBytes",
+        PRODUCT, "buffer * Shape::kSumsBytes", "buffer / 2 * 2 * Shape::kSumsBytes",
+        "to_[block] + buffer * Shape::kSumsBytes",
     ),
-    "sums not waited for": (KERNEL, WAIT, "if (false) " + WAIT),
+    "sums not waited for": (KERNEL, WAIT, ""),
     "sums of a lone CTA not barred": (
-        ALONE, "    all_sums_there();\n    float sums", "    float sums",
+        ALONE, "all_sums_there();", "", "    all_sums_there();\n    float sums",
     ),
     "cells prepared before their stage is there": (
-        ALONE, "    cta_barrier(cta);\n\n", "    if (s + 1 < length) prepare(s + 1);\n"
+        ALONE, "cta_barrier(cta);", "if (s + 1 < length) prepare(s + 1);\n    cta_barrier(cta);",
         "    cta_barrier(cta);\n\n",
     ),
     "product before the dgates are there": (
@@ -277,16 +282,19 @@ MUTANTS = {
     ),
     "dgates stored before they are there": (MOVERS, BARRIER + STORE, STORE + BARRIER),
     "stage loaded one step early": (
-        MOVERS, BARRIER + STORE + "      }\n" + LOAD, "  " + LOAD + BARRIER + STORE + "      }\n",
+        MOVERS, ENTERED + BARRIER + STORE + "      }\n" + LOAD,
+        ENTERED + LOAD + BARRIER + STORE + "      }\n",
     ),
-    "stage not waited for": (MOVERS, "        wait_async<kLater>();\n" + BARRIER, BARRIER),
+    "stage not waited for": (MOVERS, "wait_async<kLater>();", "", AWAITED + BARRIER),
     "c of the step before not waited for": (
-        MOVERS, "kLater = (kStages - 2) * kGroups - 1", "kLater = (kStages - 1) * kGroups - 1",
+        MOVERS, "wait_async<kLater>();", "wait_async<kLater + kGroups>();", AWAITED + BARRIER,
     ),
-    "rows looked up a step late": (MOVERS, "const int entry = entry_ + move_;",
-                                   "const int entry = entry_;"),
+    "rows looked up a step late": (
+        MOVERS, "entry_ + move_", "entry_", "const int entry = entry_ + move_;",
+    ),
     "stages not zeroed": (
-        KERNEL, "make_uint4(0, 0, 0, 0);", "make_uint4(0, 0, 0, 0xffffffff);",
+        KERNEL, "make_uint4(0, 0, 0, 0)", "make_uint4(0, 0, 0, 0xffffffff)",
+        "make_uint4(0, 0, 0, 0);",
     ),
     "no barrier before the first send": (
         KERNEL, "if constexpr (kCtas > 1) cluster_barrier();", "",
@@ -294,7 +302,7 @@ MUTANTS = {
     "sums of another owner": (
         PRODUCT, "(owner + next / Shape::kUnits)", "(owner + 0 * next)",
     ),
-    "the last step sends as well": (KERNEL, SEND, SEND.replace("if (s < exchanges[g]) ", "")),
+    "the last step sends as well": (KERNEL, "s < exchanges[g]", "true", SEND),
 }  # fmt: skip
 
 
@@ -313,7 +321,7 @@ def mutants(tmp_path_factory):
     return plant(MUTANTS, folder, kinds="stepwise cluster_backward", only=ONLY)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, NO_BUG])
 def test_planted_bug_is_seen(name, mutants):
     p = Problem(hidden_size=64, batch=11, steps=11, packed=True, dtype=torch.bfloat16)
     schedules = [
@@ -322,5 +330,5 @@ def test_planted_bug_is_seen(name, mutants):
         for seed, order in enumerate(("random", "lifo", "block_down"))
     ]
     schedules.append(clustered("random", STREAMED[p.dtype], races=True, preempt=50))
-    both = replace(p, bidirectional=True)
-    assert is_seen(mutants[name], "simt_checks", "shows", [p, both], schedules)
+    problems = [p] if name == NO_BUG else [p, replace(p, bidirectional=True)]
+    assert is_seen(mutants[name], "simt_checks", "shows", problems, schedules) == (name != NO_BUG)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simt_checks import NEEDED, assert_matches, is_seen, plant, problems_of, sanitize
+from simt_checks import NEEDED, NO_BUG, assert_matches, is_seen, plant, problems_of, sanitize
 from simt_library import ORDERS, Emulated, KernelError, Schedule, load, plan
 
 from benchmarks.problems import OPTIONS, TOLERANCE, Problem, make
@@ -234,58 +234,60 @@ def test_address_sanitizer_finds_nothing():
 
 # ---- planted bugs ----
 
-# (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
+# (file of csrc/cuda, its text, the bug): all are in one copy of the kernels, each with a switch.
 MUTANTS = {
     "phase that does not toggle": ("grid/phase.cuh", "step & 2 ? 0u : bits", "bits"),
     "one place for h": (
-        "grid/forward.cuh", "exchange + (s & 1) * slot_bytes +", "exchange +",
+        "grid/forward.cuh", "(s & 1) * slot_bytes", "0", "exchange + (s & 1) * slot_bytes +",
     ),
     "memory that is not zeroed": (
-        "grid/forward_pass.cuh", "stack_.zero(exchange_, count *", "stack_.zero(exchange_, 0 *",
+        "grid/forward_pass.cuh", "count * 2 * team_.slot_bytes", "0",
+        "stack_.zero(exchange_, count * 2 * team_.slot_bytes",
     ),
     "only the first words are looked at": (
         "grid/phase.cuh",
         "(v.x ^ phase) | (v.y ^ phase) | (v.z ^ phase) | (v.w ^ phase)", "v.x ^ phase",
     ),
     "partial sums not barred": (
-        "grid/forward.cuh", "wait_async<kGrid.stages - 1>();\n    __syncthreads();",
-        "wait_async<kGrid.stages - 1>();",
+        "grid/forward.cuh", "__syncthreads();", "",
+        "wait_async<kGrid.stages - 1>();\n    __syncthreads();",
     ),
     "outputs not barred": (
-        "grid/forward.cuh", "s < walk.length; ++s) {\n    __syncthreads();",
-        "s < walk.length; ++s) {",
+        "grid/forward.cuh", "__syncthreads();", "", "s < walk.length; ++s) {\n    __syncthreads();",
     ),
     "outputs overwritten while they are read": (
-        "grid/forward.cuh", "partial.begin(sums, initial);\n      __syncthreads();",
-        "partial.begin(sums, initial);",
+        "grid/forward.cuh", "__syncthreads();", "",
+        "partial.begin(sums, initial);\n      __syncthreads();",
     ),
     "input part not waited for": ("grid/forward.cuh", "wait_async<kGrid.stages - 1>();", ""),
     "stage filled a step early": (
-        "grid/forward_rows.cuh", "char* stage = stages_ + s % kStages",
-        "char* stage = stages_ + (s + 1) % kStages",
+        "grid/forward_rows.cuh", "s % kStages", "(s + 1) % kStages",
+        "char* stage = stages_ + s % kStages",
     ),
     "late sequences begin from nothing": (
         "grid/forward.cuh", "return {steps.active(s - 1), steps.active(s)};", "return {0, 0};",
     ),
     "sums not waited for": (
-        "grid/backward_product.cuh", "if (any_off()) {", "if (false) {",
+        "grid/backward_product.cuh", "any_off()", "false", "if (any_off()) {",
     ),
     "only packets of the first lanes are waited for": (
-        "grid/backward_product.cuh", "i * 32 + lane < packets)", "i * 32 + lane < packets / 2)",
+        "grid/backward_product.cuh", "i * 32 + lane < packets", "i * 32 + lane < packets / 2",
+        "i * 32 + lane < packets)",
     ),
-    "one place for sums": ("grid/backward.cuh", "return s % 2; };", "return 0; };"),
+    "one place for sums": ("grid/backward.cuh", "s % 2", "0", "return s % 2; };"),
     "rows of a sequence copied a step late": (
         "grid/backward_copies.cuh", "p.previous ? next.first : now.first", "now.first",
     ),
     "dgates not barred": (
-        "grid/backward.cuh", "wait_async<kStages - 2>();\n    __syncthreads();",
-        "wait_async<kStages - 2>();",
+        "grid/backward.cuh", "__syncthreads();", "",
+        "wait_async<kStages - 2>();\n    __syncthreads();",
     ),
     "copies of backward not waited for": ("grid/backward.cuh", "wait_async<kStages - 2>();", ""),
     "steps found too late": ("grid/walk.cuh", "kAhead = 5", "kAhead = 3"),
 }  # fmt: skip
 
 
+ALONE = ["steps found too late"]
 ONLY = [
     ("grid/forward_pass.cuh", "run_steps<index.value>", "index.value == 1"),
     (
@@ -299,10 +301,10 @@ ONLY = [
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutants")
-    return plant(MUTANTS, folder, kinds="grid_forward grid_backward", only=ONLY)
+    return plant(MUTANTS, folder, kinds="grid_forward grid_backward", only=ONLY, alone=ALONE)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, NO_BUG])
 def test_bug_planted_in_the_grid_kernels_is_seen(name, mutants):
     p = Problem(hidden_size=40, batch=18, steps=9, bidirectional=True, packed=True)
     orders = ("random", "fifo", "block_up", "random", "random", "block_up")
@@ -310,4 +312,4 @@ def test_bug_planted_in_the_grid_kernels_is_seen(name, mutants):
         grid(order, races=True, preempt=50, shape=1, seed=seed) for seed, order in enumerate(orders)
     ]
     p = replace(p, dtype=torch.bfloat16)
-    assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules)
+    assert is_seen(mutants[name], "simt_checks", "shows", [p], schedules) == (name != NO_BUG)

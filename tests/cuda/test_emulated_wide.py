@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simt_checks import NEEDED, assert_matches, is_seen, plant, sanitize
+from simt_checks import NEEDED, NO_BUG, assert_matches, is_seen, plant, sanitize
 from simt_library import ORDERS, Emulated, Schedule, load, plan
 
 from benchmarks.problems import OPTIONS, Problem, make
@@ -120,18 +120,23 @@ def test_address_sanitizer_finds_nothing():
     )
 
 
-# (file of csrc/cuda, its text, the bug): each is planted in a copy of the kernels.
+# (file of csrc/cuda, its text, the bug): all are in one copy of the kernels, each with a switch.
 STEP = "stepwise/wide_step.cuh"
 WAIT = "wait_for_primary();\n  start_dependents();\n  if (cta.copies()) cta.begin_hidden();\n"
 MUTANTS = {
     "empty slot not awaited": (STEP, "wait(empty(slot), emptied_parity_, args_.limit);", ""),
-    "a CTA left out of the multicast": (STEP, "(1u << ctas) - 1)", "(1u << (ctas - 1)) - 1)"),
+    "a CTA left out of the multicast": (STEP, "(1u << ctas) - 1", "(1u << (ctas - 1)) - 1"),
     "states loaded before the wait": (
         STEP,
         WAIT + "  cta.load_states();",
         "cta.load_states();\n  " + WAIT,
     ),
-    "sums over operands in use": (STEP, "__syncthreads();  // all have read the operands", ""),
+    "sums over operands in use": (
+        STEP,
+        "__syncthreads();",
+        "",
+        "__syncthreads();  // all have read the operands",
+    ),
 }
 ONLY = [
     ("stepwise/step_launcher.cuh", "run_kernel(step_kernel<Shape, Step>", "kIndex == 0"),
@@ -145,9 +150,10 @@ def mutants(tmp_path_factory):
     return plant(MUTANTS, folder, kinds="stepwise", only=ONLY)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, NO_BUG])
 def test_bug_planted_in_the_kernel_is_seen(name, mutants):
     small = Problem(hidden_size=24, batch=2, steps=3, input_size=3, num_layers=2, dtype=BF16)
     refilled = Problem(hidden_size=536, batch=1, steps=1, input_size=1, dtype=BF16)
     schedule = Schedule("random", races=True, tile=FIRST, ctas=2)
-    assert is_seen(mutants[name], "simt_checks", "shows", [small, refilled], [schedule])
+    found = is_seen(mutants[name], "simt_checks", "shows", [small, refilled], [schedule])
+    assert found == (name != NO_BUG)

@@ -1,9 +1,8 @@
 """DDP, FSDP2 and DataParallel with fastlstm.LSTM inside: two processes over gloo on the CPU."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from torch import nn
@@ -78,16 +77,7 @@ def free_port():
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(kind):
     port = str(free_port())
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, kind, str(rank), port],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    running = [fork_server.start("-c", SCRIPT, kind, rank, port, cwd=ROOT) for rank in range(2)]
     for process in running:
         out, said = process.communicate(timeout=120)
         assert process.returncode == 0, said

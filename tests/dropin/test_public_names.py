@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 from torch import nn
 
@@ -61,8 +62,7 @@ def test_a_mistake_in_the_environment_is_one_line(command, monkeypatch):
 def test_the_console_script_has_one_line_for_it_too(monkeypatch):
     monkeypatch.setenv("FASTLSTM_ALGO", "fastest")
     code = "import sys; sys.argv = ['/usr/bin/fastlstm', 'info']; import fastlstm"
-    script = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True,
-                            text=True, cwd=ROOT)  # fmt: skip
+    script = fork_server.run("-W", "ignore", "-c", code, cwd=ROOT)
     assert (script.returncode, script.stdout) == (2, "")
     assert script.stderr.startswith("fastlstm: error: FASTLSTM_ALGO: expected one of auto")
     assert script.stderr.count("\n") == 1
@@ -72,7 +72,6 @@ def test_another_program_gets_the_exception(monkeypatch):
     monkeypatch.setenv("FASTLSTM_ALGO", "fastest")
     for argv in (["x.py"], ["-m"], []):
         code = f"import sys; sys.argv = {argv}; import fastlstm"
-        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                               cwd=ROOT)  # fmt: skip
+        process = fork_server.run("-c", code, cwd=ROOT)
         assert process.returncode == 1
         assert "ValueError: FASTLSTM_ALGO: expected one of auto" in process.stderr

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fork_server
 import pytest
 import torch
 
@@ -131,10 +132,7 @@ def test_mistakes():
 )
 def test_environment_forces_an_algorithm(value, said):
     code = "import fastlstm; print(fastlstm.explain(fastlstm.LSTM(2, 3), 1, 1, gpu='A100'))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env={"FASTLSTM_ALGO": value, "PATH": ""}, cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    found = fork_server.run("-c", code, env={"FASTLSTM_ALGO": value, "PATH": ""}, cwd=ROOT)
     assert said in found.stdout + found.stderr
 
 

@@ -4,10 +4,9 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 
@@ -45,9 +44,8 @@ def printed(capsys, *arguments):
 def test_import_fastlstm_is_enough(run):
     """Without ``import fastlstm.text``, which the page does not ask for."""
     code = "import sys, fastlstm; print(fastlstm.text.load(sys.argv[1]).sample(5), end='')"
-    drawn = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True,
-                           cwd=Path(fastlstm.__file__).parents[1], check=True).stdout  # fmt: skip
-    assert drawn == load(run).sample(5)
+    process = fork_server.run("-c", code, run, cwd=Path(fastlstm.__file__).parents[1])
+    assert (process.returncode, process.stdout) == (0, load(run).sample(5)), process.stderr
 
 
 def test_a_sample_is_the_commands(run, capsys):
@@ -289,7 +287,6 @@ def test_a_saved_model_has_no_checkpoints(saved):
 
 MISSING = """
 import sys
-sys.modules[{package!r}] = None
 import fastlstm
 try:
     model = fastlstm.text.load({run!r})
@@ -317,9 +314,8 @@ HUB = [f"{name}: huggingface_hub is not installed: pip install 'fastlstm[hub]'"
 )  # fmt: skip
 def test_a_missing_package_is_named(run, tmp_path, package, messages):
     root = Path(fastlstm.__file__).parents[1]
-    printed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MISSING.format(package=package, run=str(run))],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
-    ).stdout  # fmt: skip
-    assert printed.splitlines() == messages
+    code = fork_server.without(package) + MISSING.format(run=str(run))
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = fork_server.run("-W", "ignore", "-c", code, cwd=tmp_path, env=environment)
+    assert process.stdout.splitlines() == messages
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,10 @@
 """TensorBoard, Weights & Biases and Trackio get what a run's own files get."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fork_server
 import pytest
 
 pytest.importorskip("safetensors")
@@ -128,15 +128,9 @@ def test_tensorboard_has_every_step_and_every_sample(tmp_path, text):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_missing_package_is_named_and_leaves_no_folder(tmp_path, text, name):
-    code = (
-        f"import sys; sys.modules[{name!r}] = None\n"
-        "from fastlstm.train import main; main(sys.argv[1:])"
-    )
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, "--data", text, "--out", tmp_path / "run",
-         *map(str, TINY), f"--{name}"],
-        capture_output=True, text=True, cwd=Path(fastlstm.__file__).parents[1],
-    )  # fmt: skip
+    code = fork_server.without(name) + "from fastlstm.train import main; main(sys.argv[1:])"
+    words = ["-W", "ignore", "-c", code, "--data", text, "--out", tmp_path / "run", *TINY]
+    process = fork_server.run(*words, f"--{name}", cwd=Path(fastlstm.__file__).parents[1])
     assert process.returncode == 2
     line = f"fastlstm.train: error: --{name}: not installed: pip install {name}\n"
     assert process.stderr == line

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import fork_server
 import pytest
 
 pytest.importorskip("safetensors")
@@ -44,11 +45,8 @@ def contents(run):
 def start(*arguments, code="", cwd=ROOT, **options):
     """The trainer in a process of its own, after some ``code``."""
     code += "\nimport sys; from fastlstm.train import main; main(sys.argv[1:])"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], text=True, cwd=cwd,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **options,
-    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return fork_server.start("-c", code, *arguments, cwd=cwd, env=environment, **options)
 
 
 def test_a_run_that_is_being_written_is_read_but_not_written_by_others(tmp_path, text, capsys):
@@ -161,8 +159,8 @@ def test_what_may_not_be_read_is_said_to_be_that(stopped):
             run = shutil.copytree(stopped, Path(above) / f"run-{j}")
             (run / name).chmod(0)
             closed.append((run, name))
-        command = [sys.executable, "-c", READ, *(x for pair in closed for x in pair)]
-        process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        process = fork_server.run("-c", READ, *(x for pair in closed for x in pair), cwd=ROOT)
+        assert process.returncode == 0, process.stderr
         for run, name in closed:
             (run / name).chmod(0o700)
     *errors, _ = process.stdout.split("\0")

@@ -1,9 +1,8 @@
 """Mistakes are answered with one line, and leave nothing behind."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 
 pytest.importorskip("safetensors")
@@ -106,14 +105,9 @@ def test_without_a_folder_a_new_one_is_made_and_named(tmp_path, text, capsys, mo
 @pytest.mark.parametrize("package", ["safetensors", "tqdm", "matplotlib", "numpy", "filelock"])
 def test_a_missing_package_is_named(tmp_path, text, package):
     """In a process of its own, for ours has them all loaded."""
-    code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "from fastlstm.train import main; main(sys.argv[1:])"
-    )
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, "--data", text, "--out", tmp_path / "run"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    code = fork_server.without(package) + "from fastlstm.train import main; main(sys.argv[1:])"
+    words = ["-W", "ignore", "-c", code, "--data", text, "--out", tmp_path / "run"]
+    process = fork_server.run(*words, cwd=Path(__file__).parents[2])
     assert process.returncode == 2
     line = f"fastlstm.train: error: {package} is not installed: pip install 'fastlstm[text]'\n"
     assert process.stderr.endswith(line)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 
@@ -44,15 +45,14 @@ def assert_same_run(a, b):
     assert losses(a) == losses(b)
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastlstm.train", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(*arguments, forked=True):
+    """The command in a process of its own: a fork of a Python with torch, or a new Python."""
+    words = ["-m", "fastlstm.train", *map(str, arguments)]
+    options = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    if forked:
+        return fork_server.start(*words, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], **pipes, **options)
 
 
 def test_killed_runs_go_on_bit_for_bit(tmp_path, text):
@@ -60,7 +60,7 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path, text):
     options = [*TINY, "--data", text, "--steps", "300", "--lr-schedule", "cosine", "--warmup", "9"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(*options, "--out", whole)
-    process = start(*options, "--out", killed)
+    process = start(*options, "--out", killed, forked=False)
     for target, pause in ((20, 0.0137), (90, 0.0071), (170, 0.0213)):
         wait_for_step(killed, target, process)
         time.sleep(pause)
@@ -83,7 +83,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, text, number):
     options = [*TINY, "--data", text, "--steps", "400", "--eval-every", "1000"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(*options, "--out", whole)
-    process = start(*options, "--out", stopped)
+    process = start(*options, "--out", stopped, forked=number == signal.SIGTERM)
     wait_for_step(stopped, 15, process)
     process.send_signal(number)
     output, error = process.communicate(timeout=60)

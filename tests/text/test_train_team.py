@@ -2,10 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
+import fork_server
 import pytest
 
 pytest.importorskip("safetensors")
@@ -30,15 +30,35 @@ def text(tmp_path_factory):
     return path
 
 
-def torchrun(processes, *arguments, restarts=0):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={processes}", f"--max-restarts={restarts}",
-               "--monitor-interval=0.1", "-m", "fastlstm.train"]  # fmt: skip
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*arguments, restarts=0):
+    """Two processes that torchrun starts, and starts again."""
+    command = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(f"--max-restarts={restarts}", "--monitor-interval=0.1", "-m", "fastlstm.train"),
+    ]
+    return fork_server.start(*command, *arguments, cwd=ROOT, env=ENVIRONMENT)
+
+
+def team(*arguments):
+    """What two processes print, their errors and their status: as of torchrun, which takes longer
+    to begin."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        fork_server.start(
+            *("-m", "fastlstm.train", *arguments), cwd=ROOT,
+            env={**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=120) for process in processes]
+    output, error = map("".join, zip(*printed, strict=True))
+    return output, error, max(abs(process.wait()) for process in processes)
 
 
 def weights(run):
@@ -60,9 +80,8 @@ def test_two_processes_make_the_run_of_one(tmp_path, text):
     """And may go on as one; one may go on as two, with the state that it carried."""
     options = [*TINY, "--data", text]
     main([str(a) for a in [*options, "--steps", 26, "--out", tmp_path / "one"]])
-    process = torchrun(2, *options, "--steps", 18, "--out", tmp_path / "two")
-    output, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    output, error, status = team(*options, "--steps", 18, "--out", tmp_path / "two")
+    assert status == 0, error
     assert output.count(f"{tmp_path / 'two'}: 2x16 lstm") == 1  # only rank 0 talks
     assert "cpu, 2 processes" in output
     assert output.count("test: ") == 1
@@ -71,9 +90,8 @@ def test_two_processes_make_the_run_of_one(tmp_path, text):
         "checkpoints", "config.json", "loss.png", "metrics.jsonl", "report.html", "samples.jsonl",
     ]  # fmt: skip
     main(["--out", str(tmp_path / "two"), "--resume", "--steps", "22"])
-    process = torchrun(2, "--out", tmp_path / "two", "--resume", "--steps", 26)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    _, error, status = team("--out", tmp_path / "two", "--resume", "--steps", 26)
+    assert status == 0, error
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
@@ -86,10 +104,9 @@ def workers(process):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_lost_process_is_replaced_and_the_run_goes_on_bit_for_bit(tmp_path, text, capsys):
     options = [*TINY, "--data", text, "--dropout", "0.3", "--steps", 120]
-    process = torchrun(2, *options, "--out", tmp_path / "whole")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    process = torchrun(2, *options, "--out", tmp_path / "lost", restarts=1)
+    _, error, status = team(*options, "--out", tmp_path / "whole")
+    assert status == 0, error
+    process = torchrun(*options, "--out", tmp_path / "lost", restarts=1)
     wait_for_step(tmp_path / "lost", 30, process)
     line = refused(capsys, "--out", tmp_path / "lost", "--resume")
     assert f"is in use by process {workers(process)[0]}" in line
@@ -119,9 +136,8 @@ def test_mistakes_of_teams(tmp_path, text, capsys, monkeypatch):
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path, text):
-    process = torchrun(2, *TINY, "--data", text, "--out", tmp_path / "run", "--batch-size", 5)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode != 0
+    _, error, status = team(*TINY, "--data", text, "--out", tmp_path / "run", "--batch-size", 5)
+    assert status != 0
     line = "fastlstm.train: error: --batch-size 5: 2 processes cannot share it evenly\n"
     assert error.count(line) == 1
     assert not (tmp_path / "run").exists()

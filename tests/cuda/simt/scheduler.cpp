@@ -16,6 +16,11 @@ namespace simt {
 
 Thread* self = nullptr;
 
+const int mutant = [] {
+  const char* number = std::getenv("SIMT_MUTANT");
+  return number ? std::atoi(number) : 0;
+}();
+
 namespace {
 struct Collective;
 }

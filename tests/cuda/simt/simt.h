@@ -130,6 +130,9 @@ struct Result {
 };
 
 extern Thread* self;  // the thread that runs
+// Which of the bugs that tests planted in these kernels is switched on; 0: none. The race checker
+// does not see a constant's loads.
+extern const int mutant;
 const dim3& grid_size();
 const dim3& block_size();
 

@@ -1,7 +1,6 @@
 """What several test files share: a module of torch's beside ours, and how to compare them."""
 
 import copy
-import ctypes
 import re
 from pathlib import Path
 
@@ -56,9 +55,6 @@ def kept_memory():
     """A worker does not keep the memory of one file's tests beside the next one's."""
     yield
     fastlstm.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:  # a race checker's notes are many small pieces
-        trim(0)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -33,12 +33,16 @@ def assert_same(model, run, tolerance=1e-4):
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
     assert a_grads.keys() == b_grads.keys()
+    # Of a bias behind which a softmax stands the gradient is zero: what is left of a sum of terms
+    # as large as the other gradients, rounded.
+    largest = max(y.abs().max().item() for y in b_grads.values() if y is not None)
+    rounding = 64 * torch.finfo(torch.float32).eps * largest
     for name, x in a_grads.items():
         y = b_grads[name]
         assert (x is None) == (y is None), name
         if x is not None:
-            bound = tolerance * max(1e-3, y.abs().max().item())
-            assert (x - y).abs().max().item() <= bound * 10, name
+            bound = 10 * tolerance * max(1e-3, y.abs().max().item())
+            assert (x - y).abs().max().item() <= max(bound, rounding), name
 
 
 def test_encodec():

@@ -121,7 +121,8 @@ class TileProduct {
     }
   }
 
-  // Adds the product to `sums`. With kSplit > 1, those of warps with begins_sums() count once.
+  // Multiplies, and leaves the sums in shared memory. They start from `sums`: with kSplit > 1, from
+  // those of all warps that share a tile together.
   __device__ __forceinline__ void finish(Sums& sums) {
     for (int k = 0; k < stages_; ++k) {
       wait_async<Tile::kStages - 2>();
@@ -136,7 +137,7 @@ class TileProduct {
     wait_async<0>();
     share(sums);
   }
-  // Whether this thread's sums begin with what is added to the product.
+  // Whether this warp's sums start from what is added to the product, and not from zero.
   __device__ __forceinline__ bool begins_sums() const { return split_ == 0; }
 
   // After finish(): sums of neighbouring columns of the tile; where they are gates, of neighbouring

@@ -1,6 +1,7 @@
 #include "race.h"
 
 #include <dlfcn.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -36,6 +37,7 @@ struct Shadow {
 
 constexpr size_t kReports = 8, kGrain = 2;
 constexpr size_t kChunk = 1024;  // shadows allocated together, at the first access to one of them
+constexpr size_t kMostKept = 64 << 20;  // bytes
 
 struct Region {
   uintptr_t begin, end;
@@ -225,7 +227,14 @@ void end() {
   released.clear();
   acquired.clear();
   published.clear();
-  for (auto& r : regions) r.second.chunks.clear();
+  size_t noted = 0;
+  for (auto& r : regions) {
+    for (auto& chunk : r.second.chunks) noted += chunk ? kChunk * sizeof(Shadow) : 0;
+    r.second.chunks.clear();
+  }
+#ifdef __GLIBC__
+  if (noted > kMostKept) malloc_trim(0);  // small pieces, which the process would keep
+#endif
 }
 
 bool active() { return on; }

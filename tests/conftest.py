@@ -1,6 +1,8 @@
 """What several test files share: a module of torch's beside ours, and how to compare them."""
 
 import copy
+import ctypes
+import mmap
 import re
 from pathlib import Path
 
@@ -55,6 +57,30 @@ def kept_memory():
     """A worker does not keep the memory of one file's tests beside the next one's."""
     yield
     fastlstm.empty_cache()
+    _trim()
+
+
+MUCH = 64 << 20  # bytes
+
+
+def _resident():
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * mmap.PAGESIZE if statm.exists() else 0
+
+
+def _trim():
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+@pytest.fixture(autouse=True)
+def much_memory():
+    """Of what a test took, nor does it keep much: the emulator's pieces, freed, would stay."""
+    before = _resident()
+    yield
+    if _resident() > before + MUCH:
+        _trim()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -1,7 +1,6 @@
 #include "race.h"
 
 #include <dlfcn.h>
-#include <malloc.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -37,7 +36,6 @@ struct Shadow {
 
 constexpr size_t kReports = 8, kGrain = 2;
 constexpr size_t kChunk = 1024;  // shadows allocated together, at the first access to one of them
-constexpr size_t kMostKept = 64 << 20;  // bytes
 
 struct Region {
   uintptr_t begin, end;
@@ -227,14 +225,7 @@ void end() {
   released.clear();
   acquired.clear();
   published.clear();
-  size_t noted = 0;
-  for (auto& r : regions) {
-    for (auto& chunk : r.second.chunks) noted += chunk ? kChunk * sizeof(Shadow) : 0;
-    r.second.chunks.clear();
-  }
-#ifdef __GLIBC__
-  if (noted > kMostKept) malloc_trim(0);  // small pieces, which the process would keep
-#endif
+  for (auto& r : regions) r.second.chunks.clear();
 }
 
 bool active() { return on; }

@@ -76,7 +76,7 @@ def _trim():
 
 @pytest.fixture(autouse=True)
 def much_memory():
-    """Of what a test took, nor does it keep much: the emulator's pieces, freed, would stay."""
+    """Nor does it keep what a test freed, where that is much, as the emulator does."""
     before = _resident()
     yield
     if _resident() > before + MUCH:

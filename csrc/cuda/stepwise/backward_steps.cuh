@@ -96,6 +96,7 @@ struct CellBackwardStep {
 #pragma unroll
       for (int j = 0; j < kUnits; ++j) dc_in[j] += grad_cell_states[r * width + unit + j];
     CellBackward<T> d[kUnits];
+    // kNeighbours are taken where together() holds, so there the other branch is not compiled.
     if (kUnits == kNeighbours || rules.plain) {
 #pragma unroll
       for (int j = 0; j < kUnits; ++j)

@@ -89,6 +89,7 @@ struct CellForwardStep {
     const int64_t state = int64_t(row) * width + unit, element = (first + row) * width + unit;
     T zoned[kUnits] = {};
     CellForward<T> out[kUnits];
+    // kNeighbours are taken where together() holds, so there the other branch is not compiled.
     if (kUnits == kNeighbours || rules.plain) {
 #pragma unroll
       for (int j = 0; j < kUnits; ++j)

@@ -211,6 +211,9 @@ inline double cluster_microseconds(ClusterShape shape, Pass pass, const Problem&
 // and the exchange add. A second group of sequences, forward, shares the exchange of the first; in
 // backward its exchange hides behind the other's product. Estimates: none is measured yet.
 constexpr double kFmaShare = 0.75, kFp32ExchangeMicroseconds = 0.7;
+inline double fma_microseconds(double multiply_adds) {
+  return multiply_adds / kFmaPerCycle / kFmaShare / kCyclesPerMicrosecond;
+}
 // One CTA alone, counted in the machine code. For each four sequences 545 cycles of multiply-adds
 // and their reads, and 294 of the exchanges between lanes, which the multiply-adds of both warps of
 // a scheduler wait for. Besides, forward: barrier, reads, cells and stores; backward two barriers.
@@ -219,8 +222,7 @@ constexpr double kFp32PlaneCycles = 840, kFp32ForwardCycles = 340, kFp32Backward
 inline double fp32_cluster_microseconds(ClusterShape shape, Pass pass, const Problem& p) {
   const bool forward = pass == Pass::forward, aligned = p.hidden_size % 4 == 0;
   const double depth = double(shape.ctas) * shape.units, rows = 4.0 * shape.units;
-  double product =
-      rows * depth * shape.sequences / kFmaPerCycle / kFmaShare / kCyclesPerMicrosecond;
+  double product = fma_microseconds(rows * depth * shape.sequences);
   double rest = kFp32ExchangeMicroseconds;
   if (shape.ctas == 1) {
     product = kFp32PlaneCycles * (shape.sequences / 4.0) / kCyclesPerMicrosecond;
@@ -291,8 +293,11 @@ inline ChunkChoice best_chunks(const Problem& p, const Device& device, int ctas,
 // 1.70, 2.01 and 2.55 us; H512 B128 and H1024 B64 2.83 and 4.49; none of 16 units and 16
 // sequences), and 0.2 us for what a step of ours executes beyond the prototype's.
 // benchmarks/NOTES.md
+// fp32 without tf32 counts its multiply-adds besides: forward as long as tf32, which exchanges as
+// many bytes, backward as long as a half type, whose sums are fp32, too. An estimate.
 struct GridMicroseconds {
   double constant, part;
+  constexpr double of(int parts) const { return constant + parts * part; }
 };
 constexpr GridMicroseconds kGridForwardMicroseconds[kGridForwardCount] = {
     {0.85, 0.19}, {1.0, 0.31}, {2.0, 0.25}, {1.9, 0.47}};

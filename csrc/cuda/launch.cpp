@@ -12,7 +12,8 @@ const Passes kCluster[] = {{cluster_forward_bf16, cluster_backward_bf16},
                            {cluster_forward_f32, cluster_backward_f32}};
 const Passes kGrid[] = {{grid_forward_bf16, grid_backward_bf16},
                         {grid_forward_f16, grid_backward_f16},
-                        {grid_forward_tf32, grid_backward_tf32}};
+                        {grid_forward_tf32, grid_backward_tf32},
+                        {grid_forward_f32, grid_backward_f32}};
 
 const Passes& passes(const Problem& p, const Plan& plan) {
   if (p.dtype == DType::f64) return kStepwiseF64;

@@ -113,12 +113,9 @@ Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& step
 }
 
 // Why the grid does not run this problem, whatever its size; null where it does.
-const char* cannot_use_grid(const Problem& p, Pass pass, const Plan& stepwise,
-                            const Device& device) {
+const char* cannot_use_grid(const Problem& p, Pass pass, const Device& device) {
   if (device.capability < 80) return "the grid's kernels need a GPU of compute capability 8.0";
-  if (!stepwise.tensor_cores)
-    return p.dtype == DType::f64 ? "the grid's kernels have no float64"
-                                 : "float32 runs over the grid only where tf32 is allowed";
+  if (p.dtype == DType::f64) return "the grid's kernels have no float64";
   if (p.projected) return "the grid's kernels have no projection";
   if (p.layer_norm) return "the grid's kernels have no layer normalisation";
   if (pass == Pass::forward && p.dtype != DType::f32 && p.cell.zoneout_h > 0 && p.h0)
@@ -132,14 +129,17 @@ Plan grid(const Problem& p, Pass pass, const Device& device, const Plan& stepwis
   best.algorithm = Algorithm::grid;
   best.groups = 0;
   const int bytes = int(bytes_of(p.dtype));
-  // Considers a shape: `parts` are those of a warp, of which the kernel holds `most_parts`.
+  const bool fp32 = !stepwise.tensor_cores;
+  // Considers a shape: `parts` are those of a warp, of which the kernel holds `most_parts`;
+  // `microseconds`: a step of tensor cores.
   auto consider = [&](int shape, int units, int sequences, int ctas, int parts, int most_parts,
-                      int64_t shared, GridMicroseconds time) {
+                      int64_t shared, double microseconds) {
     const int at_once = device.sms / ctas;
     if (parts > most_parts || at_once == 0 || shared > device.shared_per_block) return;
     const int groups = parts_of(p.batch, sequences);
     const int launches = parts_of(p.directions * groups, at_once);
-    const double step = p.layers * double(launches) * (time.constant + parts * time.part);
+    if (fp32) microseconds += fma_microseconds(4.0 * units * p.hidden_size * sequences);
+    const double step = p.layers * double(launches) * microseconds;
     if (best.groups > 0 && step >= best.microseconds) return;
     best.shape = shape;
     best.ctas = ctas;
@@ -150,18 +150,21 @@ Plan grid(const Problem& p, Pass pass, const Device& device, const Plan& stepwis
     best.microseconds = step;
   };
   if (pass == Pass::forward) {
-    for (int j = 0; j < kGridForwardCount; ++j) {
-      const GridShape x = kGridForward[j];
+    for (int j = 0; j < forward_shape_count(fp32); ++j) {
+      const GridShape x = forward_shape(j, fp32);
       const GridTeam team = forward_team(x, p.hidden_size, bytes);
-      consider(j, x.units, x.sequences(), team.ctas, parts_of(team.slabs, kGridWarps), x.slabs,
-               forward_shared(x, team.slabs), kGridForwardMicroseconds[j]);
+      const int parts = parts_of(team.slabs, kGridWarps);
+      consider(j, x.units, x.sequences(), team.ctas, parts, x.slabs, forward_shared(x, team.slabs),
+               kGridForwardMicroseconds[j].of(parts));
     }
   } else {
-    for (int j = 0; j < kGridBackwardCount; ++j) {
-      const GridBackwardShape x = kGridBackward[j];
+    for (int j = 0; j < backward_shape_count(fp32); ++j) {
+      const GridBackwardShape x = backward_shape(j, fp32);
       const GridBackwardTeam team = backward_team(x, p.hidden_size);
-      consider(j, x.units, x.sequences(), team.ctas, team.warp_blocks * bytes / 2, x.blocks,
-               backward_shared(x, team.warp_blocks, bytes), kGridBackwardMicroseconds[j]);
+      const int parts = team.warp_blocks * bytes / 2;
+      consider(j, x.units, x.sequences(), team.ctas, parts, x.blocks,
+               backward_shared(x, team.warp_blocks, bytes),
+               kGridBackwardMicroseconds[j].of(fp32 ? team.warp_blocks : parts));
     }
   }
   return best;
@@ -207,7 +210,7 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
       best.reason = "weights stay on chip for the whole sequence, in registers and shared memory";
   };
   const char* no_cluster = cannot_cluster(p, fallback, device);
-  const char* no_grid = cannot_use_grid(p, pass, fallback, device);
+  const char* no_grid = cannot_use_grid(p, pass, device);
   const Plan teams = no_grid ? fallback : grid(p, pass, device, fallback);
   if (!no_grid && teams.groups == 0) no_grid = "the recurrent weights do not fit the GPU";
   consider(Algorithm::cluster, no_cluster, [&] { return cluster(p, pass, device, fallback); });

@@ -193,7 +193,10 @@ def test_tf32_carries_an_h0_that_zoneout_keeps():
         (4096, 32, 1, torch.bfloat16, 90, "stepwise"),  # 128 MiB of weights
         (768, 16, 1, torch.bfloat16, 75, "stepwise"),
         (768, 16, 1, torch.float64, 90, "stepwise"),
-        (768, 16, 1, torch.float32, 90, "stepwise"),  # without tf32
+        (768, 16, 1, torch.float32, 90, "grid"),  # without tf32
+        (1024, 64, 1, torch.float32, 90, "grid"),
+        (256, 16, 1, torch.float32, 80, "grid"),
+        (1280, 16, 1, torch.float32, 90, "stepwise"),  # 25 MiB of weights
     ],
 )
 def test_planner_keeps_large_layers_on_the_grid(

@@ -13,7 +13,7 @@
 // 0.52 us a step at H = 128, 1.03 us at 256 and 2.07 us at 512 (at 1.98 GHz), besides the exchange.
 #pragma once
 
-#include "../shared/exchange.cuh"
+#include "../shared/lane_sums.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -30,29 +30,6 @@ struct FmaSplit {
 };
 
 #if FASTLSTM_SM90
-
-// The bit of a lane's number by which it and its partner, lane ^ distance, divide their sums.
-__device__ __forceinline__ bool is_upper(int distance) { return threadIdx.x & distance; }
-
-// Of kCount sums brings those to the front that this thread keeps: in upper lanes the second half.
-template <int kCount>
-__device__ __forceinline__ void order_halves(float* sums, int distance) {
-  const bool upper = is_upper(distance);
-#pragma unroll
-  for (int x = 0; x < kCount / 2; ++x) {
-    const float first = sums[x], second = sums[x + kCount / 2];
-    sums[x] = upper ? second : first;
-    sums[x + kCount / 2] = upper ? first : second;
-  }
-}
-
-// Adds the partner's second half of kCount sums to this thread's first.
-template <int kCount>
-__device__ __forceinline__ void add_halves(float* sums, int distance) {
-#pragma unroll
-  for (int x = 0; x < kCount / 2; ++x)
-    sums[x] += __shfl_xor_sync(0xffffffffu, sums[x + kCount / 2], distance);
-}
 
 // Layout has kRegisterDepth and kSharedDepth, a thread's columns by where their weights are; where
 // column j stands in a plane, offset(j); kPlaneBytes from one plane to the next; and the order of a

@@ -39,14 +39,14 @@
 #pragma once
 
 #include "backward_copies.cuh"
-#include "backward_product.cuh"
+#include "backward_fp32.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
 // The cells of a thread, one for each tile of sequences. Where two threads have the same cell, each
 // has two of its gates.
-template <class S, class Received>
+template <class S, class Operand, class Received>
 struct GridBackwardCell {
   static constexpr int kGates = Received::kCopies == 2 ? 2 : 4;
   static constexpr int kWords = kGates * int(sizeof(S)) / 4;
@@ -85,7 +85,9 @@ struct GridBackwardCell {
     uint32_t words[kWords];
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      if constexpr (sizeof(S) == 4) {
+      if constexpr (std::is_same_v<Operand, float>) {
+        words[w] = bits_of(d[w]);
+      } else if constexpr (std::is_same_v<Operand, RoundedFloat>) {
         words[w] = round_tf32(bits_of(d[w]));
       } else {
         S low, high;
@@ -115,11 +117,13 @@ struct GridBackwardCell {
   }
 };
 
-template <class S, int kShape, int kBlocks>
-__device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
-  typedef GridBackwardProduct<S, kShape, kBlocks> Product;
+template <class Product>
+__device__ __forceinline__ void grid_backward(
+    const GridBackwardArgs<typename Product::Storage>& args) {
+  typedef typename Product::Storage S;
+  typedef typename Product::Math Math;
   typedef ReceivedSums<Product> Received;
-  typedef GridBackwardCell<S, Received> Cell;
+  typedef GridBackwardCell<S, typename Product::Operand, Received> Cell;
   constexpr GridBackwardShape kGrid = Product::kGrid;
   constexpr BackwardLayout kLayout = Product::kLayout;
   constexpr int kTiles = kGrid.tiles, kUnits = kGrid.units, kStages = kGrid.stages;
@@ -157,7 +161,7 @@ __device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
       layer().fragments + int64_t(slot) * args.team.blocks * Product::kSlabs * kGridBlockFragments,
       shared, places);
   const Received received(places);
-  const GridBackwardCopies<S, kShape> copies(args, direction, slot, stages, stages + kStagesBytes);
+  const GridBackwardCopies<Product> copies(args, direction, slot, stages, stages + kStagesBytes);
 
   const int units = args.units, warp = warp_of_thread();
   const int local = Received::unit(), unit = slot * kUnits + local;
@@ -216,9 +220,9 @@ __device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
       if (step >= 0 && step == cell.steps - 1) c_prev = value_or_zero(layer().c0, state_of(j));
       cell.dc += dc_above;
       if (plain)
-        cell.prepare(cell_factors<FastMath>(act[0], act[1], act[2], act[3], c_prev, cell.c));
+        cell.prepare(cell_factors<Math>(act[0], act[1], act[2], act[3], c_prev, cell.c));
       else
-        cell.prepare(cell_factors<FastMath>(
+        cell.prepare(cell_factors<Math>(
             act[0], act[1], act[2], act[3], c_prev, cell.c,
             layer().rules.at(layer().rules.row(walk.time(s), walk.first + rarely(warp) + 8 * j),
                              rarely(unit))));
@@ -243,7 +247,7 @@ __device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
     wait_async<kStages - 2>();
     __syncthreads();
     if (s + 1 < walk.length)
-      product.send(dgates + half + lane_of_thread() * 16, place(s), phase_of(s, kSumPhase));
+      product.send(dgates + half + Product::operands_at(), place(s), phase_of(s, kSumPhase));
 
     // ---- no other CTA waits for what follows ----
     S* const to = layer().dgates +
@@ -267,10 +271,10 @@ __device__ __forceinline__ void grid_backward(const GridBackwardArgs<S>& args) {
   wait_async<0>();
 }
 
-template <class S, int kShape, int kBlocks>
+template <class Product>
 __global__ void __launch_bounds__(kGridThreads, 1)
-    grid_backward_kernel(const __grid_constant__ GridBackwardArgs<S> args) {
-  if constexpr (FASTLSTM_SM80) grid_backward<S, kShape, kBlocks>(args);
+    grid_backward_kernel(const __grid_constant__ GridBackwardArgs<typename Product::Storage> args) {
+  if constexpr (FASTLSTM_SM80) grid_backward<Product>(args);
 }
 
 }  // namespace cuda

@@ -39,10 +39,11 @@ struct GridBackwardArgs {
   uint64_t limit;
 };
 
-template <class S, int kShape>
+template <class Product>
 class GridBackwardCopies {
-  static constexpr GridBackwardShape kGrid = kGridBackward[kShape];
-  static constexpr BackwardLayout kLayout = backward_layout(kGrid, sizeof(S));
+  typedef typename Product::Storage S;
+  static constexpr GridBackwardShape kGrid = Product::kGrid;
+  static constexpr BackwardLayout kLayout = Product::kLayout;
   static constexpr int kUnits = kGrid.units, kBytes = int(sizeof(S));
   static constexpr int kLanes = 32 / kGrid.tiles, kPieces = kLayout.pieces;
   struct alignas(16) Piece {

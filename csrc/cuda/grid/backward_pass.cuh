@@ -10,9 +10,14 @@
 namespace fastlstm {
 namespace cuda {
 
-template <class S>
+// Operand: of the steps' products; float is full fp32.
+template <class S, class Operand = MmaElement<S>>
 class GridBackwardPass {
   typedef Acc<S> T;
+  static constexpr bool kFp32 = std::is_same_v<Operand, float>;
+  template <int kShape, int kBlocks>
+  using Product = std::conditional_t<kFp32, GridBackwardFp32Product<kShape, kBlocks>,
+                                     GridBackwardProduct<S, kShape, kBlocks>>;
 
  public:
   GridBackwardPass(const Backward& f, const Plan& plan, const Context* context)
@@ -20,7 +25,7 @@ class GridBackwardPass {
         stack_(f.problem, f.saved, plan, context),
         p_(stack_.problem),
         gradients_(f, stack_, round_up(4 * p_.hidden_size, 16 / int64_t(sizeof(S))), 0),
-        shape_(kGridBackward[plan.shape]),
+        shape_(backward_shape(plan.shape, kFp32)),
         team_(backward_team(shape_, p_.hidden_size)),
         fragments_(int64_t(team_.ctas) * team_.blocks * shape_.slabs(sizeof(S)) *
                    kGridBlockFragments) {
@@ -56,11 +61,11 @@ class GridBackwardPass {
     for_teams(p_.directions * args.groups, stack_.plan.active, [&](int first, int count) {
       stack_.zero(exchange_, count * exchange_bytes());
       args.first_team = first;
-      with_index<kGridBackwardCount>(stack_.plan.shape, [&](auto index) {
+      with_index<backward_shape_count(kFp32)>(stack_.plan.shape, [&](auto index) {
         with_index<kGridBlockCounts>(block_choice(team_.blocks), [&](auto choice) {
           constexpr int kShape = index.value, kBlocks = kGridBlocks[choice.value];
-          if constexpr (kBlocks <= kGridBackward[kShape].most_blocks(sizeof(S))) {
-            launch_cooperative(grid_backward_kernel<S, kShape, kBlocks>,
+          if constexpr (kBlocks <= backward_shape(kShape, kFp32).most_blocks(sizeof(S))) {
+            launch_cooperative(grid_backward_kernel<Product<kShape, kBlocks>>,
                                dim3(unsigned(count * team_.ctas)), kGridThreads, shared,
                                stack_.stream(), args);
           }
@@ -79,7 +84,7 @@ class GridBackwardPass {
       args.w_hh[d] = static_cast<const S*>(p_.weights[layer * p_.directions + d].w_hh);
       args.fragments[d] = fragment_[d];
     }
-    stack_.run_kernel(team_transpose_kernel<S>,
+    stack_.run_kernel(team_transpose_kernel<S, Operand>,
                       dim3(blocks_of(fragments_, 256), unsigned(p_.directions)), 256, 0, args);
   }
 

@@ -19,24 +19,38 @@ struct GridSums {
   int blocks, slot;         // of the layer; this CTA
 };
 
-template <class S, int kShape, int kWarpBlocks>
-class GridBackwardProduct {
- public:
+// A kernel's shape as a type.
+template <class S_, int kShape>
+struct TensorBackwardGrid {
+  typedef S_ S;
   static constexpr GridBackwardShape kGrid = kGridBackward[kShape];
+};
+template <int kShape>
+struct Fp32BackwardGrid {
+  typedef float S;
+  static constexpr GridBackwardShape kGrid = kGridBackwardFp32[kShape];
+};
+
+// What the products by tensor cores and by multiply-adds (backward_fp32.cuh) have in common: the
+// weights on chip, and where the sums go.
+template <class Grid, int kWarpBlocks>
+class GridBackwardWeights {
+  typedef typename Grid::S S;
+
+ public:
+  static constexpr GridBackwardShape kGrid = Grid::kGrid;
   static constexpr BackwardLayout kLayout = backward_layout(kGrid, sizeof(S));
   static constexpr int kTiles = kGrid.tiles, kSlabs = kGrid.slabs(sizeof(S));
   static constexpr int kBlocks = kWarpBlocks, kUnits = kGrid.units;
   static constexpr int kParts = kBlocks * kSlabs;
   static constexpr int kHeld = kGrid.held(kBlocks, sizeof(S)), kShared = kParts - kHeld;
-  static constexpr bool kStreams = kShared > 0 && kShared >= kHeld / 2;
-  static constexpr int kChains = kTiles == 1 ? 2 : 1;
   // Of a sequence's sums, and of those of all sequences.
   static constexpr int kRowBytes = sums_row_bytes(kBlocks);
   static constexpr int kPlaceBytes = kGrid.sequences() * kRowBytes;
 
-  // Fragments of this CTA: [block][slab][k-step, tile][lane], 16 bytes each. The warps of the CTAs
+  // Fragments of this CTA: [block][slab][part][lane], 16 bytes each. The warps of the CTAs
   // have their blocks in different orders: otherwise all would send to one CTA at a time.
-  __device__ __forceinline__ GridBackwardProduct(const uint4* fragments, unsigned char* shared,
+  __device__ __forceinline__ GridBackwardWeights(const uint4* fragments, unsigned char* shared,
                                                  const GridSums& sums) {
     const int warp = warp_of_thread(), lane = lane_of_thread();
     const int first = (warp + sums.slot) % kGridWarps * kBlocks;
@@ -67,6 +81,42 @@ class GridBackwardProduct {
     commit_async();
   }
 
+ protected:
+  // Part j of a slab of one of the warp's blocks.
+  __device__ __forceinline__ uint4 fragment(int part, int j) const {
+    return part < kHeld ? held_[part < kHeld ? part : 0][j]
+                        : shared_[(part - kHeld) * kGridBlockFragments + j * 32];
+  }
+  // Where the sums of a block of 32 units go: its first four units of this lane's first sequence.
+  __device__ __forceinline__ unsigned char* block_at(int block, int place) const {
+    return to_ + place * kPlaceBytes + block * (32 / kUnits * 2 * kPlaceBytes);
+  }
+
+  uint4 held_[kHeld][4];
+  const uint4* shared_;
+  unsigned char* to_;
+  int count_;  // this warp's blocks that the layer has, if fewer than kBlocks
+};
+
+template <class S, int kShape, int kWarpBlocks>
+class GridBackwardProduct : GridBackwardWeights<TensorBackwardGrid<S, kShape>, kWarpBlocks> {
+  typedef GridBackwardWeights<TensorBackwardGrid<S, kShape>, kWarpBlocks> Weights;
+  using Weights::count_, Weights::kHeld;
+
+ public:
+  typedef S Storage;
+  typedef MmaElement<S> Operand;
+  typedef FastMath Math;
+  using Weights::kGrid, Weights::kLayout, Weights::kTiles, Weights::kSlabs, Weights::kBlocks,
+      Weights::kUnits, Weights::kShared, Weights::kRowBytes, Weights::kPlaceBytes;
+  static constexpr bool kStreams = kShared > 0 && kShared >= kHeld / 2;
+  static constexpr int kChains = kTiles == 1 ? 2 : 1;
+
+  using Weights::Weights;
+
+  // Where a lane's dgates begin among those of its first slab.
+  __device__ __forceinline__ static int operands_at() { return lane_of_thread() * 16; }
+
   // Multiplies the dgates in shared memory, where those of this lane begin at `dgates`, and sends
   // the sums to that place of their owners. The sums of a block are sent while the next block is
   // multiplied.
@@ -78,14 +128,13 @@ class GridBackwardProduct {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
         b[n][k] = *reinterpret_cast<const uint4*>(dgates + (n * kSlabs + k) * kLayout.tile_bytes);
-    unsigned char* const to = to_ + place * kPlaceBytes;
     Sums sums[2];
 #pragma unroll
     for (int j = 0; j <= kBlocks; ++j) {
       if (j < kBlocks) multiply(sums[j % 2], j, b);
       if (j > 0)
-        send_block(sums[(j - 1) % 2], to + (j - 1) * (32 / kUnits * 2 * kPlaceBytes),
-                   uint32_t(j - 1 < count_), phase);
+        send_block(sums[(j - 1) % 2], this->block_at(j - 1, place), uint32_t(j - 1 < count_),
+                   phase);
     }
   }
 
@@ -102,14 +151,12 @@ class GridBackwardProduct {
       for (int step = 0; step < 2; ++step)
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
-          const int part = j * kSlabs + k, i = step * 2 + tile;
-          const uint4 w = part < kHeld ? held_[part < kHeld ? part : 0][i]
-                                       : shared_[(part - kHeld) * kGridBlockFragments + i * 32];
+          const uint4 w = this->fragment(j * kSlabs + k, step * 2 + tile);
           const uint32_t a[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
             const uint32_t x[2] = {step ? b[n][k].z : b[n][k].x, step ? b[n][k].w : b[n][k].y};
-            mma(sums[step * (kChains - 1)][n][tile], a, x, typename PhaseCode<S>::Element());
+            mma(sums[step * (kChains - 1)][n][tile], a, x, Operand());
           }
         }
     if (kChains == 2) {
@@ -137,11 +184,6 @@ class GridBackwardProduct {
           send_packet(to + (8 * n + e) * kRowBytes, packet, exists);
       }
   }
-
-  uint4 held_[kHeld][4];
-  const uint4* shared_;
-  unsigned char* to_;
-  int count_;  // this warp's blocks that the layer has, if fewer than kBlocks
 };
 
 // ---- what the owner of units receives ----

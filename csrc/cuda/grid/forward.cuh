@@ -1,10 +1,11 @@
 // The forward pass over the grid: one cooperative launch runs all steps of a layer that no cluster
 // holds.
 //
-// What it computes: h_t and c_t of every step, from the input part and W_hh.
+// What it computes: h_t and c_t of every step, from the input part and W_hh, by tensor cores or, in
+// full fp32, by multiply-adds.
 //
 // Who owns what: a team of CTAs has a group of sequences and one direction; teams exchange nothing.
-// A CTA owns some units: their weights for the whole sequence (forward_product.cuh), and their
+// A CTA owns some units: their weights for the whole sequence (forward_weights.cuh), and their
 // cells, one or two to a thread of the first warps.
 //
 // What moves per step: every CTA sends the h of its units to a place in the L2 cache, and every CTA
@@ -40,6 +41,7 @@
 // Floor: docs/kernels.md.
 #pragma once
 
+#include "forward_fp32.cuh"
 #include "forward_rows.cuh"
 
 namespace fastlstm {
@@ -48,26 +50,28 @@ namespace cuda {
 // Sends h of a thread's cells, which are of one unit, and of neighbouring sequences. `to` is the
 // place of the first. Of two cells of a half type, threads of neighbouring units send one sequence
 // each, so that a warp's store is of whole packets.
-template <class S, int kCells>
+template <class Code, class S, int kCells>
 __device__ __forceinline__ void send_hidden(unsigned char* to, const S (&h)[kCells],
                                             uint32_t phase) {
   if constexpr (kCells == 2 && sizeof(S) == 2) {
     const bool odd = lane_of_thread() / 4 % 2;  // its unit
-    const uint32_t first = PhaseCode<S>::encode(h[0], phase),
-                   second = PhaseCode<S>::encode(h[1], phase);
+    const uint32_t first = Code::encode(h[0], phase), second = Code::encode(h[1], phase);
     const uint32_t received = __shfl_xor_sync(~0u, odd ? first : second, 4);
     send_word(odd ? to + 14 : to, odd ? received | second << 16 : first | received << 16);
   } else {
 #pragma unroll
-    for (int r = 0; r < kCells; ++r) send_element(to + r * 16, h[r], phase);
+    for (int r = 0; r < kCells; ++r) send_element<Code>(to + r * 16, h[r], phase);
   }
 }
 
 // kPlain: the cell has no rules (rules.h).
-template <class S, int kShape, bool kPlain>
-__device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
+template <class Product, bool kPlain>
+__device__ __forceinline__ void grid_forward(
+    const GridForwardArgs<typename Product::Storage>& args) {
+  typedef typename Product::Storage S;
+  typedef typename Product::Code Code;
+  typedef typename Product::Math Math;
   typedef Acc<S> T;
-  typedef GridForwardProduct<S, kShape> Product;
   typedef PartialSums<Product> Partial;
   typedef GridInput<S, Product> Input;
   constexpr GridShape kGrid = Product::kGrid;
@@ -80,7 +84,7 @@ __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
   const GroupWalk walk(args.steps, group * kSequences, kSequences, cta.direction);
 
   unsigned char* const partial_at =
-      shared + blocks_shared(kGrid, args.team.slabs) * kGridWarps * kGridBlockBytes;
+      shared + weights_shared(kGrid, args.team.slabs) + staged_shared(kGrid);
   unsigned char* const stages = partial_at + kLayout.partial_bytes;
   const Product product(cta.layer().fragments + int64_t(cta.slot()) * args.team.slabs *
                                                     Product::kBlocks * kGridBlockFragments,
@@ -171,7 +175,7 @@ __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
       return {steps.active(s - 1), steps.active(s)};
     };
     HiddenOperand before{args.exchange + (from + ((s + 1) & 1) * slot_bytes),
-                         phase_of(s - 1, PhaseCode<S>::kPhase), PhaseCode<S>::kPhase};
+                         phase_of(s - 1, Code::kPhase), Code::kPhase};
     if (s == 0) before = {h0_packets(), 0, 0};
     product.multiply(sums, before, args.limit, meanwhile, h0_packets);
     T gates[kCells][4];
@@ -192,9 +196,9 @@ __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
       const int n = first_sequence + r;
       if (kStoresCell) c[r] = state[r * kGridThreads];
       if constexpr (kPlain)
-        out[r] = cell_forward<FastMath>(gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r]);
+        out[r] = cell_forward<Math>(gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r]);
       else
-        out[r] = cell_forward<FastMath>(
+        out[r] = cell_forward<Math>(
             gates[r][0], gates[r][1], gates[r][2], gates[r][3], c[r], state[r * kGridThreads],
             cta.layer().rules.at(cta.layer().rules.row(walk.time(s), walk.first + n), unit));
       // A sequence that is not in this step keeps its states; zeros are sent for it.
@@ -205,7 +209,7 @@ __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
       if (kStoresCell) state[r * kGridThreads] = c[r];
     }
     if (s + 1 < walk.length)
-      send_hidden(args.exchange + to, stored, phase_of(s, PhaseCode<S>::kPhase));
+      send_hidden<Code>(args.exchange + to, stored, phase_of(s, Code::kPhase));
 
     // ---- no other CTA waits for what follows ----
     __syncwarp();
@@ -227,10 +231,10 @@ __device__ __forceinline__ void grid_forward(const GridForwardArgs<S>& args) {
   wait_async<0>();
 }
 
-template <class S, int kShape, bool kPlain>
+template <class Product, bool kPlain>
 __global__ void __launch_bounds__(kGridThreads, 1)
-    grid_forward_kernel(const __grid_constant__ GridForwardArgs<S> args) {
-  if constexpr (FASTLSTM_SM80) grid_forward<S, kShape, kPlain>(args);
+    grid_forward_kernel(const __grid_constant__ GridForwardArgs<typename Product::Storage> args) {
+  if constexpr (FASTLSTM_SM80) grid_forward<Product, kPlain>(args);
 }
 
 }  // namespace cuda

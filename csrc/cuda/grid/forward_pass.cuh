@@ -11,16 +11,21 @@
 namespace fastlstm {
 namespace cuda {
 
-template <class S>
+// Operand: of the steps' products; float is full fp32.
+template <class S, class Operand = MmaElement<S>>
 class GridForwardPass {
   typedef Acc<S> T;
+  static constexpr bool kFp32 = std::is_same_v<Operand, float>;
+  template <int kShape>
+  using Product =
+      std::conditional_t<kFp32, GridForwardFp32Product<kShape>, GridForwardProduct<S, kShape>>;
 
  public:
   GridForwardPass(const Forward& f, const Plan& plan, const Context* context)
       : f_(f),
         stack_(f.problem, f.saved, plan, context),
         p_(stack_.problem),
-        shape_(kGridForward[plan.shape]),
+        shape_(forward_shape(plan.shape, kFp32)),
         team_(forward_team(shape_, p_.hidden_size, sizeof(S))),
         input_(stack_, p_.layers, {team_.ctas, shape_.units}),
         fragments_(int64_t(team_.ctas) * team_.slabs * shape_.blocks() * kGridBlockFragments),
@@ -57,16 +62,16 @@ class GridForwardPass {
     for_teams(p_.directions * args.groups, stack_.plan.active, [&](int first, int count) {
       stack_.zero(exchange_, count * 2 * team_.slot_bytes);
       args.first_team = first;
-      with_index<kGridForwardCount>(stack_.plan.shape,
-                                    [&](auto index) { run_steps<index.value>(args, count); });
+      with_index<forward_shape_count(kFp32)>(
+          stack_.plan.shape, [&](auto index) { run_steps<index.value>(args, count); });
     });
   }
 
   // All steps of `count` teams.
   template <int kShape>
   void run_steps(const GridForwardArgs<S>& args, int count) const {
-    const auto kernel = args.direction[0].rules.plain ? grid_forward_kernel<S, kShape, true>
-                                                      : grid_forward_kernel<S, kShape, false>;
+    const auto kernel = args.direction[0].rules.plain ? grid_forward_kernel<Product<kShape>, true>
+                                                      : grid_forward_kernel<Product<kShape>, false>;
     launch_cooperative(kernel, dim3(unsigned(team_.ctas), unsigned(count)), kGridThreads,
                        size_t(forward_shared(shape_, team_.slabs)), stack_.stream(), args);
   }
@@ -85,7 +90,7 @@ class GridForwardPass {
                            stack_.states(p_.h0, pseudo_layer, p_.hidden_size), fragment_[d],
                            packet_[d]};
     }
-    stack_.run_kernel(team_pack_kernel<S>,
+    stack_.run_kernel(team_pack_kernel<S, Operand>,
                       dim3(blocks_of(fragments_ + packets_, 256), unsigned(p_.directions)), 256, 0,
                       args);
   }

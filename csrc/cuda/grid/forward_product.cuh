@@ -1,18 +1,15 @@
-// A forward CTA's product with h: its weights, the operands that it polls, and partial sums.
+// A forward CTA's product with h by tensor cores, and the partial sums of its warps.
 //
-// K is split over the warps: slab k (64 bytes of every sequence's h) belongs to warp k % 8. So each
-// element of h is read by one thread of a CTA. The 16 bytes that a thread polls are its B fragments
-// of two mma: the order of K within a slab is the same in both operands, whatever it is. Weights
-// are in blocks of 32 rows: the first mma multiplies the gates i and f of eight units, the second g
-// and o, so that a thread's accumulators are all gates of its cells.
+// The 16 bytes that a thread polls are its B fragments of two mma: the order of K within a slab is
+// the same in both operands, whatever it is. Of a block of weights the first mma multiplies the
+// gates i and f of eight units, the second g and o, so that a thread's accumulators are all gates
+// of its cells.
 //
 // The code of a step is kept short: beyond some 12 KB its instructions are fetched anew in every
 // step. So what is rare (a NaN, a sequence that enters late) has no code of its own in every slab.
 #pragma once
 
-#include "phase.cuh"
-#include "shapes.h"
-#include "threads.cuh"
+#include "forward_weights.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -25,24 +22,18 @@ constexpr int kAheadOfBlocks = 1;
 constexpr int kAheadOfBlocks = 2;
 #endif
 
-// The h that a product multiplies. It waits until the bits `check` of every word are those of
-// `phase`; a product waits for nothing where `check` is 0.
-struct HiddenOperand {
-  const unsigned char* packets;  // this thread's first; null: zeros
-  uint32_t phase, check;
-};
-// Sequences of a group, from `begin` to `end` - 1.
-struct SequenceRange {
-  int begin, end;
-};
-
 template <class S, int kShape>
-class GridForwardProduct {
+class GridForwardProduct : GridForwardWeights<TensorGrid<kShape>> {
+  typedef GridForwardWeights<TensorGrid<kShape>> Weights;
+  using Weights::slabs_;
+
  public:
-  static constexpr GridShape kGrid = kGridForward[kShape];
+  typedef S Storage;
+  typedef PhaseCode<MmaElement<S>> Code;
+  typedef FastMath Math;
+  using Weights::kBlocks, Weights::kGrid, Weights::kSequences, Weights::offset;
   static constexpr ForwardLayout kLayout = forward_layout(kGrid);
-  static constexpr int kBlocks = kGrid.blocks(), kTiles = kGrid.tiles, kSlabs = kGrid.slabs;
-  static constexpr int kSequences = kGrid.sequences();
+  static constexpr int kTiles = kGrid.tiles, kSlabs = kGrid.slabs;
   // Where there are few independent sums, each is split in two chains, and more loads are in
   // flight.
   static constexpr int kChains = kBlocks * kTiles <= 2 ? 2 : 1;
@@ -50,44 +41,10 @@ class GridForwardProduct {
                                 : kTiles == 4  ? 1
                                 : kBlocks == 2 ? 3
                                                : kAheadOfBlocks;
+  static constexpr bool kHandsOver = false;
   typedef float Sums[kChains][kBlocks][2][kTiles][4];
 
-  // Fragments of this CTA: [slab][block][k-step, tile][lane], 16 bytes each.
-  __device__ __forceinline__ GridForwardProduct(const uint4* fragments, unsigned char* shared,
-                                                int slabs)
-      : warp_(warp_of_thread()), slabs_((slabs - warp_ + kGridWarps - 1) / kGridWarps) {
-    const int warp = warp_, lane = lane_of_thread();
-    auto from = [&](int block) {
-      const int slab = block / kBlocks * kGridWarps + warp;
-      return slab < slabs
-                 ? fragments + (slab * kBlocks + block % kBlocks) * kGridBlockFragments + lane
-                 : nullptr;
-    };
-#pragma unroll
-    for (int block = 0; block < kGrid.register_blocks; ++block) {
-      const uint4* source = from(block);
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        register_weights_[block][j] = source ? source[j * 32] : make_uint4(0, 0, 0, 0);
-    }
-    const int shared_blocks = blocks_shared(kGrid, slabs);
-    uint4* to =
-        reinterpret_cast<uint4*>(shared) + warp * shared_blocks * kGridBlockFragments + lane;
-    shared_weights_ = to;
-    for (int block = 0; block < shared_blocks; ++block) {
-      const uint4* source = from(kGrid.register_blocks + block);
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (source) copy_async(to + block * kGridBlockFragments + j * 32, source + j * 32, 16);
-    }
-    commit_async();
-  }
-
-  // The offset of this thread's first packet in a place for h: [16 bytes of units][sequence].
-  __device__ __forceinline__ int offset() const {
-    const int lane = lane_of_thread();
-    return ((warp_ * 4 + lane % 4) * kSequences + lane / 4) * 16;
-  }
+  using Weights::Weights;
 
   // sums += weights times h. The first polls are issued before meanwhile(), which sets `sums`, and
   // their words are looked at after it. It returns the sequences that enter late: the other CTAs
@@ -110,7 +67,7 @@ class GridForwardProduct {
         if (k < slabs) load(h.packets, k, v[k]);
       if (first) late = meanwhile();
       const uint32_t above = multiply_slabs(sums, h, slabs, kept, v, limit);
-      if constexpr (PhaseCode<S>::kAboveOne != 0)
+      if constexpr (Code::kAboveOne != 0)
         if (__any_sync(~0u, (above & h.check) != 0)) put_nans(sums, h);
       if (!first || late.begin >= late.end) break;
       first = false;
@@ -130,9 +87,7 @@ class GridForwardProduct {
   }
 
  private:
-  __device__ __forceinline__ static int place(int k, int tile) {
-    return (k * kGridWarps * 4 * kSequences + tile * 8) * 16;
-  }
+  using Weights::place;
   __device__ __forceinline__ static void load(const unsigned char* h, int k, uint4 (&v)[kTiles]) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) v[j] = poll_packet(h + place(k, j));
@@ -182,7 +137,7 @@ class GridForwardProduct {
 
   // Of words without their phase: elements above 1 stand for NaNs, and set the phase's bits.
   __device__ __forceinline__ static uint32_t above_one(const uint4& b) {
-    constexpr uint32_t kAbove = PhaseCode<S>::kAboveOne;
+    constexpr uint32_t kAbove = Code::kAboveOne;
     if (kAbove == 0) return 0;
     return (b.x + kAbove) | (b.y + kAbove) | (b.z + kAbove) | (b.w + kAbove);
   }
@@ -220,23 +175,15 @@ class GridForwardProduct {
       for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
-          const int block = k * kBlocks + m, j = step * 2 + tile;
-          const uint4 w =
-              block < kGrid.register_blocks
-                  ? register_weights_[block < kGrid.register_blocks ? block : 0][j]
-                  : shared_weights_[(block - kGrid.register_blocks) * kGridBlockFragments + j * 32];
+          const uint4 w = this->fragment(k * kBlocks + m, step * 2 + tile);
           const uint32_t a[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
             const uint32_t x[2] = {step ? b[n].z : b[n].x, step ? b[n].w : b[n].y};
-            mma(sums[step * (kChains - 1)][m][tile][n], a, x, typename PhaseCode<S>::Element());
+            mma(sums[step * (kChains - 1)][m][tile][n], a, x, MmaElement<S>());
           }
         }
   }
-
-  uint4 register_weights_[kGrid.register_blocks][4];
-  const uint4* shared_weights_;
-  const int warp_, slabs_;  // slabs_: of this warp
 };
 
 // ---- partial sums ----
@@ -257,53 +204,63 @@ class PartialSums {
   // Sums of an owner's cells begin with what is added to them; all others begin with zeros.
   __device__ __forceinline__ void begin(typename Product::Sums& sums,
                                         const float (&initial)[kCells][4]) const {
+    if constexpr (Product::kHandsOver) {
+      memcpy(sums, initial, sizeof sums);
+    } else {
 #pragma unroll
-    for (int m = 0; m < Product::kBlocks; ++m)
+      for (int m = 0; m < Product::kBlocks; ++m)
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile)
+        for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+          for (int j = 0; j < Product::kTiles; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int x = cell(m, j, i % 2);
+              sums[Product::kChains - 1][m][tile][j][i] = 0;
+              sums[0][m][tile][j][i] =
+                  x / kCells == warp_ ? initial[x % kCells][tile * 2 + i / 2] : 0.0f;
+            }
+    }
+  }
+  // Before a barrier: hands the sums of all cells to their owners. `gates` (i, f, g, o of each
+  // cell) becomes what an owner keeps: its own sums where a cell's place has one part less than
+  // there are warps, or, where the product has handed them over, what is added to them.
+  __device__ __forceinline__ void hand_over(const typename Product::Sums& sums,
+                                            float (&gates)[kCells][4]) const {
+    if constexpr (Product::kHandsOver) {
+      memcpy(gates, sums, sizeof gates);
+    } else {
+      // Indices in warps below the owner, and above it.
+      uint32_t below = warp_ * 32 + lane_of_thread();
+      if (kParts < kGridWarps) pin(below);  // else each owner's would be kept in a register
+      const uint32_t above = below - 32;
+#pragma unroll
+      for (int m = 0; m < Product::kBlocks; ++m)
 #pragma unroll
         for (int j = 0; j < Product::kTiles; ++j)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int x = cell(m, j, i % 2);
-            sums[Product::kChains - 1][m][tile][j][i] = 0;
-            sums[0][m][tile][j][i] =
-                x / kCells == warp_ ? initial[x % kCells][tile * 2 + i / 2] : 0.0f;
+          for (int e = 0; e < 2; ++e) {
+            const int x = cell(m, j, e), owner = x / kCells, r = x % kCells;
+            const float i = sums[0][m][0][j][e], f = sums[0][m][0][j][2 + e],
+                        g = sums[0][m][1][j][e], o = sums[0][m][1][j][2 + e];
+            if (kParts < kGridWarps && owner == warp_)
+              gates[r][0] = i, gates[r][1] = f, gates[r][2] = g, gates[r][3] = o;
+            else
+              partial_[(kParts == kGridWarps || warp_ < owner ? below : above) + x * kParts * 32] =
+                  make_float4(i, f, g, o);
           }
-  }
-  // Before a barrier: hands the sums of all cells to their owners. Where a cell's place has one
-  // part less than there are warps, its owner keeps its own in `gates`: i, f, g, o of each cell.
-  __device__ __forceinline__ void hand_over(const typename Product::Sums& sums,
-                                            float (&gates)[kCells][4]) const {
-    // Indices in warps below the owner, and above it.
-    uint32_t below = warp_ * 32 + lane_of_thread();
-    if (kParts < kGridWarps) pin(below);  // else each owner's would be kept in a register
-    const uint32_t above = below - 32;
-#pragma unroll
-    for (int m = 0; m < Product::kBlocks; ++m)
-#pragma unroll
-      for (int j = 0; j < Product::kTiles; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int x = cell(m, j, e), owner = x / kCells, r = x % kCells;
-          const float i = sums[0][m][0][j][e], f = sums[0][m][0][j][2 + e], g = sums[0][m][1][j][e],
-                      o = sums[0][m][1][j][2 + e];
-          if (kParts < kGridWarps && owner == warp_)
-            gates[r][0] = i, gates[r][1] = f, gates[r][2] = g, gates[r][3] = o;
-          else
-            partial_[(kParts == kGridWarps || warp_ < owner ? below : above) + x * kParts * 32] =
-                make_float4(i, f, g, o);
-        }
+    }
   }
   // Behind it, in an owner.
   __device__ __forceinline__ void add_parts(float (&gates)[kCells][4]) const {
+    constexpr bool kKeeps = Product::kHandsOver || kParts < kGridWarps;
     const float4* from = partial_ + warp_ * kCells * kParts * 32 + lane_of_thread();
 #pragma unroll
     for (int k = 0; k < kParts; ++k)
 #pragma unroll
       for (int r = 0; r < kCells; ++r) {
         const float4 sum = from[(r * kParts + k) * 32];
-        if (kParts == kGridWarps && k == 0)
+        if (!kKeeps && k == 0)
           gates[r][0] = sum.x, gates[r][1] = sum.y, gates[r][2] = sum.z, gates[r][3] = sum.w;
         else
           gates[r][0] += sum.x, gates[r][1] += sum.y, gates[r][2] += sum.z, gates[r][3] += sum.w;

@@ -58,7 +58,8 @@ struct GridForwardCta {
 
 // Where registers are short, what follows from a thread's index is computed anew in every step.
 template <class Product>
-constexpr bool kShortOfRegisters = Product::kBlocks * Product::kTiles > 2;
+constexpr bool kShortOfRegisters =
+    Product::kBlocks * Product::kTiles > 2 || Product::kGrid.staged_slabs > 0;
 template <class Product>
 __device__ __forceinline__ unsigned thread_in_step() {
   return kShortOfRegisters<Product> ? unsigned(recomputed_thread()) : threadIdx.x;

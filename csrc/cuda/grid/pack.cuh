@@ -7,10 +7,12 @@
 namespace fastlstm {
 namespace cuda {
 
-// A register of a tensor-core operand: element(e) is its e-th element, rounded where it is a float.
-template <class S, class Element>
+// A register of an operand: element(e) is its e-th element, rounded for tf32.
+template <class Operand, class Element>
 __device__ __forceinline__ uint32_t operand_word(Element&& element) {
-  if constexpr (sizeof(S) == 4) {
+  if constexpr (std::is_same_v<Operand, float>) {
+    return bits_of(element(0));
+  } else if constexpr (std::is_same_v<Operand, RoundedFloat>) {
     return round_tf32(bits_of(element(0)));
   } else {
     return bits_of(element(0)) | bits_of(element(1)) << 16;
@@ -29,11 +31,12 @@ struct GridPackArgs {
   int64_t fragment_count, packet_count;  // of a direction
 };
 // A thread packs 16 bytes; blockIdx.y is the direction.
-template <class S>
+template <class S, class Operand>
 __global__ void __launch_bounds__(256, 4)
     team_pack_kernel(const __grid_constant__ GridPackArgs<S> args) {
   if constexpr (FASTLSTM_SM80) {
     constexpr int kPerWord = 4 / int(sizeof(S));
+    constexpr bool kFp32 = std::is_same_v<Operand, float>;
     const auto& direction = args.direction[blockIdx.y];
     const int64_t packets = direction.h0 ? args.packet_count : 0;
     S zero;
@@ -48,10 +51,11 @@ __global__ void __launch_bounds__(256, 4)
         const int slab = int(rest % args.team.slabs), slot = int(rest / args.team.slabs);
         const int unit = slot * args.shape.units + block * 8 + lane / 4;
         for (int w = 0; w < 4; ++w) {
-          const int gate = part % 2 * 2 + w % 2;
-          const int column = (slab * 16 + lane % 4 * 4 + part / 2 * 2 + w / 2) * kPerWord;
+          const int gate = kFp32 ? w : part % 2 * 2 + w % 2;
+          const int in_piece = kFp32 ? part : part / 2 * 2 + w / 2;
+          const int column = (slab * 16 + lane % 4 * 4 + in_piece) * kPerWord;
           const S* row = direction.w_hh + (int64_t(gate) * args.units + unit) * args.units;
-          words[w] = operand_word<S>([&](int e) {
+          words[w] = operand_word<Operand>([&](int e) {
             return unit < args.units && column + e < args.units ? row[column + e] : zero;
           });
         }
@@ -63,7 +67,7 @@ __global__ void __launch_bounds__(256, 4)
         const S* row = direction.h0 + b * args.units;
         for (int w = 0; w < 4; ++w) {
           const int column = (int(packet % place / sequences) * 4 + w) * kPerWord;
-          words[w] = operand_word<S>([&](int e) {
+          words[w] = operand_word<Operand>([&](int e) {
             return b < args.batch && column + e < args.units ? row[column + e] : zero;
           });
         }
@@ -73,7 +77,7 @@ __global__ void __launch_bounds__(256, 4)
   }
 }
 
-// W_hh transposed, as fragments of GridBackwardProduct.
+// W_hh transposed, as fragments of GridBackwardProduct or GridBackwardFp32Product.
 template <class S>
 struct GridTransposeArgs {
   const S* w_hh[2];  // of each direction (blockIdx.y)
@@ -83,7 +87,7 @@ struct GridTransposeArgs {
   int units;
   int64_t count;  // of a direction
 };
-template <class S>
+template <class S, class Operand>
 __global__ void __launch_bounds__(256, 4)
     team_transpose_kernel(const __grid_constant__ GridTransposeArgs<S> args) {
   if constexpr (FASTLSTM_SM80) {
@@ -98,10 +102,10 @@ __global__ void __launch_bounds__(256, 4)
       const int block = int(rest % args.team.blocks), slot = int(rest / args.team.blocks);
       uint32_t words[4];
       for (int w = 0; w < 4; ++w) {
-        const int column = block * 32 + lane / 4 * 4 + tile * 2 + w % 2;
-        words[w] = operand_word<S>([&](int e) {
-          const bool half = sizeof(S) == 2;
-          const int gate = half ? w / 2 * 2 + e : step * 2 + w / 2;
+        constexpr bool half = sizeof(S) == 2, fp32 = std::is_same_v<Operand, float>;
+        const int column = block * 32 + lane / 4 * 4 + (fp32 ? w : tile * 2 + w % 2);
+        words[w] = operand_word<Operand>([&](int e) {
+          const int gate = fp32 ? step * 2 + tile : half ? w / 2 * 2 + e : step * 2 + w / 2;
           const int unit = slot * args.shape.units +
                            (half ? slab * 8 + step * 4 + lane % 4 : slab * 4 + lane % 4);
           return unit < args.units && column < args.units

@@ -4,9 +4,8 @@
 // a reader can tell a step's words from those of two steps before. Where the bit comes from:
 // - An element of a half type whose absolute value is at most 1 has a top exponent bit of 0, which
 //   carries the phase. A NaN is sent as a number between 1 and 2, which h never is.
-// - A float gives up the last bit of its mantissa. tf32 ignores that bit; a partial sum loses half
-// a
-//   unit in the last place.
+// - A float gives up the last bit of its mantissa. tf32 ignores that bit; in fp32 h loses it, and a
+//   partial sum loses half a unit in the last place.
 #pragma once
 
 #include "../shared/exchange.cuh"
@@ -21,13 +20,19 @@ __device__ __forceinline__ uint32_t phase_of(int step, uint32_t bits) {
   return step & 2 ? 0u : bits;
 }
 
-// How h carries the phase.
-template <class S>
+// How h carries the phase, by the type of the product's operands (RoundedFloat: tf32).
+template <class Operand>
 struct PhaseCode;
 
 template <>
 struct PhaseCode<float> {
-  typedef RoundedFloat Element;  // as an operand of mma
+  static constexpr uint32_t kPhase = 1;
+  __device__ __forceinline__ static uint32_t encode(float h, uint32_t phase) {
+    return (bits_of(h) & ~kPhase) | phase;
+  }
+};
+template <>
+struct PhaseCode<RoundedFloat> {
   static constexpr uint32_t kPhase = 1, kAboveOne = 0;
   // What is sent for h. (A template, because round_tf32 exists only with tensor cores.)
   template <class T>
@@ -38,7 +43,6 @@ struct PhaseCode<float> {
 
 template <class S, uint32_t kOne>
 struct HalfPhaseCode {
-  typedef S Element;
   static constexpr uint32_t kPhase = 0x40004000u;
   // Added to an element without its phase: sets the phase's bit if the element is above 1, which
   // stands for a NaN.
@@ -54,12 +58,12 @@ template <>
 struct PhaseCode<F16> : HalfPhaseCode<F16, 0x3c00u> {};
 
 // Sends h as one element of a packet.
-template <class S>
+template <class Code, class S>
 __device__ __forceinline__ void send_element(void* to, S h, uint32_t phase) {
   if constexpr (sizeof(S) == 4)
-    send_word(to, PhaseCode<S>::encode(h, phase));
+    send_word(to, Code::encode(h, phase));
   else
-    send_half_word(to, PhaseCode<S>::encode(h, phase));
+    send_half_word(to, Code::encode(h, phase));
 }
 
 // A partial sum with its phase.

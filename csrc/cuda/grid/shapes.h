@@ -23,9 +23,10 @@ constexpr int kGridStepsBytes = 128;
 // Forward: `units` of a CTA and 8 * `tiles` sequences of a group. A warp has every eighth slab of
 // K, at most `slabs` of them. Of its blocks of weights (the gates of 8 units), `register_blocks`
 // stay in registers and the others in shared memory. The input part is loaded `stages` steps ahead,
-// into as many buffers.
+// into as many buffers. Multiply-adds read h from shared memory, where a warp has `staged_slabs`
+// slabs of it.
 struct GridShape {
-  int units, tiles, slabs, register_blocks, stages;
+  int units, tiles, slabs, register_blocks, stages, staged_slabs;
 
   FASTLSTM_INLINE constexpr int blocks() const { return units / 8; }
   FASTLSTM_INLINE constexpr int sequences() const { return 8 * tiles; }
@@ -33,7 +34,16 @@ struct GridShape {
 
 constexpr int kGridForwardCount = 4;
 constexpr GridShape kGridForward[kGridForwardCount] = {
-    {16, 1, 8, 8, 2}, {16, 2, 8, 8, 2}, {32, 2, 4, 6, 1}, {16, 4, 8, 6, 1}};
+    {16, 1, 8, 8, 2, 0}, {16, 2, 8, 8, 2, 0}, {32, 2, 4, 6, 1, 0}, {16, 4, 8, 6, 1, 0}};
+// fp32 without tf32: beside the sums of multiply-adds registers hold fewer weights.
+constexpr int kGridFp32Count = 2;
+constexpr GridShape kGridForwardFp32[kGridFp32Count] = {{16, 1, 8, 6, 2, 2}, {16, 2, 8, 5, 2, 2}};
+
+// The shapes of a type: fp32 is by multiply-adds, all others by tensor cores.
+constexpr int forward_shape_count(bool fp32) { return fp32 ? kGridFp32Count : kGridForwardCount; }
+constexpr GridShape forward_shape(int index, bool fp32) {
+  return fp32 ? kGridForwardFp32[index] : kGridForward[index];
+}
 
 FASTLSTM_INLINE constexpr int least_of(int a, int b) { return a < b ? a : b; }
 FASTLSTM_INLINE constexpr int most_of(int a, int b) { return a > b ? a : b; }
@@ -55,8 +65,8 @@ FASTLSTM_INLINE constexpr GridTeam forward_team(GridShape s, int64_t hidden_size
   return {ctas, int(row / kGridSlabBytes), row * s.sequences()};
 }
 
-// The shared memory of a forward CTA has, in this order: weights, partial sums, the input part,
-// biases, states of cells, steps.
+// The shared memory of a forward CTA has, in this order: weights, staged slabs of h, partial sums,
+// the input part, biases, states of cells, steps.
 struct ForwardLayout {
   // A thread owns `cells` cells of neighbouring sequences; `owners` warps do.
   int cells, owners;
@@ -74,9 +84,15 @@ FASTLSTM_INLINE constexpr ForwardLayout forward_layout(GridShape s) {
 FASTLSTM_INLINE constexpr int blocks_shared(GridShape s, int slabs) {
   return most_of(0, parts_of(slabs, kGridWarps) * s.blocks() - s.register_blocks);
 }
+FASTLSTM_INLINE constexpr int weights_shared(GridShape s, int slabs) {
+  return blocks_shared(s, slabs) * kGridWarps * kGridBlockBytes;
+}
+FASTLSTM_INLINE constexpr int staged_shared(GridShape s) {
+  return s.staged_slabs * kGridWarps * 8 * kGridSlabBytes;
+}
 FASTLSTM_INLINE constexpr int64_t forward_shared(GridShape s, int slabs) {
   const ForwardLayout x = forward_layout(s);
-  return int64_t(blocks_shared(s, slabs)) * kGridWarps * kGridBlockBytes + x.partial_bytes +
+  return int64_t(weights_shared(s, slabs)) + staged_shared(s) + x.partial_bytes +
          s.stages * x.stage_bytes + 16 * s.units + x.cells * kGridThreads * 4 + kGridStepsBytes;
 }
 
@@ -103,6 +119,12 @@ struct GridBackwardShape {
 constexpr int kGridBackwardCount = 3;
 constexpr GridBackwardShape kGridBackward[kGridBackwardCount] = {
     {16, 1, 8, 8, 3}, {16, 2, 8, 7, 3}, {32, 2, 4, 8, 3}};
+constexpr GridBackwardShape kGridBackwardFp32[kGridFp32Count] = {{16, 1, 8, 5, 3},
+                                                                 {16, 2, 8, 5, 3}};
+constexpr int backward_shape_count(bool fp32) { return fp32 ? kGridFp32Count : kGridBackwardCount; }
+constexpr GridBackwardShape backward_shape(int index, bool fp32) {
+  return fp32 ? kGridBackwardFp32[index] : kGridBackward[index];
+}
 
 // A kernel is compiled for the number of blocks that a warp computes, which makes every address of
 // a step a register and a constant. The least of these that holds the layer runs it; blocks beyond

@@ -35,6 +35,7 @@ SIMT_PASSES_LEFT_OUT(cluster, f32)
 SIMT_PASSES_LEFT_OUT(cluster, tf32)
 SIMT_PASSES_LEFT_OUT(cluster, bf16)
 SIMT_PASSES_LEFT_OUT(cluster, f16)
+SIMT_PASSES_LEFT_OUT(grid, f32)
 SIMT_PASSES_LEFT_OUT(grid, tf32)
 SIMT_PASSES_LEFT_OUT(grid, bf16)
 SIMT_PASSES_LEFT_OUT(grid, f16)
@@ -149,10 +150,11 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     }
     if (options.tile >= 0) chosen.single_step = false;
     if (options.shape >= 0 && chosen.algorithm == Algorithm::grid) {
-      chosen.shape =
-          pass == Pass::forward ? options.shape : std::min(options.shape, kGridBackwardCount - 1);
-      const int sequences = pass == Pass::forward ? kGridForward[chosen.shape].sequences()
-                                                  : kGridBackward[chosen.shape].sequences();
+      const bool forward = pass == Pass::forward, fp32 = !chosen.tensor_cores;
+      const int count = forward ? forward_shape_count(fp32) : backward_shape_count(fp32);
+      chosen.shape = std::min(options.shape, count - 1);
+      const int sequences = forward ? forward_shape(chosen.shape, fp32).sequences()
+                                    : backward_shape(chosen.shape, fp32).sequences();
       chosen.groups = parts_of(p.batch, sequences);
       chosen.active = options.active > 0 ? options.active : p.directions * chosen.groups;
     }

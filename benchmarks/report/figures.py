@@ -100,7 +100,7 @@ def recomputation_table(result: Result) -> str:
 
 
 def gpu_table(result: Result) -> str:
-    """The README's: each problem at the best of both sides, and the ranges of all ratios."""
+    """Each problem at the best of both sides, and the ranges of all ratios."""
     rows = [row for row in result["times"]["rows"] if "refused" not in row]
     timed = {(r["case"], r["precision"], r["training"]): r for r in rows}
     lines: dict[str, list[Any]] = {r["case"]: [f"{r['case']} ({r['sizes']})"] for r in rows}

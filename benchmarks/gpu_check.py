@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu_check: no CUDA GPU that torch can use; nothing was checked", file=sys.stderr)
         return NO_GPU
+    os.environ.setdefault("FASTLSTM_WAIT_SECONDS", "20")  # a hang costs a task no more
     if not arguments.no_build:
         start = time.monotonic()
         build()

@@ -24,7 +24,7 @@ using namespace fastlstm;
 py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidden_size,
               int64_t proj_size, int layers, int directions, bool backward, int capability, int sms,
               int64_t shared_per_block, int algorithm, bool allow_tf32, bool plain_cells,
-              bool layer_norm) {
+              bool layer_norm, int largest_cluster) {
   static const int64_t lengths = 0;  // the planner asks only whether there are any
   Problem p{};
   p.dtype = DType(dtype);
@@ -39,9 +39,9 @@ py::dict plan(int dtype, int64_t steps, int64_t batch, bool packed, int64_t hidd
   p.directions = directions;
   p.layer_norm = layer_norm;
   p.cell.clip = plain_cells ? 0 : 1;  // stands for any option of the cell
-  const cuda::Plan chosen =
-      cuda::plan(p, backward ? cuda::Pass::backward : cuda::Pass::forward,
-                 {capability, sms, shared_per_block}, {cuda::Algorithm(algorithm), allow_tf32});
+  const cuda::Plan chosen = cuda::plan(p, backward ? cuda::Pass::backward : cuda::Pass::forward,
+                                       {capability, sms, shared_per_block, largest_cluster},
+                                       {cuda::Algorithm(algorithm), allow_tf32});
   py::dict result;
   result["algorithm"] = cuda::name(chosen.algorithm);
   result["reason"] = chosen.reason;
@@ -178,6 +178,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("directions"), py::arg("backward"), py::arg("capability"), py::arg("sms"),
         py::arg("shared_per_block"), py::arg("algorithm"), py::arg("allow_tf32"),
         py::arg("plain_cells") = true, py::arg("layer_norm") = false,
+        py::arg("largest_cluster") = fastlstm::cuda::Device{}.largest_cluster,
         "What the CUDA planner picks for a problem on a device that need not be there.");
   m.def("generate_plan", &generate_plan, py::kw_only(), py::arg("element_bytes"),
         py::arg("hidden_size"), py::arg("layers"), py::arg("vocabulary"), py::arg("batch"),

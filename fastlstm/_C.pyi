@@ -27,6 +27,7 @@ def plan(
     allow_tf32: bool,
     plain_cells: bool = True,
     layer_norm: bool = False,
+    largest_cluster: int = 16,
 ) -> dict[str, Any]: ...
 def generate_plan(
     *,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .ops.algorithm import algorithm, settings
-from .ops.native import _C, DTYPES, kernels_missing
+from .ops.native import _C, DTYPES, gpu_sizes, kernels_missing
 from .stack import ALGORITHMS
 
 if TYPE_CHECKING:
     from .modules import LSTM
 
-__all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain", "gpu_sizes"]
+__all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain"]
 
 # (compute capability, multiprocessors, bytes of shared memory that a block may ask for)
 GPUS = {
@@ -92,12 +92,6 @@ class Explanation:
         return f"{self.device}: forward {forward}; backward {backward}"
 
 
-def gpu_sizes(device: torch.device) -> tuple[int, int, int]:
-    """What :data:`GPUS` holds, of a GPU of this machine."""
-    p: Any = torch.cuda.get_device_properties(device)
-    return 10 * p.major + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin
-
-
 def explain(
     lstm: LSTM,
     batch_size: int | None = None,
@@ -139,9 +133,9 @@ def explain(
         return Explanation(str(weight.device), "fused", reason, "fused", reason)
     if gpu is None:
         device = f"{weight.device} ({torch.cuda.get_device_name(weight.device)})"
-        capability, sms, shared = gpu_sizes(weight.device)
+        capability, sms, shared, cluster = gpu_sizes(weight.device)
     else:
-        device, (capability, sms, shared) = gpu, GPUS[gpu]
+        device, (capability, sms, shared), cluster = gpu, GPUS[gpu], 16
     if weight.dtype not in DTYPES:
         raise ValueError(f"lstm: no kernels for {weight.dtype}")
     allow_tf32, forced = settings()
@@ -164,6 +158,7 @@ def explain(
             allow_tf32=allow_tf32,
             plain_cells=not stack.has_rules,
             layer_norm=stack.layer_norm,
+            largest_cluster=cluster,
         )
         for in_backward in (False, True)
     )

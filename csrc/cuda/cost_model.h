@@ -53,10 +53,13 @@ struct Product {
   int directions;
 };
 
+// Of a tile's index; 0 microseconds: no tile runs the product.
 struct Choice {
   int index;
   double microseconds;
 };
+
+constexpr int64_t kMostRowTiles = 65535;  // along the grid's y
 
 // The tile with the fastest product. While the L2 cache delivers the operands of all CTAs, the
 // busiest SM reads those of its CTAs and multiplies them. Of equal tiles, the larger one.
@@ -65,20 +68,22 @@ inline Choice best_tile(const Product& x, DType type, bool tensor_cores, const D
   double least = 0;
   for (int j = 0; j < kTileCount; ++j) {
     const TileShape tile = tile_shape(j, tensor_type(type, tensor_cores));
-    if (tile.shared() > device.shared_per_block) continue;
-    const int64_t ctas = ((x.rows + tile.rows() - 1) / tile.rows()) *
-                         ((x.columns + tile.columns() - 1) / tile.columns()) * x.directions;
+    const int64_t row_tiles = (x.rows + tile.rows() - 1) / tile.rows();
+    if (tile.shared() > device.shared_per_block || row_tiles > kMostRowTiles) continue;
+    const int64_t ctas =
+        row_tiles * ((x.columns + tile.columns() - 1) / tile.columns()) * x.directions;
     const int64_t waves = (ctas + device.sms - 1) / device.sms;
     const double bytes = double(tile.rows() + tile.columns()) * x.depth * bytes_of(type);
     const double products = double(tile.rows()) * tile.columns() * x.depth;
     const double busiest =
         waves * std::max(bytes / kBytesPerCycle, products / products_per_cycle(type, tensor_cores));
     const double cycles = std::max(busiest, ctas * bytes / kL2BytesPerCycle);
-    if (j == 0 || cycles <= least) {
+    if (least == 0 || cycles <= least) {
       best = j;
       least = cycles;
     }
   }
+  if (least == 0) return {kLibraryTile, 0};
   const int64_t stages =
       tile_shape(best, tensor_type(type, tensor_cores)).stages_of(bytes_of(type) * x.depth);
   return {best, std::max(least / kCyclesPerMicrosecond, stages * kStageMicroseconds) +
@@ -109,6 +114,8 @@ inline Choice best_wide(const Product& x, const Device& device) {
   Choice best{kWideTile, 0};
   for (int j = 0; j < kWideCount; ++j) {
     const WideTile tile = wide_tile(j);
+    if (tile.shared() > device.shared_per_block || x.rows > kMostRowTiles * tile.sequences)
+      continue;
     const int64_t slots = (x.columns + 4 * kWideUnits - 1) / (4 * kWideUnits),
                   parts = (x.rows + tile.sequences - 1) / tile.sequences * x.directions;
     const double blocks = double(tile.blocks_of(x.depth));
@@ -142,6 +149,10 @@ inline double single_step_microseconds(const Problem& p) {
 }
 
 // ---- cluster ----
+
+// The kernels' layouts fill up to so much of a block's shared memory. GPUs of compute capability 12
+// have clusters, too, but 99 KiB.
+constexpr int64_t kClusterSharedBytes = 227 << 10;
 
 // A step in a cluster, for 8, 16 and 4 sequences, with what backward needs saved, in bf16 on an
 // H200; tf32 takes kFloatFactor times as long. Both kernels have changed since they were measured

@@ -35,7 +35,7 @@ void forward(const Forward& f, const Plan& plan, const Context& context);
 int64_t backward_workspace(const Backward& f, const Plan& plan);
 void backward(const Backward& f, const Plan& plan, const Context& context);
 
-// What the planner needs to know of one of this machine's GPUs.
+// What the planner needs to know of the current GPU, whose number this is.
 Device device_properties(int index);
 
 // The passes of an algorithm for one storage type. They return the bytes of their workspace; with a

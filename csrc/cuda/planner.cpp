@@ -18,10 +18,11 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
       device.capability >= 80 && (half || (p.dtype == DType::f32 && settings.allow_tf32));
   auto choose = [&](int64_t columns, int64_t depth, double moved) {
     const Product x{p.batch, columns, depth, p.directions};
-    Choice best = best_tile(x, p.dtype, plan.tensor_cores, device);
-    if (p.dtype == DType::f64 || (half && !plan.tensor_cores)) return best;
+    const Choice best = best_tile(x, p.dtype, plan.tensor_cores, device);
+    const bool runs = best.microseconds > 0;
+    if (runs && (p.dtype == DType::f64 || (half && !plan.tensor_cores))) return best;
     const double library = library_microseconds(x, p.dtype, moved);
-    return library < best.microseconds ? Choice{kLibraryTile, library} : best;
+    return runs && best.microseconds <= library ? best : Choice{kLibraryTile, library};
   };
   // Bytes that the cells move for each sum. Forward: the input part and, for every four gates, h
   // twice, c three times and the saved gates. Backward: for every unit gates, dgates, and six
@@ -31,7 +32,7 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
   if (half && device.capability >= 90 && !p.projected && !p.layer_norm && p.hidden_size % 8 == 0) {
     const Choice wide =
         best_wide({p.batch, 4 * p.hidden_size, p.hidden_size, p.directions}, device);
-    if (wide.microseconds < gates.microseconds) gates = wide;
+    if (wide.microseconds > 0 && wide.microseconds < gates.microseconds) gates = wide;
   }
   const Choice project = choose(p.out_size, p.hidden_size, 4),
                hidden = choose(p.out_size, 4 * p.hidden_size, 4),
@@ -53,6 +54,8 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
 // Why no cluster runs this problem, whatever its size; null where one does.
 const char* cannot_cluster(const Problem& p, const Plan& stepwise, const Device& device) {
   if (device.capability < 90) return "clusters need a GPU of compute capability 9.0";
+  if (device.shared_per_block < kClusterSharedBytes)
+    return "clusters need 227 KiB of shared memory for each block";
   if (p.dtype == DType::f64) return "clusters have no float64";
   if (p.projected) return "clusters have no projection";
   if (p.layer_norm) return "clusters have no layer normalisation";
@@ -61,13 +64,15 @@ const char* cannot_cluster(const Problem& p, const Plan& stepwise, const Device&
   return nullptr;
 }
 
-// The cluster with the fastest steps of the whole batch.
+// The cluster with the fastest steps of the whole batch; ctas is 0 where the GPU runs none.
 Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& stepwise) {
   Plan best = stepwise;
   best.algorithm = Algorithm::cluster;
+  best.ctas = 0;
   best.microseconds = 0;
   const int64_t bytes = bytes_of(p.dtype);
   auto consider = [&](ClusterShape shape) {
+    if (shape.ctas > device.largest_cluster) return;
     const int64_t clusters = p.directions * ((p.batch + shape.sequences - 1) / shape.sequences);
     const int64_t resident = std::max(1, resident_clusters(shape.ctas, device.sms));
     const double step = p.layers * double((clusters + resident - 1) / resident) *
@@ -100,6 +105,7 @@ Plan cluster(const Problem& p, Pass pass, const Device& device, const Plan& step
       consider(backward_shape({ctas, units, sequences}, bytes));
     }
   }
+  if (best.ctas == 0) return best;
   // The chunks' products: in half types, with tf32 at half that rate, or in full fp32.
   const double flops = !stepwise.tensor_cores ? kLibraryFp32Flops
                        : bytes == 4           ? kLibraryFlops / 2
@@ -192,7 +198,7 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
   }
   const char* refusal = nullptr;  // why the last algorithm cannot run the problem
   bool choice = false;            // whether an algorithm besides stepwise can
-  auto consider = [&](Algorithm algorithm, const char* why_not, auto&& make) {
+  auto consider = [&](Algorithm algorithm, const char* why_not, const Plan& candidate) {
     const bool forced = settings.algorithm == algorithm;
     if (!forced && settings.algorithm != Algorithm::automatic) return;
     if (forced && why_not)
@@ -201,7 +207,6 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
     if (why_not) refusal = why_not;
     if (why_not) return;
     choice = true;
-    const Plan candidate = make();
     if (!forced && candidate.microseconds >= best.microseconds) return;
     best = candidate;
     best.reason = "weights stay on chip for the whole sequence";
@@ -210,11 +215,14 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
       best.reason = "weights stay on chip for the whole sequence, in registers and shared memory";
   };
   const char* no_cluster = cannot_cluster(p, fallback, device);
+  const Plan clusters = no_cluster ? fallback : cluster(p, pass, device, fallback);
+  if (!no_cluster && clusters.ctas == 0)
+    no_cluster = "the GPU runs no cluster of as many CTAs as the recurrent weights need";
   const char* no_grid = cannot_use_grid(p, pass, device);
   const Plan teams = no_grid ? fallback : grid(p, pass, device, fallback);
   if (!no_grid && teams.groups == 0) no_grid = "the recurrent weights do not fit the GPU";
-  consider(Algorithm::cluster, no_cluster, [&] { return cluster(p, pass, device, fallback); });
-  consider(Algorithm::grid, no_grid, [&] { return teams; });
+  consider(Algorithm::cluster, no_cluster, clusters);
+  consider(Algorithm::grid, no_grid, teams);
   if (best.algorithm == Algorithm::stepwise && pass == Pass::forward && best.gates >= kWideTile)
     best.reason = "its steps, in which clusters share h, are estimated to be the fastest";
   if (settings.algorithm != Algorithm::automatic)

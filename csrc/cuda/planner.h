@@ -9,9 +9,12 @@ namespace fastlstm {
 namespace cuda {
 
 struct Device {
-  int capability;  // 75, 80, 90, ...
+  int capability;  // 75, 80, 90, ...: of the GPU or of its code, whichever is older
   int sms;
   int64_t shared_per_block;  // bytes that a block may ask for
+  // CTAs of a cluster, each with an SM of its own. They are SMs of one GPC, which may have fewer
+  // than 16 on a GPU with few SMs or on a part of one.
+  int largest_cluster = 16;
 };
 
 // In the order of fastlstm/stack.py's ALGORITHMS.

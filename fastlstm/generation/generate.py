@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 
 from .. import functional
-from ..algorithms import gpu_sizes
 from ..modules import stack_of
 from ..ops import native
 from ..stack import INDEX_TYPES, Stack, State
@@ -222,7 +221,7 @@ def _refused(stack: Stack, device: torch.device, storage: str) -> str | None:
     ):
         if has:
             return f"no GPU kernel draws text with {what}"
-    capability, sms, shared = gpu_sizes(device)
+    capability, sms, shared, _ = native.gpu_sizes(device)
     plan = native._C.generate_plan(
         element_bytes=4 if storage == "fp32" else 2,
         hidden_size=stack.hidden_size,

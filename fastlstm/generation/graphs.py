@@ -36,6 +36,8 @@ def _captured(function: Callable[[], None], buffers: Sequence[Tensor]) -> Callab
     for x, y in zip(buffers, before, strict=True):
         x.copy_(y)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # torch's default is one stream for the whole process, on the device that first needed it: work
+    # of another device would run at once, and the graph be empty.
+    with torch.cuda.graph(graph, stream=warm_up):
         function()
     return graph.replay

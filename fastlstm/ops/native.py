@@ -31,6 +31,7 @@ __all__ = [
     "cuda_architectures",
     "empty_cache",
     "from_scalars",
+    "gpu_sizes",
     "has_cuda",
     "kernels_missing",
     "missing_on_gpu",
@@ -129,6 +130,19 @@ def _missing_on_gpu(device: int) -> str | None:
 def missing_on_gpu(device: int) -> str | None:
     """Why the CUDA kernels cannot run on the GPU of this number; None where they can."""
     return _missing_on_gpu(device)
+
+
+def gpu_sizes(device: torch.device) -> tuple[int, int, int, int]:
+    """What the planner reads of a GPU on which the kernels run.
+
+    Returns:
+        ``(capability, multiprocessors, shared, cluster)``: the compute capability as ``90``, or
+        that for which the kernels were compiled where the driver made code for this GPU of older
+        PTX; the bytes of shared memory that a block may ask for; the blocks of the largest cluster.
+    """
+    with torch.cuda.device(device):
+        sizes: tuple[int, int, int, int] = _C_cuda.gpu_sizes()
+    return sizes
 
 
 def kernels_missing(like: Tensor) -> str | None:

@@ -202,6 +202,42 @@ def test_no_races_between_many_blocks():
     assert_matches(p, Schedule("random", races=True, tile=1), "race")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_steps_of_millions_of_sequences_fit_a_grid(dtype):
+    """Which has 65,535 CTAs along the rows of a batch at most; the library has no such bound."""
+    tile_rows = (16, 32, 64)
+    wide_sequences = (32, 64, 128)
+    for batch in (10**6, 11 * 10**5, 3 * 10**6, 5 * 10**6, 10**7):
+        for hidden in (8, 16, 32, 256):
+            found = plan(load("plain"), dtype, hidden, batch, algorithm="stepwise")
+            rows = {LIBRARY: batch}
+            rows |= dict(enumerate(tile_rows)) | dict(enumerate(wide_sequences, LIBRARY + 1))
+            assert batch <= 65535 * rows[found.gates]
+            assert batch <= 65535 * rows[found.cell]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_was_saved_may_begin_anywhere(dtype):
+    """As saved_tensors_hooks may hand it back: the race checker refuses misaligned accesses."""
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        room = torch.empty(x.numel() + 1, dtype=x.dtype)
+        room[1:] = x.flatten()
+        return room[1:].view(x.shape)
+
+    p = Problem(hidden_size=16, batch=3, steps=3, dtype=dtype)
+    runs = []
+    for move in (False, True):
+        x = make(p)
+        emulated = Emulated(load("race"), Schedule("random", races=True))
+        y = emulated.lstm(*x.arguments)[0]
+        if move:
+            y.grad_fn.saved = [moved(s) for s in y.grad_fn.saved]
+        runs.append(torch.autograd.grad(y, x.leaves(), torch.ones_like(y)))
+        assert emulated.races == 0
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 def test_address_sanitizer_finds_nothing():
     sanitize(
         "for name in ('wide projection', 'index, large vocabulary', 'everything', 'every rule'):\n"

@@ -105,10 +105,9 @@ def test_out_of_memory_raises_and_the_module_goes_on(training):
     assert all(p.grad.isfinite().all() for p in lstm.parameters())
 
 
-def test_two_threads_at_once(device):
-    """Each on a stream of its own: the bits that it gets alone."""
-    modules = [fastlstm.LSTM(8, 40, 2, bidirectional=True, device=device) for _ in range(2)]
-    inputs = [torch.randn(20, 6, 8, device=device) for _ in range(2)]
+def assert_threads_agree(modules, device, dtype=torch.float32):
+    """A thread for each module, on a stream of its own, gets the bits that it gets alone."""
+    inputs = [torch.randn(20, 6, 8, device=device, dtype=dtype) for _ in modules]
 
     def results(i):
         y = modules[i](inputs[i])[0]
@@ -139,6 +138,19 @@ def test_two_threads_at_once(device):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_two_threads_at_once(device):
+    options = {"bidirectional": True, "device": device}
+    assert_threads_agree([fastlstm.LSTM(8, 40, 2, **options) for _ in range(2)], device)
+
+
+@pytest.mark.cuda
+def test_two_threads_with_models_of_different_sizes():
+    """The same kernel, over the grid, with more shared memory in one thread than in the other."""
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    modules = [fastlstm.LSTM(8, hidden, **options) for hidden in (800, 1000)]
+    assert_threads_agree(modules, "cuda", torch.bfloat16)
 
 
 BAD_INDEX = """

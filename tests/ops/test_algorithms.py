@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,26 @@ def test_torchs_lstm_is_named_where_there_are_no_kernels(monkeypatch):
     assert found.backward_reason == "the CUDA kernels were not built"
 
 
+def test_a_gpu_counts_as_what_it_and_its_kernels_can(monkeypatch):
+    """Clusters do nothing in PTX of 8.0, and those of 16 CTAs need as many SMs side by side."""
+    lstm = fastlstm.LSTM(65, 512, dtype=torch.bfloat16, device="meta")
+    weight = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 0))
+    on_gpu = SimpleNamespace(get_parameter=lambda name: weight, stack=lstm.stack)
+    current = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(current.append(device)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    for code, cluster, algorithm in ((80, 16, "grid"), (90, 16, "cluster"), (90, 8, "grid")):
+        sizes = (code, 132, 227 << 10, cluster)
+        module = SimpleNamespace(architectures="8.0+PTX", gpu_sizes=lambda sizes=sizes: sizes)
+        monkeypatch.setattr(native, "_C_cuda", module)
+        native._missing_on_gpu.cache_clear()
+        found = fastlstm.explain(on_gpu, 16, 100)
+        assert (found.device, found.algorithm) == ("cuda:0 (a GPU)", algorithm)
+    native._missing_on_gpu.cache_clear()
+    assert current == [weight.device] * 3
+
+
 @pytest.mark.parametrize("gpu", algorithms.GPUS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_every_gpu_runs_every_problem(gpu, dtype):
@@ -63,6 +84,32 @@ def test_weights_that_fit_stay_on_chip(gpu, algorithm, batch):
     assert "us a step" in str(found)
     assert slower.ctas == slower.backward_ctas == 0
     assert "SMs for" not in str(slower)
+
+
+@pytest.mark.parametrize(("hidden", "batch"), [(64, 128), (256, 16), (512, 100), (768, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpus_with_clusters_but_little_shared_memory_run_no_clusters(
+    hidden, batch, dtype, monkeypatch
+):
+    """Compute capability 12 has 99 KiB for a block, and a launch that asks for more fails."""
+    monkeypatch.setitem(algorithms.GPUS, "small", (120, 170, 99 << 10))
+    lstm = fastlstm.LSTM(65, hidden, 2, dtype=dtype, device="meta")
+    found = fastlstm.explain(lstm, batch, 100, gpu="small")
+    assert {found.algorithm, found.backward_algorithm} <= {"grid", "stepwise"}
+    refusal = "clusters need 227 KiB of shared memory for each block"
+    with fastlstm.algorithm("cluster"), pytest.raises(ValueError, match=refusal):
+        fastlstm.explain(lstm, batch, 100, gpu="small")
+
+
+def test_wide_steps_need_their_shared_memory(monkeypatch):
+    """They are estimated to be the fastest of a layer of this size, where a GPU can run them."""
+    lstm = fastlstm.LSTM(65, 2048, dtype=torch.bfloat16, device="meta")
+    steps = []
+    for shared in (99, 227):  # KiB
+        monkeypatch.setitem(algorithms.GPUS, "some", (120, 170, shared << 10))
+        with fastlstm.algorithm("stepwise"):
+            steps.append(fastlstm.explain(lstm, 128, 100, gpu="some").step_microseconds)
+    assert steps[0] > steps[1]
 
 
 # The problems that cuDNN was compared with on a GPU: input and hidden size, layers, directions,

@@ -1,5 +1,8 @@
 """Draws: the right distribution, the right survivors of the filters, natively as in torch."""
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from generation_models import make, primed, state
@@ -10,6 +13,7 @@ import fastlstm
 from fastlstm.generation import draw
 from fastlstm.generation.draw import Draw, choose, loop, noise
 from fastlstm.generation.generate import _loop, _module, run
+from fastlstm.generation.graphs import as_graph
 
 CPU = torch.device("cpu")
 
@@ -179,6 +183,42 @@ def repeated(function, buffers):
     for x, y in zip(buffers, before, strict=True):
         x.copy_(y)
     return function
+
+
+def test_a_graph_is_captured_on_a_stream_of_its_own_device(monkeypatch):
+    """torch.cuda.graph's default stream is on the device of the process' first graph."""
+    device, streams, captured = [0], [], []
+
+    class Stream:
+        def __init__(self):
+            self.device = device[0]
+            streams.append(self)
+
+        def wait_stream(self, other):
+            pass
+
+    @contextmanager
+    def on(index):
+        before, device[0] = device[0], index
+        yield
+        device[0] = before
+
+    def graph(recorded, stream=None):
+        captured.append(stream)
+        return nullcontext()
+
+    default = Stream()
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: default)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay"))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    buffer = SimpleNamespace(device=1, clone=lambda: None, copy_=lambda x: None)
+    calls = []
+    assert as_graph(lambda: calls.append(device[0]), [buffer]) == "replay"
+    assert calls == [1, 1]
+    assert [stream.device for stream in captured] == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -227,15 +227,15 @@ inline void check(cudaError_t error, const char* what) {
 // Whether kernels can begin early on the current GPU (device_properties.cu).
 bool kernels_begin_early();
 
-// More than 48 KiB of dynamic shared memory is an opt-in, once for each kernel and device.
+// Lets launches of a kernel on the current GPU take so much dynamic shared memory: more than 48 KiB
+// are an opt-in (device_properties.cu).
+void allow_shared(const void* kernel, size_t bytes);
+
 template <class Args>
 void launch(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared, void* stream,
             const Args& args, Begin begin = Begin::late) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared > 48 * 1024)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-          "shared memory");
+  allow_shared(reinterpret_cast<const void*>(kernel), shared);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -254,8 +254,7 @@ template <class Args>
 void launch_cooperative(void (*kernel)(Args), dim3 grid, unsigned threads, size_t shared,
                         void* stream, const Args& args) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "shared memory");
+  allow_shared(function, shared);
   void* parameters[] = {const_cast<Args*>(&args)};
   check(cudaLaunchCooperativeKernel(function, grid, dim3(threads), parameters, shared,
                                     static_cast<cudaStream_t>(stream)),

@@ -246,8 +246,7 @@ void launch_clusters(void (*kernel)(Args), dim3 grid, unsigned cluster, unsigned
                      size_t shared, void* stream, const Args& args, Begin begin = Begin::late) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "shared memory");
+  allow_shared(function, shared);
   if (cluster > 8)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cluster size");
@@ -267,12 +266,12 @@ void launch_clusters(void (*kernel)(Args), dim3 grid, unsigned cluster, unsigned
   check(cudaLaunchKernelEx(&config, kernel, args), "cluster launch");
 }
 
-// How many clusters of `cluster` CTAs the current GPU runs at once.
+// How many clusters of `cluster` CTAs the current GPU runs at once; 0 where it runs none of that
+// size.
 template <class Args>
 int clusters_at_once(void (*kernel)(Args), unsigned cluster, unsigned threads, size_t shared) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        "shared memory");
+  allow_shared(function, shared);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = cluster;
@@ -284,8 +283,7 @@ int clusters_at_once(void (*kernel)(Args), unsigned cluster, unsigned threads, s
   config.attrs = &attribute;
   config.numAttrs = 1;
   int count = 0;
-  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "clusters at once");
-  return count;
+  return cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess ? count : 0;
 }
 
 #endif

@@ -1,4 +1,7 @@
-// How long a CTA waits for another before it ends the kernel, which also ends the context.
+// How long a CTA waits for another before it ends the kernel, which also ends the context. A CTA
+// that has yet to begin may need an SM that another kernel holds: a collective holds its SMs until
+// the slowest process joins, ten minutes before NCCL's watchdog gives up. So by default waits are
+// longer.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +15,7 @@ namespace cuda {
 // In nanoseconds; 0: without a limit.
 inline uint64_t wait_limit() {
   const char* text = std::getenv("FASTLSTM_WAIT_SECONDS");
-  if (text == nullptr || *text == 0) return uint64_t(20e9);
+  if (text == nullptr || *text == 0) return uint64_t(1800e9);
   char* end = nullptr;
   const double seconds = std::strtod(text, &end);
   if (end == text || *end != 0 || !(seconds >= 0 && seconds <= 1e9))  // false for a NaN, too

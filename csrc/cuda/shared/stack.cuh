@@ -30,11 +30,13 @@ constexpr int64_t whole_pieces(int64_t n) {
   return (n * int64_t(sizeof(S)) + kPieceBytes - 1) / kPieceBytes * kPieceBytes /
          int64_t(sizeof(S));
 }
+inline bool begins_piece(const void* memory) {
+  return reinterpret_cast<uintptr_t>(memory) % kPieceBytes == 0;
+}
 // Whether rows of `width` elements, `stride` apart, begin at pieces and are whole ones.
 template <class S>
 bool in_pieces(const void* rows, int64_t stride, int64_t width) {
-  return reinterpret_cast<uintptr_t>(rows) % kPieceBytes == 0 &&
-         whole_pieces<S>(stride) == stride && whole_pieces<S>(width) == width;
+  return begins_piece(rows) && whole_pieces<S>(stride) == stride && whole_pieces<S>(width) == width;
 }
 
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }

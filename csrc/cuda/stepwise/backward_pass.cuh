@@ -111,6 +111,8 @@ class StepwiseBackwardPass {
       CellBackwardStep<S>& step = args.step[d];
       step.width = int(units_);
       step.projected = p_.projected;
+      // A caller's hook for saved tensors may have moved them anywhere.
+      step.aligned = begins_piece(f_.saved.gates) && begins_piece(f_.saved.cell_states);
       step.incoming = incoming(layer, t, d);
       step.first = stack_.first[t];
       step.before = stack_.active(before);

@@ -55,6 +55,7 @@ struct CellBackwardStep {
 
   int width;  // H
   bool projected;
+  bool aligned;                  // gates and cell_states begin at 16 bytes
   IncomingGradient<S> incoming;  // unprojected
   int64_t first, before_first;
   int after, before;  // sequences that have a step after, and before, this one
@@ -71,7 +72,9 @@ struct CellBackwardStep {
   __device__ __forceinline__ T initial(int row, int unit) const {
     return projected ? T(0) : incoming.at(row, unit, width);
   }
-  FASTLSTM_INLINE bool together() const { return rules.plain && width % kNeighbours == 0; }
+  FASTLSTM_INLINE bool together() const {
+    return rules.plain && aligned && width % kNeighbours == 0;
+  }
   template <int kUnits>
   __device__ __forceinline__ void finish(int row, int unit, const T (&sums)[1][kUnits]) const {
     const int64_t state = int64_t(row) * width + unit, r = first + row;

@@ -21,6 +21,11 @@ void Stream::launch_now(const Grid& grid, Stream& stream) {
             std::to_string(cluster);
     return;
   }
+  if (grid.size.y > 65535 || grid.size.z > 65535) {
+    error = "a grid of " + std::to_string(grid.size.y) + " CTAs along y and " +
+            std::to_string(grid.size.z) + " along z";
+    return;
+  }
   if (threads > 1024 || grid.shared > 227 << 10) {
     error = "a CTA of " + std::to_string(threads) + " threads with " + std::to_string(grid.shared) +
             " bytes of shared memory";

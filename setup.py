@@ -1,10 +1,11 @@
 """Builds the native modules with ninja, against the torch that is already installed.
 
 The modules use LibTorch's stable ABI: one build runs with every torch >= 2.10, so it does not
-matter that pip builds in an isolated environment. There the installed torch is found in the
-environment's site-packages; only where there is none does the build ask for one.
+matter that pip builds in an isolated environment. There the installed torch is found where the
+environment, the installation below it or the user has packages; only where there is none does the
+build ask for one.
 
-    CXX                    the compiler                      (default: c++, then g++, clang++)
+    CXX                    the compiler's command            (default: c++, then g++, clang++)
     FASTLSTM_CCACHE        0: do not use ccache or sccache   (default: where one is on PATH)
     MAX_JOBS               how many compilers run at once    (default: by cores and memory)
     FASTLSTM_CUDA          auto: the CUDA kernels where torch has CUDA and nvcc is found, and one
@@ -21,6 +22,7 @@ import platform
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -30,7 +32,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-STABLE_ABI = "0x020a000000000000"  # torch 2.10
+OLDEST_TORCH = [2, 10]
+STABLE_ABI = "0x020a000000000000"  # that one's
 BYTES_PER_JOB = 1 << 30
 
 CUDA_ARCHITECTURES = "7.5;8.0;9.0a;10.0a+PTX"
@@ -52,12 +55,23 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
+def package_folders() -> list[str]:
+    """Where this Python's packages are. An isolated build has few of these folders in sys.path."""
+    paths = sysconfig.get_paths()
+    folders = [*sys.path, paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    if sys.base_prefix in site.PREFIXES:  # an environment that is closed to them lacks it
+        folders.append(site.getusersitepackages())
+    return folders
+
+
 def find_torch() -> Path | None:
-    """The folder of the installed torch, seen from inside an isolated build too."""
-    for folder in [*sys.path, sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]:
+    """The folder of the installed torch, if it is new enough."""
+    for folder in package_folders():
         torch = Path(folder or ".") / "torch"
         if (torch / "include" / "torch" / "csrc" / "stable").is_dir():
-            return torch.resolve()
+            version = [int(part) for part in re.findall(r"\d+", torch_version(torch))[:2]]
+            if version >= OLDEST_TORCH:
+                return torch.resolve()
     return None
 
 
@@ -102,13 +116,14 @@ def why_no_cuda(torch: Path | None) -> str:
 
 
 def cuda_architectures() -> str:
-    return os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    names = re.findall(r"[^;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    return ";".join(names) or CUDA_ARCHITECTURES
 
 
 def cuda_targets() -> list[str]:
     """nvcc's flags for the architectures. PTX is that of the plain number, for newer GPUs."""
     flags = []
-    for name in re.split(r"[;,\s]+", cuda_architectures()):
+    for name in cuda_architectures().split(";"):
         found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
         if found is None:
             raise SystemExit(
@@ -139,9 +154,12 @@ def find_ninja() -> str:
 
 
 def find_compiler() -> str:
-    for name in filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"]):
+    asked = os.environ.get("CXX")
+    for name in [asked] if asked else ["c++", "g++", "clang++"]:
         if shutil.which(shlex.split(name)[0]):
             return name
+    if asked:
+        raise SystemExit(f"fastlstm: CXX: expected a compiler's command, got {asked!r}, not found")
     raise SystemExit("fastlstm: building needs a C++17 compiler (g++ or clang++), none was found")
 
 
@@ -150,9 +168,13 @@ def understands(compiler: str, flags: list[str]) -> bool:
     return subprocess.run(command, input="", capture_output=True, text=True).returncode == 0
 
 
-def compiler_cache() -> str:
-    """ccache or sccache as a prefix of the compiler's commands; empty without one."""
-    if os.environ.get("FASTLSTM_CCACHE") == "0":
+def is_cache(word: str) -> bool:
+    return Path(word).name in ("ccache", "sccache")
+
+
+def compiler_cache(command: list[str]) -> str:
+    """ccache or sccache as a prefix of a compiler's command; empty where it begins with one."""
+    if os.environ.get("FASTLSTM_CCACHE") == "0" or is_cache(command[0]):
         return ""
     found = shutil.which("ccache") or shutil.which("sccache")
     return f"{shlex.quote(found)} " if found else ""
@@ -168,8 +190,10 @@ def pybind11_include(torch: Path) -> Path:
 
 
 def jobs() -> int:
-    if "MAX_JOBS" in os.environ:
-        return max(1, int(os.environ["MAX_JOBS"]))
+    if asked := os.environ.get("MAX_JOBS"):
+        if not asked.isdecimal():
+            raise SystemExit(f"fastlstm: MAX_JOBS: expected a number, got {asked!r}")
+        return max(1, int(asked))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(os.cpu_count() or 1, memory // BYTES_PER_JOB))
 
@@ -222,12 +246,13 @@ def ninja_file(ext: Extension, torch: Path, target: Path) -> str:
         link = ["-bundle", "-undefined", "dynamic_lookup"]
         link += [f"-Wl,-exported_symbol,_{init_function(ext)}"]
     link += [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    cache = compiler_cache(shlex.split(compiler))
     lines = [
         f"cxx = {compiler}",
         f"flags = {quote(flags)}",
         f"link = {quote(link)}",
         "rule compile",
-        f"  command = {compiler_cache()}$cxx $flags $more -MMD -MF $out.d -c $in -o $out",
+        f"  command = {cache}$cxx $flags $more -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $in",
@@ -260,7 +285,8 @@ def cuda_lines(compiler: str) -> list[str]:
     assert root is not None  # why_no_cuda said so
     flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}"]
     flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
-    flags += ["-ccbin", shlex.split(compiler)[0], *cuda_targets()]
+    host = next(word for word in shlex.split(compiler) if not is_cache(word))
+    flags += ["-ccbin", host, *cuda_targets()]
     targets = f'-DFASTLSTM_CUDA_TARGETS="{cuda_architectures()}"'
     target = {"aarch64": "sbsa"}.get(platform.machine(), platform.machine())  # CUDA's name
     folders = ("lib64", "lib", f"targets/{target}-linux/lib")
@@ -272,7 +298,7 @@ def cuda_lines(compiler: str) -> list[str]:
         f"flags = $flags {include}",
         f"link = $link {quote(libraries)}",
         "rule nvcc",
-        f"  command = {compiler_cache()}$nvcc -MMD -MF $out.d -c $in -o $out",
+        f"  command = {compiler_cache(['nvcc'])}$nvcc -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = nvcc $in",

@@ -71,8 +71,9 @@ class KeptByProcess {
     return best < blocks_.size() ? remove(best) : nullptr;
   }
 
-  // Those that nobody took for longest make room.
+  // Those that nobody took for longest make room, unless the block would not fit alone.
   void give(Block* block) {
+    if (block->bytes > kMostKeptByProcess) return std::free(block);
     std::lock_guard<std::mutex> lock(mutex_);
     blocks_.push_back(block);
     bytes_ += block->bytes;

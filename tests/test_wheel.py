@@ -54,15 +54,19 @@ def test_it_holds_the_package_and_no_library_of_torchs(wheel):
     assert not [name for name in libraries if "torch" in name or "c10" in name]
 
 
-def test_the_source_distribution_can_be_built_from(tmp_path):
-    """It holds what the compiler and the wheel need, headers and templates too."""
+def test_the_source_distribution_can_be_built_from_and_tested(tmp_path):
+    """It holds what the compiler, the wheel and the tests need, and nothing that either leaves."""
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=ROOT)
     (archive,) = tmp_path.iterdir()
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
-    files += [*(ROOT / "fastlstm").rglob("*.py"), *(ROOT / "fastlstm").rglob("templates/*")]
-    assert {str(path.relative_to(ROOT)) for path in files} <= names
+    folders = ["fastlstm", "csrc", "tests", "benchmarks", "docs", "examples"]
+    files = [ROOT / "Makefile", ROOT / "CHANGELOG.md", ROOT / ".pre-commit-config.yaml"]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    left = {*ROOT.rglob("*.py[cod]"), *ROOT.rglob("*.so"), ROOT / "benchmarks/results/cpu.json"}
+    left.update((ROOT / "benchmarks" / "results").glob("*.txt"))
+    assert {str(path.relative_to(ROOT)) for path in files if path not in left} <= names
+    assert not {str(path.relative_to(ROOT)) for path in left} & names
 
 
 def test_it_says_who_made_it_and_what_it_needs(wheel):

@@ -141,15 +141,18 @@ class ForwardCells {
           out = cell_forward<MathOf<T, V>>(a_i, a_f, a_g, a_o, c_prev);
         }
         At::write(c, out.c, kUnits);
+        // Where the products read a row's padding it stays zero: of an infinite input the units
+        // there are NaN.
+        const int stored = kDeep<E> > 1 ? n : kUnits;
         if (projected_) {
-          At::write(unprojected_h_.get() + (b + m) * h_stride_ + unit, out.h, kUnits);
+          At::write(unprojected_h_.get() + (b + m) * h_stride_ + unit, out.h, stored);
         } else {
           // The recurrence reads h as the output holds it: rounded to the storage type.
           E* const to = new_h + (b + m) * h_stride_ + unit;
           if constexpr (kSame<E, S>)
-            At::write(to, out.h, kUnits);
+            At::write(to, out.h, stored);
           else
-            At::write(to, At::template rounded<S>(out.h), kUnits);
+            At::write(to, At::template rounded<S>(out.h), stored);
           At::write(layer_.output + row * layer_.output_stride + unit, out.h, n);
         }
         if (layer_.gates) {

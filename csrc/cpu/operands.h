@@ -62,14 +62,13 @@ FASTLSTM_INLINE Vec<Word<E>> load_words(const E* p) {
 // Alternates the lanes of a and b, taken from the first half of both or from the second.
 template <class V>
 FASTLSTM_INLINE V interleaved(V a, V b, bool second) {
-  typedef decltype(a < b) Lanes;
   constexpr int N = int(sizeof(V) / sizeof(a[0]));
 #ifdef __clang__
   V out;
   for (int j = 0; j < N; ++j) out[j] = (j % 2 ? b : a)[j / 2 + second * N / 2];
   return out;
 #else
-  Lanes from;
+  decltype(a < b) from;
   for (int j = 0; j < N; ++j) from[j] = j / 2 + second * N / 2 + j % 2 * N;
   return __builtin_shuffle(a, b, from);
 #endif

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..stack import Stack
 
 try:
-    from .. import _C
+    import fastlstm._C as _C  # `from .. import` would report a circular import where it is missing
 except ImportError as error:
     raise ImportError(
         "fastlstm's native module is missing or cannot be loaded "

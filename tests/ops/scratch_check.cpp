@@ -81,6 +81,9 @@ static void large_blocks() {
   give_scratch(again);
   expect(take_scratch(100 * MiB) != first, "half of a block stays unused");
   give_scratch(small);
+  const int64_t kept = kept_by_process();
+  give_scratch(take_scratch(1100 * MiB));
+  expect(kept_by_process() == kept, "a block that cannot be kept pushes out the others");
   void* large[3];
   for (void*& block : large) block = take_scratch(400 * MiB);
   for (void* block : large) give_scratch(block);

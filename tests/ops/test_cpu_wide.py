@@ -119,6 +119,18 @@ def test_wide_kernels_and_the_gradient_of_all_cells(kernels, libraries):
 
 
 @every_kernel
+def test_wide_kernels_keep_an_infinite_input_out_of_the_padding(kernels, libraries):
+    x = make(Problem(hidden_size=31, proj_size=5, num_layers=2, dtype=KERNELS[kernels][0]))
+    with torch.no_grad():
+        x.input[0, 0, 0] = torch.inf
+    outputs, _ = outputs_and_gradients(Wide(libraries[kernels], threads=2).lstm, x)
+    expected, _ = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+    for a, b in zip(outputs, expected, strict=True):
+        assert b.isfinite().all()
+        torch.testing.assert_close(a.double(), b, rtol=0.1, atol=0.02)
+
+
+@every_kernel
 def test_wide_kernels_do_not_depend_on_the_threads(kernels, libraries):
     """Teams of one to five, and parts of the batch, in both directions."""
     p = Problem(

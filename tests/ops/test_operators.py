@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from benchmarks import problems
 from benchmarks.problems import Problem, assert_matches_reference, make, outputs_and_gradients
-from fastlstm import ops
+from fastlstm import ops, reference
 from fastlstm.ops.native import scalars_of
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -128,6 +128,20 @@ def test_no_result_depends_on_what_memory_held_before(name):
         outputs_and_gradients(ops.lstm, nan)
         outputs, gradients = outputs_and_gradients(ops.lstm, x)
         assert not any(y.isnan().any() for y in [*outputs, *gradients])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("proj_size", [0, 3])
+def test_an_infinite_input_saturates_gates_and_no_more(proj_size, dtype, instruction_set):
+    """It spoils no later step of its sequence, whatever is computed in the padding of rows."""
+    x = make(Problem(hidden_size=33, proj_size=proj_size, num_layers=2, steps=5, dtype=dtype))
+    with torch.no_grad():
+        x.input[0, 0, 0], x.input[1, 1, 2] = torch.inf, -torch.inf
+    actual, _ = outputs_and_gradients(ops.lstm, x)
+    expected, _ = outputs_and_gradients(reference.lstm, x.to(torch.float64))
+    for a, b in zip(actual, expected, strict=True):
+        assert b.isfinite().all()
+        torch.testing.assert_close(a.double(), b, rtol=0.1, atol=0.02)
 
 
 def test_result_does_not_depend_on_threads(threads):

@@ -34,9 +34,8 @@ BUGS = {
     "a process that keeps everything": ("while (bytes_ > kMostKeptByProcess)", "while (false)"),
     "a thread that keeps everything": ("kept.bytes + block->bytes > kMostKeptByThread", "false"),
     "a list that threads change at once": (
-        """  void give(Block* block) {
-    std::lock_guard<std::mutex> lock(mutex_);""",
-        "  void give(Block* block) {",
+        "    std::lock_guard<std::mutex> lock(mutex_);\n    blocks_.push_back(block);",
+        "    blocks_.push_back(block);",
     ),
 }  # fmt: skip
 

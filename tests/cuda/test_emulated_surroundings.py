@@ -11,6 +11,7 @@ from simt_library import Emulated, Schedule, input_part, load
 
 from benchmarks import problems
 from benchmarks.problems import OPTIONS, Problem, make
+from fastlstm import reference
 
 pytestmark = NEEDED
 
@@ -79,7 +80,7 @@ def test_recurrent_gradients_need_no_copy_of_h_where_states_are_zero(states, bid
 @pytest.mark.parametrize("name", ["index", "index, few rows", "both directions", "three layers"])
 @pytest.mark.parametrize(("slots", "units"), [(1, 8), (2, 4), (3, 4), (5, 2), (1, 32)])
 def test_input_part_by_slots(name, slots, units):
-    """[slot][gate][unit], zero beyond the layer's units; biases are those of all cells."""
+    """[slot][gate][unit], the last unit for those beyond it; biases are those of all cells."""
     p = Problem(**OPTIONS[name])
     x = make(p)
     directions = 1 + p.bidirectional
@@ -94,8 +95,7 @@ def test_input_part_by_slots(name, slots, units):
     for d in range(directions):
         w_ih = weights[d * per_cell]
         gates = (rows @ w_ih.T).unflatten(1, (4, p.hidden_size))
-        padded = torch.zeros(len(rows), 4, slots * units)
-        padded[..., : p.hidden_size] = gates
+        padded = gates[..., torch.arange(slots * units).clamp(max=p.hidden_size - 1)]
         expected = padded.unflatten(2, (slots, units)).transpose(1, 2)
         torch.testing.assert_close(starts[d], expected)
     for cell, sums in enumerate(biases):
@@ -121,3 +121,21 @@ def test_a_step_by_the_library_is_a_product_a_direction_and_one_kernel():
     (launches, products), (more_launches, more_products) = calls
     assert more_launches - launches == 2  # forward and backward
     assert more_products - products == 4
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16", "tf32", "f32"])
+@pytest.mark.parametrize("algorithm", ["stepwise", "cluster", "grid"])
+@pytest.mark.parametrize("hidden", [5, 33, 60])
+def test_an_infinite_input_saturates_gates_and_no_more(hidden, algorithm, kind):
+    """And h0: no later step is spoilt by units that a kernel computes and the layer has not."""
+    dtype = {"bf16": torch.bfloat16, "f16": torch.float16}.get(kind, torch.float32)
+    x = make(Problem(hidden_size=hidden, num_layers=2, steps=4, dtype=dtype))
+    with torch.no_grad():
+        x.input[0, 0, 0], x.input[1, 1, 2] = torch.inf, -torch.inf
+        x.h0[0, 2, 1] = torch.inf
+    schedule = Schedule(algorithm=algorithm, allow_tf32=kind == "tf32")
+    actual = Emulated(load("plain"), schedule).lstm(*x.arguments)
+    expected = reference.lstm(*x.to(torch.float64).arguments)
+    for a, b in zip(actual, expected, strict=True):
+        assert b.isfinite().all()
+        torch.testing.assert_close(a.double(), b, rtol=0.1, atol=0.02)

@@ -120,10 +120,9 @@ class ClusterForwardFp32Product {
     // This thread keeps the sums of its own unit; its lanes have another besides.
     const int row = first + unit(), other = row ^ 1;
     tile_.load([&](int j, int r) {
-      const int unit = r < 4 ? row : other, k = j * Shape::kLanes + thread_ % Shape::kLanes;
-      return unit < hidden_size && k < hidden_size
-                 ? w_hh[(r % 4 * int64_t(hidden_size) + unit) * hidden_size + k]
-                 : 0.0f;
+      const int unit = existing_unit(r < 4 ? row : other, hidden_size),
+                k = j * Shape::kLanes + thread_ % Shape::kLanes;
+      return k < hidden_size ? w_hh[(r % 4 * int64_t(hidden_size) + unit) * hidden_size + k] : 0.0f;
     });
   }
 

@@ -85,14 +85,14 @@ class ClusterForwardProduct {
     const int64_t gate = int64_t(hidden_size) * hidden_size;
 #pragma unroll
     for (int tile = 0; tile < Shape::kWarpTiles; ++tile) {
-      const int row = first + block() * Shape::kBlockUnits + tile / 2 * 8 + lane() / 4;
-      const int columns = row < hidden_size ? hidden_size : 0;
+      const int row = existing_unit(
+          first + block() * Shape::kBlockUnits + tile / 2 * 8 + lane() / 4, hidden_size);
       const S* from = w_hh + tile % 2 * 2 * gate + int64_t(row) * hidden_size;
 #pragma unroll
       for (int j = 0; j < Shape::kWarpSlabs; ++j) {
         const int k = (part() * Shape::kWarpSlabs + j) * Shape::kSlab + lane() % 4 * Shape::kPiece;
-        const uint4 top = row_piece(from, k, columns, aligned),
-                    low = row_piece(from + gate, k, columns, aligned);
+        const uint4 top = row_piece(from, k, hidden_size, aligned),
+                    low = row_piece(from + gate, k, hidden_size, aligned);
         const uint32_t halves[2][4] = {{top.x, low.x, top.y, low.y}, {top.z, low.z, top.w, low.w}};
 #pragma unroll
         for (int half = 0; half < 2; ++half)

@@ -49,15 +49,14 @@ __global__ void __launch_bounds__(256, 4)
                   block = int(j / kGridBlockFragments % args.shape.blocks());
         const int64_t rest = j / kGridBlockFragments / args.shape.blocks();
         const int slab = int(rest % args.team.slabs), slot = int(rest / args.team.slabs);
-        const int unit = slot * args.shape.units + block * 8 + lane / 4;
+        const int unit = existing_unit(slot * args.shape.units + block * 8 + lane / 4, args.units);
         for (int w = 0; w < 4; ++w) {
           const int gate = kFp32 ? w : part % 2 * 2 + w % 2;
           const int in_piece = kFp32 ? part : part / 2 * 2 + w / 2;
           const int column = (slab * 16 + lane % 4 * 4 + in_piece) * kPerWord;
           const S* row = direction.w_hh + (int64_t(gate) * args.units + unit) * args.units;
-          words[w] = operand_word<Operand>([&](int e) {
-            return unit < args.units && column + e < args.units ? row[column + e] : zero;
-          });
+          words[w] = operand_word<Operand>(
+              [&](int e) { return column + e < args.units ? row[column + e] : zero; });
         }
         direction.fragments[j] = make_uint4(words[0], words[1], words[2], words[3]);
       } else {

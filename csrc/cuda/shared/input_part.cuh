@@ -18,7 +18,7 @@ namespace fastlstm {
 namespace cuda {
 
 // A row of the input part by slots: [slot][i, f, g, o][units of the slot], where slots * units >= H
-// and units beyond H are zero. Without slots: (4H).
+// and units beyond H are the last one again (existing_unit). Without slots: (4H).
 struct SlotLayout {
   int slots = 0, units = 0;
 };

@@ -42,6 +42,13 @@ __device__ __forceinline__ Acc<S> value_or_zero(const S* from, int64_t at) {
   return from ? to_acc(from[at]) : Acc<S>(0);
 }
 
+// The unit whose weights take the place of one that a layer of `units` units may not have. Kernels
+// compute those, too, and multiply their h by zeros. It may be no NaN, which zeros in their rows
+// would make of an infinite input or h0: so the last unit stands there again.
+FASTLSTM_INLINE constexpr int existing_unit(int unit, int units) {
+  return unit < units ? unit : units - 1;
+}
+
 // Neighbouring elements that one access moves.
 template <class S, int kCount>
 struct alignas(kCount * sizeof(S)) Neighbours {

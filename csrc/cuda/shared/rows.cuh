@@ -59,11 +59,11 @@ static __global__ void __launch_bounds__(kRowThreads, 4)
 struct GateOrder {
   int units, slot;
 
-  // The index in the source of what goes to index j; 4 * units and more where nothing does.
+  // The index in the source of what goes to index j.
   __device__ __forceinline__ int64_t source(int64_t j) const {
     if (units == 0) return j;
-    const int64_t unit = j / (4 * slot) * slot + j % slot;
-    return unit < units ? j % (4 * slot) / slot * units + unit : 4 * int64_t(units);
+    const int unit = existing_unit(int(j / (4 * slot) * slot + j % slot), units);
+    return j % (4 * slot) / slot * int64_t(units) + unit;
   }
 };
 

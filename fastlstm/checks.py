@@ -5,29 +5,51 @@ Every check stands here once, for the functions and the modules alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .stack import INDEX_TYPES, Call, Stack
 
-__all__ = ["check_call", "check_cell_call", "check_options"]
+__all__ = [
+    "check_call",
+    "check_cell_call",
+    "check_options",
+    "check_probability",
+    "check_value",
+]
+
+
+def check_value(name: str, value: Any, valid: Callable[[Any], Any], expected: str) -> None:
+    """Raise ValueError where a value is not valid, TypeError where it cannot be compared."""
+    try:
+        passes = valid(value)
+    except TypeError:
+        raise TypeError(f"{name} {expected}, got {value!r}") from None
+    if not passes:
+        raise ValueError(f"{name} {expected}, got {value}")
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raise ValueError where it lies outside 0 .. 1, TypeError where it is no number."""
+    check_value(name, value, lambda p: 0 <= p <= 1, "should be a number in range [0, 1]")
 
 
 def check_options(stack: Stack, cell_clip: float | None) -> None:
     """Check the options that ``nn.LSTM`` lacks, cell_clip as the user gave it.
 
     Raises:
+        TypeError: no number where one belongs.
         ValueError: a number out of range, or zoneout or layer_norm with a projection.
     """
     for name in ("recurrent_dropout", "zoneout_h", "zoneout_c"):
-        value = getattr(stack, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} should be a number in range [0, 1], got {value}")
-    if cell_clip is not None and not cell_clip > 0:
-        raise ValueError(f"cell_clip should be a positive number or None, got {cell_clip}")
+        check_probability(name, getattr(stack, name))
+    check_value(
+        "cell_clip", cell_clip, lambda c: c is None or c > 0, "should be a positive number or None"
+    )
     if stack.proj_size > 0 and (stack.zoneout_h > 0 or stack.zoneout_c > 0):
         raise ValueError(f"zoneout: expected proj_size=0, got {stack.proj_size}")
     if stack.proj_size > 0 and stack.layer_norm:
@@ -49,8 +71,8 @@ def check_call(
         input: of any form that ``functional.lstm`` takes; all tensors after autocast.
 
     Returns:
-        The lengths as int64 ``(B,)``, None without any, and whether they can be read; else they
-        are on the weights' device.
+        The lengths as int64 ``(B,)``, None without any or without sequences, and whether they can
+        be read; else they are on the weights' device.
 
     Raises:
         as ``functional.lstm``.
@@ -65,6 +87,8 @@ def check_call(
             )
         steps, batch = (input.shape[1], input.shape[0]) if batch_first else input.shape[:2]
         lengths = check_lengths(lengths, steps, batch)
+        if batch == 0:  # nothing ends, and nothing can be packed
+            lengths = None
     read = lengths is not None and readable(lengths)
     in_rows = packed or read  # lengths that can be read become batch_sizes
     if hx is not None and in_rows:
@@ -273,7 +297,12 @@ def check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Te
         TypeError: they are no whole numbers.
         ValueError: there are not B of them, or one that can be read lies outside 1 .. T.
     """
-    lengths = torch.as_tensor(lengths)
+    try:
+        lengths = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths must be whole numbers, got {lengths!r} ({error})") from error
+    if lengths.numel() == 0:  # of an empty list, too
+        lengths = lengths.to(torch.int64)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be whole numbers, got {lengths.dtype}")
     if lengths.shape != (batch,):

@@ -95,10 +95,13 @@ def seed_on(device: torch.device, seed: Tensor | None) -> Tensor:
     """The user's seed, or one from the device's default generator.
 
     Raises:
-        RuntimeError: the user's seed is not one int64 element on that device.
+        TypeError: the user's seed is no tensor.
+        RuntimeError: it is not one int64 element on that device.
     """
     if seed is None:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if not isinstance(seed, Tensor):
+        raise TypeError(f"seed must be one int64 element on {device}, got {type(seed).__name__}")
     if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
         raise RuntimeError(
             f"seed must be one int64 element on {device}, "

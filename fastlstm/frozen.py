@@ -54,7 +54,7 @@ class FrozenLSTM(nn.Module):
 
     Raises, when called:
         * **RuntimeError**: an input or a state that requires a gradient.
-        * **NotImplementedError**: lengths in a compiled graph.
+        * **NotImplementedError**: lengths under a ``torch.func`` transform.
         * **ValueError, RuntimeError, IndexError, TypeError**: as :class:`fastlstm.LSTM`.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .checks import check_call, check_cell_call, check_options, check_pair
 from .ops import device_lengths, dispatch
@@ -160,6 +160,14 @@ def run_cast(
         run_stack: what runs the stack, called as ``dispatch.run_stack``. Lengths that cannot be
             read need that one.
     """
+    reads_lengths = (
+        stack.layer_norm or (training and stack.needs_seed) or run_stack is not dispatch.run_stack
+    )
+    if torch.compiler.is_dynamo_compiling() and reads_lengths and _on_host(lengths):
+        # In a graph lengths cannot be read, so the call is made outside of it.
+        return torch._dynamo.disable(run_cast)(
+            input, hx, weights, stack, call, training, batch_first, lengths, run_stack
+        )
     lengths, lengths_are_read = check_call(input, hx, weights, stack, call, batch_first, lengths)
 
     if call.dropout > 0 and not (training and stack.num_layers > 1):
@@ -185,8 +193,8 @@ def run_cast(
         results = run_stack(input, state, weights, stack, call, draws)
     elif run_stack is not dispatch.run_stack:
         raise NotImplementedError(
-            "packed weights take lengths that can be read when the call is made: none in a "
-            "compiled graph or under a torch.func transform"
+            "packed weights take lengths that can be read when the call is made: none under a "
+            "torch.func transform"
         )
     else:
         results = device_lengths.run_padded(input, state, weights, stack, call, draws, lengths)
@@ -194,6 +202,11 @@ def run_cast(
     # The kernels keep c in float64 or float32.
     cells = [form.cells_out(x.to(output.dtype), output) for x in cells]
     return form.output_out(output), form.state_out(h_n, c_n), *cells
+
+
+def _on_host(lengths: Tensor | Sequence[int] | None) -> bool:
+    """Whether there are lengths that the CPU can read."""
+    return lengths.device.type == "cpu" if isinstance(lengths, Tensor) else lengths is not None
 
 
 class _Form:
@@ -244,8 +257,13 @@ class _Form:
         return cells.transpose(1, 2) if self.batch_first else cells
 
     def _padded(self, rows: Tensor) -> Tensor:
-        packed = PackedSequence(rows, *cast(PackedSequence, self.sorted)[1:])
-        return pad_packed_sequence(packed, self.batch_first, total_length=self.total_length)[0]
+        _, batch_sizes, _, order = cast(PackedSequence, self.sorted)
+        vf: Any = torch._VF
+        # pad_packed_sequence computes lengths too, from an order that has no data on "meta".
+        padded, _ = vf._pad_packed_sequence(
+            rows, batch_sizes, self.batch_first, 0.0, self.total_length
+        )
+        return padded.index_select(0 if self.batch_first else 1, cast(Tensor, order))
 
 
 def lstm_cell(

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 from . import functional
-from .checks import check_options
+from .checks import check_options, check_probability
 from .naming import shown_name
+from .ops import autograd
 from .ops.plain import run_plain
 from .stack import NORMS, Call, Stack, State
 
@@ -89,7 +90,8 @@ class LSTM(RNNBase):
             2017).
         checkpoint_every: hold for backward only the states at every so many steps, and compute
             what lies between again: memory of a few segments for the time of one more forward
-            pass (Chen et al., 2016). One direction, padded input.
+            pass (Chen et al., 2016). One direction, padded input. Inside torch.func's derivatives
+            and dual levels nothing is computed again.
         recurrent_dropout: probability of dropping an element of the candidate g, drawn anew in
             every step of training, so that c itself is never dropped (Semeniuta, Severyn and
             Barth, 2016).
@@ -182,10 +184,7 @@ class LSTM(RNNBase):
             device,
             dtype,
         )
-        if not 0 <= weight_dropout <= 1:
-            raise ValueError(
-                f"weight_dropout should be a number in range [0, 1], got {weight_dropout}"
-            )
+        check_probability("weight_dropout", weight_dropout)
         if checkpoint_every is not None:
             if type(checkpoint_every) is not int or checkpoint_every < 1:
                 raise ValueError(
@@ -312,38 +311,31 @@ class LSTM(RNNBase):
             raise ValueError("checkpoint_every: expected padded input without lengths")
         if packed and lengths is not None:
             raise ValueError("lengths: a PackedSequence has its own, expected None")
-        if checkpoint_every is not None and torch.is_grad_enabled():
+        if (
+            checkpoint_every is not None
+            and torch.is_grad_enabled()
+            and not autograd.derivative_in_force()  # which forbids what checkpoint is made of
+        ):
             return self._forward_in_segments(input, hx, self._current_weights())
         rows, hx = self._sorted(input, hx) if packed else (input, hx)
-        output, state, *cells = self._run(
+        call = Call(self.dropout, None, input.batch_sizes if packed else None, return_cells)
+        # The rows of a PackedSequence have no batch dimension that could come first.
+        batch_first = self.batch_first and not packed
+        output, state, *cells = functional.run(
             rows,
             hx,
             self._current_weights(),
-            input.batch_sizes if packed else None,
+            stack_of(self),
+            call,
+            self.training,
+            batch_first,
             lengths,
-            return_cells,
         )
         if not packed:
             return output, state, *cells
         output = PackedSequence(output, *input[1:])
         cells = [PackedSequence(x.movedim(0, 1), *input[1:]) for x in cells]
         return output, self.permute_hidden(state, input.unsorted_indices), *cells
-
-    def _run(
-        self,
-        input: Tensor,
-        hx: State | None,
-        weights: list[Tensor],
-        batch_sizes: Tensor | None = None,
-        lengths: Tensor | Sequence[int] | None = None,
-        return_cells: bool = False,
-    ) -> Any:
-        call = Call(self.dropout, None, batch_sizes, return_cells)
-        # The rows of a PackedSequence have no batch dimension that could come first.
-        batch_first = self.batch_first and batch_sizes is None
-        return functional.run(
-            input, hx, weights, stack_of(self), call, self.training, batch_first, lengths
-        )
 
     def _forward_in_segments(
         self, input: Tensor, hx: State | None, weights: list[Tensor]
@@ -352,9 +344,11 @@ class LSTM(RNNBase):
         index = not input.is_floating_point()
         batched = input.dim() + index == 3
         time = 1 if self.batch_first and batched else 0
+        # Read here: a number that Dynamo first meets inside a checkpoint is unknown to the next.
+        how = stack_of(self), Call(float(self.dropout)), self.training, self.batch_first
         outputs = []
         for segment in input.split(self._option("checkpoint_every"), min(time, input.dim() - 1)):
-            output, hx = checkpoint(self._run, segment, hx, weights, use_reentrant=False)
+            output, hx = checkpoint(functional.run, segment, hx, weights, *how, use_reentrant=False)
             outputs.append(output)
         return torch.cat(outputs, time), cast(State, hx)
 

@@ -58,10 +58,11 @@ class Stack(NamedTuple):
     bias: bool = True
     proj_size: int = 0
     bidirectional: bool = False
-    recurrent_dropout: float = 0.0
-    zoneout_h: float = 0.0
-    zoneout_c: float = 0.0
-    cell_clip: float = 0.0
+    # Whole zeros: with dynamic shapes torch.compile takes a default of 0.0 for a variable.
+    recurrent_dropout: float = 0
+    zoneout_h: float = 0
+    zoneout_c: float = 0
+    cell_clip: float = 0
     layer_norm: bool = False
 
     @property

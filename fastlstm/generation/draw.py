@@ -9,12 +9,14 @@ token, so that a text does not depend on how it was cut into calls.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..checks import check_value
 from ..dropout import OUTPUT, U32, UPDATE, hashed_rows, mix32
 
 __all__ = ["Draw", "choose", "filtered", "loop", "noise"]
@@ -39,15 +41,18 @@ class Draw(NamedTuple):
     seed: Tensor | None = None
 
     def check(self) -> None:
-        """Raise ValueError for a value out of range."""
-        rules = (
-            ("temperature", 0 <= self.temperature < math.inf, "a number that is not negative"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "a number in (0, 1], or None"),
+        """Raise ValueError for a value out of range, TypeError for what is no number."""
+        rules: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+            ("temperature", lambda t: 0 <= t < math.inf, "a number that is not negative"),
+            (
+                "top_k",
+                lambda k: k is None or operator.index(k) >= 1,
+                "a whole number from 1, or None",
+            ),
+            ("top_p", lambda p: p is None or 0 < p <= 1, "a number in (0, 1], or None"),
         )
         for name, valid, expected in rules:
-            if not valid:
-                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
+            check_value(name, getattr(self, name), valid, f"must be {expected}")
 
 
 def filtered(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNNBase
 
 from .. import functional
+from ..checks import check_value
 from ..modules import stack_of
 from ..ops import native
 from ..stack import INDEX_TYPES, Stack, State
@@ -77,6 +79,8 @@ def generate(  # what is read, and one argument for each option of drawing
     """
     draw = Draw(temperature, top_k, top_p)
     draw.check()
+    if not isinstance(generator, (torch.Generator, type(None))):
+        raise TypeError(f"generator must be a torch.Generator or None, got {_kind(generator)}")
     if temperature != 0:
         device = "cpu" if generator is None else generator.device
         seed = torch.randint(2**63 - 1, (1,), generator=generator, device=device)
@@ -110,8 +114,7 @@ def run(
     offset: int = 0,
 ) -> tuple[Tensor, State]:
     """:func:`generate` with a seed that is known, from draw number ``offset`` of its stream on."""
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+    check_value("length", length, lambda n: operator.index(n) >= 1, "must be a whole number from 1")
     if isinstance(lstm, PackedLSTM):
         if decoder is not None:
             raise TypeError("decoder must be None, for packed weights have one")
@@ -256,8 +259,9 @@ def _check_prime(prime: Tensor, vocabulary: int, device: torch.device) -> Tensor
 
 
 def _check_state(hx: State, stack: Stack, prime: Tensor, dtypes: tuple[torch.dtype, ...]) -> State:
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        raise TypeError(f"hx must be a tuple of two tensors, got {_kind(hx)}")
+    if not isinstance(hx, (tuple, list)) or [isinstance(x, Tensor) for x in hx] != [True, True]:
+        kinds = f" of {', '.join(map(_kind, hx))}" if isinstance(hx, (tuple, list)) else ""
+        raise TypeError(f"hx must be a tuple of two tensors, got {_kind(hx)}{kinds}")
     for j, width in enumerate((stack.out_size, stack.hidden_size)):
         expected = (stack.num_layers, prime.shape[1], width)
         if hx[j].shape != expected:

@@ -19,7 +19,14 @@ from . import algorithm, higher_order, native
 from .native import Scalars
 from .vmap import Rule, forward_rule, one_by_one
 
-__all__ = ["LSTMBackward", "LSTMFunction", "forward_and_saved", "lstm", "requires_grad"]
+__all__ = [
+    "LSTMBackward",
+    "LSTMFunction",
+    "derivative_in_force",
+    "forward_and_saved",
+    "lstm",
+    "requires_grad",
+]
 
 _forward: Any = torch.ops.fastlstm.forward.default
 _backward: Any = torch.ops.fastlstm.backward.default
@@ -42,13 +49,17 @@ def lstm(
     dropout, seed, batch_sizes, return_cells = call
     settings = algorithm.settings() if weights[0].is_cuda else (False, 0)
     scalars = native.scalars_of(stack, dropout, settings)
-    if not _jvp_may_come():
+    wants_gradient = torch.is_grad_enabled() and requires_grad(input, h0, c0, *weights)
+    in_dynamo = torch.compiler.is_dynamo_compiling()
+    if in_dynamo and _leaves_graph(wants_gradient):
+        return torch._dynamo.disable(lstm)(input, state, weights, stack, call)
+    if in_dynamo or not _jvp_may_come():  # Dynamo cannot trace a function with a jvp
         arguments = (input, h0, c0, weights, batch_sizes, seed, *scalars)
         if torch.jit.is_tracing() and not return_cells:
             # A trace records operators, not Python functions. It must save for backward: it may
             # be made without gradients and then be differentiated.
             results = torch.ops.fastlstm.forward(*arguments, True)
-        elif torch.is_grad_enabled() and requires_grad(input, h0, c0, *weights):
+        elif wants_gradient:
             results = LSTMFunction.apply(
                 input, h0, c0, batch_sizes, seed, scalars, return_cells, *weights
             )
@@ -117,7 +128,7 @@ class LSTMFunction(torch.autograd.Function):
         if all(grad is None for grad in arriving):
             return (None,) * len(ctx.needs_input_grad)
         # With create_graph=True grad mode is on here, and the operator records its own gradient.
-        if _jvp_may_come():
+        if not torch.compiler.is_dynamo_compiling() and _jvp_may_come():
             results = _DualLSTMBackward.apply(ctx.scalars, needs, *arriving, *ctx.saved_tensors)
         else:
             results = LSTMBackward.forward(ctx.scalars, needs, *arriving, *ctx.saved_tensors)
@@ -142,10 +153,25 @@ def _transforms() -> list[Any]:
     return [x.key() for x in torch._C._functorch.get_interpreter_stack() or []]
 
 
+@native.constant_in_compiled
+def derivative_in_force() -> bool:
+    """Whether one of torch.func's derivatives is computed, or there is a dual level."""
+    derivatives = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    return forward_ad._current_level >= 0 or any(x in derivatives for x in _transforms())
+
+
+@native.constant_in_compiled
+def _leaves_graph(wants_gradient: bool) -> bool:
+    """Whether Dynamo has to call the stack and not to trace it, for the derivatives to be right.
+
+    Dynamo sees the first derivative that autograd wants and no other. Under torch.func's transforms
+    and inside a dual level it is right in inference alone, where vmap joins the samples.
+    """
+    return derivative_in_force() or (wants_gradient and bool(_transforms()))
+
+
 def _jvp_may_come() -> bool:
     """Whether a JVP may be asked for: inside a dual level, or inside any torch.func transform."""
-    if torch.compiler.is_compiling():  # Dynamo cannot trace a function with a jvp
-        return False
     return forward_ad._current_level >= 0 or bool(_transforms())
 
 

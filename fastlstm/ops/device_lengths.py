@@ -23,6 +23,7 @@ __all__ = ["run_padded"]
 
 # A pre-activation that saturates every gate and that float16 can hold.
 _SATURATED = 1e4
+_EXPECTED = "expected lengths on the CPU, outside of torch.func's transforms"
 _ALIGNED = 8  # features are padded to a multiple of this, for tensor cores
 
 
@@ -50,11 +51,9 @@ def run_padded(
             draws at every step.
     """
     if stack.needs_seed and draws:
-        raise NotImplementedError(
-            "recurrent_dropout and zoneout in training: expected lengths on the CPU"
-        )
+        raise NotImplementedError(f"recurrent_dropout and zoneout in training: {_EXPECTED}")
     if stack.layer_norm:
-        raise NotImplementedError("layer_norm: expected lengths on the CPU")
+        raise NotImplementedError(f"layer_norm: {_EXPECTED}")
     seed = dropout.seed_on(weights[0].device, call.seed) if draws else None
     steps, batch = input.shape[:2]
     t = torch.arange(steps, device=lengths.device)[:, None]

@@ -196,7 +196,9 @@ def scalars_of(stack: Stack, dropout: float, settings: tuple[bool, int] = (False
     Args:
         settings: as of ``algorithm.settings``; they matter on CUDA alone.
     """
-    return (*stack[1:6], dropout, *stack[6:], *settings)
+    # A number that Dynamo meets inside an autograd.Function first is unknown to it in the next one.
+    rules = [float(x) for x in stack[6:10]]
+    return (*stack[1:6], float(dropout), *rules, stack.layer_norm, *settings)
 
 
 def from_scalars(scalars: Scalars, input_size: int) -> tuple[Stack, float]:

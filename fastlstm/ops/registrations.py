@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from ..checks import readable
 from ..stack import INDEX_TYPES
 from .autograd import LSTMBackward, LSTMFunction, requires_grad
 from .native import DTYPES, from_scalars
@@ -34,11 +36,26 @@ def _forward_autograd(
 ) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled() and requires_grad(input, h0, c0, *weights):
         *scalars, save = arguments
-        if not save:
-            raise RuntimeError("fastlstm::forward: save=False, but an input requires grad")
-        return LSTMFunction.apply(input, h0, c0, batch_sizes, seed, tuple(scalars), False, *weights)
+        results = LSTMFunction.apply(
+            input, h0, c0, batch_sizes, seed, tuple(scalars), False, *weights
+        )
+        # A graph that was made without gradients may be called with them. What backward needs is
+        # then kept, but the graph gets what it was made with: nothing.
+        return results if save else (*results[:3], *(x[:0] for x in results[3:]))
+    _refuse_tangents(input, h0, c0, *weights)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.fastlstm.forward(input, h0, c0, weights, batch_sizes, seed, *arguments)
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raise where forward mode comes to the operator itself: it would go on without a tangent."""
+    if forward_ad._current_level < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "fastlstm::forward has no forward-mode derivative: it has one where a fastlstm.LSTM is "
+            "called, not a graph that was exported or traced"
+        )
 
 
 def _backward_autograd(  # the operator's arguments
@@ -210,4 +227,8 @@ def _sequences(
     if batch_sizes is None:
         return input.shape[1]
     state = h0 if h0 is not None else c0
-    return state.shape[1] if state is not None else torch.library.get_ctx().new_dynamic_size()
+    if state is not None:
+        return state.shape[1]
+    if readable(batch_sizes):  # beside input on the meta device
+        return int(batch_sizes[0])
+    return torch.library.get_ctx().new_dynamic_size()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.func import functional_call
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -112,10 +113,76 @@ class Loop(nn.Module):
         return hx
 
 
-def test_a_loop_of_cells():
-    loop = Loop()
-    compiled = torch.compile(loop, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(X), loop(X))
+class Twice(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm = fastlstm.LSTM(3, 3, **options)
+
+    def forward(self, x):
+        return self.lstm(*self.lstm(x))
+
+
+SEVERAL_CALLS = {
+    "cells": Loop,
+    "twice": Twice,
+    "twice, rules": lambda: Twice(cell_clip=0.5, zoneout_h=0.2).eval(),
+    "in segments": lambda: fastlstm.LSTM(3, 5, checkpoint_every=1),
+}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("case", SEVERAL_CALLS)
+def test_several_calls_in_one_graph(case, dynamic):
+    """With dynamic shapes Dynamo takes floats for variables, and loses those of a first call."""
+    module = SEVERAL_CALLS[case]()
+    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=dynamic)
+    torch.testing.assert_close(compiled(X), module(X))
+
+
+def _gradient(module, x):
+    weights = {name: w.detach() for name, w in module.named_parameters()}
+    return grad(lambda w: functional_call(module, w, (x,))[0].square().sum())(weights)
+
+
+def _tangent(module, x):
+    return jvp(lambda x: module(x)[0], (x,), (x,))
+
+
+def _dual(module, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(module(forward_ad.make_dual(x, x))[0])
+
+
+def _samples(module, x):
+    y = vmap(lambda sample: module(sample)[0], 1)(x)
+    return y, torch.autograd.grad(y.square().sum(), list(module.parameters()))
+
+
+@pytest.mark.parametrize("function", [_gradient, _tangent, _dual, _samples])
+def test_transforms_inside_a_compiled_function(function):
+    """The graph ends where the stack is called: a tangent had been zero, a gradient an error."""
+    module = fastlstm.LSTM(3, 5)
+    compiled = torch.compile(function, backend="aot_eager")
+    torch.testing.assert_close(compiled(module, X), function(module, X))
+
+
+def test_samples_without_gradients_stay_in_the_graph():
+    module = fastlstm.LSTM(3, 5, 2)
+    with torch.no_grad():
+        run = vmap(lambda sample: module(sample)[0], 1)
+        compiled = torch.compile(run, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(X), run(X))
+
+
+def test_a_graph_exported_without_gradients_may_be_called_with_them():
+    module = fastlstm.LSTM(3, 5, 2)
+    with torch.no_grad():
+        exported = torch.export.export(module, (X,)).module()
+    results = []
+    for run in (exported, module):
+        y, _ = run(X)
+        results.append((y, torch.autograd.grad(y.square().sum(), list(run.parameters()))))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
 
@@ -131,6 +132,26 @@ def test_meta_device_and_to_empty(options):
     assert late.weight_ih_l0.is_meta
     late.load_state_dict(theirs.state_dict(), assign=True)
     same(late, theirs)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_sequences_of_any_length_on_the_meta_device(batch_first):
+    options = {"num_layers": 2, "batch_first": batch_first, "device": "meta"}
+    ours, theirs = fastlstm.LSTM(3, 5, **options), nn.LSTM(3, 5, **options)
+    sizes = torch.tensor([3, 3, 1])
+    packed = PackedSequence(torch.empty(7, 3, device="meta"), sizes)
+    (y, state), (expected, expected_state) = ours(packed), theirs(packed)
+    assert [t.shape for t in (y.data, *state)] == [
+        t.shape for t in (expected.data, *expected_state)
+    ]
+    y.data.sum().backward()
+    assert ours.weight_hh_l0.grad.is_meta
+    x = torch.empty((3, 4, 3) if batch_first else (4, 3, 3), device="meta")
+    y, (h_n, _), cells = ours(x, lengths=[4, 1, 2], return_cells=True)
+    assert y.is_meta
+    assert [t.shape for t in (y, h_n, cells)] == [
+        (*x.shape[:2], 5), (2, 3, 5), (2, *x.shape[:2], 5)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlstm
-from fastlstm import _C
+from fastlstm import _C, functional
 from fastlstm.ops import plain
+from fastlstm.stack import Call
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OPTIONS = {
@@ -52,7 +53,8 @@ def flat(results):
 
 def usual(lstm, x, hx=None):
     """The usual way: what the short one has to give."""
-    return lstm._run(x, hx, lstm._current_weights())
+    weights, call = lstm._current_weights(), Call(lstm.dropout)
+    return functional.run(x, hx, weights, lstm.stack, call, lstm.training, lstm.batch_first)
 
 
 @pytest.fixture

@@ -96,6 +96,18 @@ def test_lengths_in_one_compiled_graph():
     torch.testing.assert_close(compiled(x, lengths), lstm(x, lengths=lengths))
 
 
+@pytest.mark.parametrize("options", [{"layer_norm": True}, {"zoneout_h": 0.2}], ids=str)
+def test_options_that_read_lengths_break_the_graph(options):
+    lstm, x = fastlstm.LSTM(3, 4, **options), torch.randn(5, 2, 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, n: lstm(x, lengths=n), backend="aot_eager")
+    results = []
+    for run in (compiled, lambda x, n: lstm(x, lengths=n)):
+        torch.manual_seed(0)
+        results.append(run(x, torch.tensor([5, 2])))
+    torch.testing.assert_close(*results)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.booleans())
 def test_drawn_lengths_of_indices(lengths, bidirectional):
@@ -116,6 +128,17 @@ def test_forms_of_lengths(kind):
     assert torch.equal(lstm(x, lengths=kind([5, 2]))[0], expected)
 
 
+@pytest.mark.parametrize("lengths", [[], torch.empty(0, dtype=torch.int64)], ids=["list", "tensor"])
+def test_lengths_of_no_sequences(lengths):
+    lstm = fastlstm.LSTM(3, 4, 2, bidirectional=True)
+    output, (h_n, c_n), cells = lstm(torch.empty(5, 0, 3), lengths=lengths, return_cells=True)
+    assert [t.shape for t in (output, h_n, c_n, cells)] == [
+        (5, 0, 8), (4, 0, 4), (4, 0, 4), (4, 5, 0, 4)
+    ]  # fmt: skip
+    output.sum().backward()
+    assert not lstm.weight_hh_l0.grad.any()
+
+
 def test_what_lies_beyond_the_end_is_not_read():
     lstm, x = fastlstm.LSTM(3, 4, bidirectional=True), torch.randn(5, 2, 3)
     expected = lstm(x, lengths=[2, 3])
@@ -132,6 +155,8 @@ def test_what_lies_beyond_the_end_is_not_read():
         ([5], ValueError, "one element for each of 2 sequences"),
         ([5.0, 2.0], TypeError, "lengths must be whole numbers, got torch.float32"),
         ([True, True], TypeError, "lengths must be whole numbers, got torch.bool"),
+        ([5, None], TypeError, r"lengths must be whole numbers, got \[5, None\]"),
+        ("52", TypeError, "lengths must be whole numbers, got '52'"),
     ],
     ids=str,
 )

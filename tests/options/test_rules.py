@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -278,6 +279,17 @@ def test_subclasses_may_call_their_own_by_these_names(base):
     assert own(torch.randn(5, 2, 3)).shape == (5, 2, 4)
     assert len(list(own.parameters())) == 8
     assert "theirs" not in repr(own)
+
+
+@pytest.mark.parametrize("value", ["0.1", [0.1]])
+@pytest.mark.parametrize(
+    "option", ["recurrent_dropout", "zoneout_h", "zoneout_c", "cell_clip", "weight_dropout"]
+)
+def test_what_is_no_number_is_named(option, value):
+    with pytest.raises(
+        TypeError, match=f"{option} should be a .*number .* got {re.escape(repr(value))}"
+    ):
+        fastlstm.LSTM(3, 4, **{option: value})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
@@ -70,6 +72,28 @@ def test_recomputation_drops_the_same_elements_again():
         return lean(x)[0].square().sum()
 
     assert torch.autograd.gradcheck(loss, (x.requires_grad_(),))
+
+
+def _gradient(module, x):
+    weights = dict(module.named_parameters())
+    return grad(lambda w: functional_call(module, w, (x,))[0].square().sum())(weights)
+
+
+def _dual(module, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(module(forward_ad.make_dual(x, x))[0]).tangent
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [_gradient, _dual, lambda module, x: jvp(lambda x: module(x)[0], (x,), (x,))],
+    ids=["grad", "dual numbers", "jvp"],
+)
+def test_derivatives_that_forbid_recomputation_do_without(derivative):
+    plain, lean = fastlstm.LSTM(5, 6), fastlstm.LSTM(5, 6, checkpoint_every=4)
+    lean.load_state_dict(plain.state_dict())
+    x = torch.randn(7, 2, 5)
+    torch.testing.assert_close(derivative(lean, x), derivative(plain, x))
 
 
 def test_recomputation_holds_less():

@@ -148,7 +148,7 @@ def test_unknown_characters_are_skipped_with_a_warning(run):
         ({"length": 2.5}, "length must be a whole number from 1, got 2.5"),
         ({"seed": -1}, "seed must be a whole number from 0, got -1"),
         ({"temperature": -1}, "temperature must be a number that is not negative, got -1"),
-        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_k": 0}, "top_k must be a whole number from 1"),
         ({"top_p": 2}, "top_p must be a number in"),
         ({"stop": ""}, "stop must be a string that is not empty"),
         ({"weights": "int4"}, "weights must be 'fp32', 'bf16' or 'int8', got 'int4'"),

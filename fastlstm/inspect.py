@@ -6,10 +6,11 @@ After Karpathy, Johnson and Li, "Visualizing and Understanding Recurrent Network
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from torch import Tensor
 
@@ -47,13 +48,18 @@ def parser() -> cli.Parser:
     return p
 
 
+def beginning(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """At most so many bytes, in pieces, for a file's ``read`` takes memory for as many as asked."""
+    while size and (piece := file.read(min(size, 1 << 20))):
+        size -= len(piece)
+        yield piece
+
+
 def read_text(name: str, length: int) -> bytes:
     """The beginning of a text: as many bytes as ``length`` characters can have."""
     try:
-        if name == "-":
-            return standard_input("--text -").read(4 * length)
-        with open(name, "rb") as file:
-            return file.read(4 * length)
+        with nullcontext(standard_input("--text -")) if name == "-" else open(name, "rb") as file:
+            return b"".join(beginning(file, 4 * length))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--text: cannot read {name}: {reason}") from error

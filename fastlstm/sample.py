@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    p = cli.Parser("sample", description="Sample text from a trained run.")
+    p = cli.Parser("sample", description="Draw text from a trained run, or score a text.")
     p.add_argument("run", metavar="RUN", help="a folder that fastlstm.train made, or one of "
                    "its checkpoints' folders")  # fmt: skip
     p.add_argument("-n", "--length", type=int, default=500, metavar="N",
-                   help="characters to draw; bytes or tokens, as of its --unit (500)")  # fmt: skip
+                   help="characters to draw; of a model of bytes or tokens, so many of "
+                   "these (500)")  # fmt: skip
     p.add_argument("-t", "--temperature", type=float, default=0.8,
                    help="below 1 safer, above 1 wilder, 0 always the likeliest (0.8)")  # fmt: skip
     p.add_argument("-p", "--primer", default="", help="text to go on from; - reads it (none)")

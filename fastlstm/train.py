@@ -219,16 +219,23 @@ def work(job: Job) -> int:
     except DivergedError as error:
         status = "stopped: the loss diverged"
         if job.run.writes:
+            low = ", or --precision fp32" if job.config.precision in ("bf16", "fp16") else ""
             print(
                 f"fastlstm.train: {error}: stopped. {job.run.folder} keeps its checkpoints; try a "
-                "lower --lr or --clip-norm, or --precision fp32",
+                f"lower --lr or --clip-norm{low}",
                 file=sys.stderr,
             )
         return 1
+    except BrokenPipeError:  # from between two steps, where output is written
+        status = "stopped: whoever read its output has left"
+        if job.team.size == 1:
+            job.save("latest")
+        raise
     except Exception as error:
         if job.config.compile and is_compilers(error):
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--compile: {reason}; --resume --no-compile goes on") from error
+            raise UserError(
+                f"--compile: {cli.first_line(error)}; --resume --no-compile goes on"
+            ) from error
         raise
     finally:
         close(job, trackers, status)
@@ -251,8 +258,7 @@ def ending(job: Job, signal: int) -> tuple[str, str]:
         return f"\n{where}; go on with: {job.resume_command}", "interrupted"
     summary = farewell(job, score_test_text(job))
     if job.stale:
-        evaluations = f"{job.config.patience} evaluations"
-        return summary, f"finished early: no better validation loss in {evaluations}"
+        return summary, f"finished early: {job.why_stale}"
     return summary, "finished"
 
 
@@ -295,6 +301,15 @@ def train(argv: Sequence[str] | None = None) -> int:
         return work(job)
     except BrokenPipeError:  # the reader of the output has left
         raise
+    except (MemoryError, RuntimeError) as error:
+        if job.team.local or not cli.is_of_memory(error):  # whose line say would not print
+            raise
+        advice = "a smaller --batch-size, --seq-length or --hidden-size takes less"
+        if job.progress.step:
+            advice = f"{job.run.folder} keeps its last checkpoint"
+        else:
+            job.run.abandon()
+        raise UserError(f"out of memory: {cli.first_line(error)}; {advice}") from error
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or 'the output'}: {error.strerror or error}; "

@@ -152,7 +152,7 @@ def run(
         stack.cell_clip,
         length,
         draw.temperature,
-        draw.top_k or 0,
+        min(draw.top_k or 0, stack.input_size),
         1.0 if draw.top_p is None else draw.top_p,
         draw.seed,
         offset,

@@ -73,6 +73,9 @@ def run(name: str, command: Callable[[], int]) -> None:
             1 after an error of the system, each with one line on standard error; 130 after Ctrl-C.
             A reader who leaves a pipe is no error.
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed, as a service's may be
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log should show how far a run is, and what no terminal can show must not stop it.
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
@@ -89,6 +92,12 @@ def run(name: str, command: Callable[[], int]) -> None:
     except BrokenPipeError:  # as in `| head`: whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        # In every process, for one of a team may be alone with it.
+        print(f"{name}: error: out of memory: {first_line(error)}", file=sys.stderr)
+        status = 1
     except OSError as error:  # a full disk, a folder that went away
         where = f"{error.filename}: " if error.filename else ""
         refuse(name, f"{where}{error.strerror or error}")
@@ -97,6 +106,17 @@ def run(name: str, command: Callable[[], int]) -> None:
         status = 128 + signal.SIGINT
     if status:
         raise SystemExit(status)
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether Python or torch ran out of memory; torch's error is a plain one for a CPU's."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what torch adds; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def say(line: str, file: Any = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: it cannot be written, with ``path`` as its ``filename``; what was there is kept,
             and the temporary file is gone.
     """
+    if not path.name:  # "." or "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(path):
@@ -39,8 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text, and have it on the disk before what comes next."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    """Replace a file's text, and have it on the disk before what comes next.
+
+    The bytes of a file's name that are no UTF-8 become question marks.
+    """
+    encoded = text.encode("utf-8", errors="replace")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(encoded)
         file.flush()
         os.fsync(file.fileno())

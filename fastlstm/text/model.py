@@ -48,9 +48,9 @@ class CharModel(nn.Module):
             x = F.one_hot(indices, self.vocabulary).to(dtype)
         output, hx = self.rnn(x, hx)
         output = self.dropout(output)
-        if output.dtype == torch.float32 or output.device.type != "cpu":
+        if output.dtype == self.decoder.weight.dtype or output.device.type != "cpu":
             return self.decoder(output), hx
-        # Half types are slow in torch's own products on most CPUs.
+        # Under autocast: half types are slow in torch's own products on most CPUs.
         with torch.autocast("cpu", enabled=False):
             return self.decoder(output.float()), hx
 
@@ -74,7 +74,6 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
         )
         or not 1 <= architecture["num_layers"] <= len(tensors)  # before a loop over as many
         or not Alphabet.valid(meta)
-        or not set(seen_of(meta)) <= set(vocabulary)
     ):
         raise UserError(f"the checkpoint {name} describes no model of ours")
     try:
@@ -87,7 +86,10 @@ def build(meta: dict[str, Any], tensors: dict[str, Tensor], name: Any) -> CharMo
 
 
 def seen_of(meta: dict[str, Any]) -> list[int]:
-    """The characters that a checkpoint's model was trained on, of those in its vocabulary."""
+    """The characters that a checkpoint's model was trained on.
+
+    An older version also listed those of the run that it began with, in the vocabulary or not.
+    """
     return meta.get("seen", meta["vocabulary"])  # checkpoints of older versions have none
 
 
@@ -134,9 +136,9 @@ def adopt(
     The two have the same architecture but for the vocabularies (of one unit, ascending).
 
     Args:
-        seen: those of ``other_vocabulary`` that the other model was trained on.
+        seen: the characters that the other model was trained on.
     """
-    shared = sorted(set(vocabulary) & set(seen))
+    shared = sorted(set(vocabulary) & set(other_vocabulary) & set(seen))
     mine, theirs = (
         torch.tensor([place[v] for v in shared], dtype=torch.int64)
         for place in ({v: j for j, v in enumerate(each)} for each in (vocabulary, other_vocabulary))

@@ -7,6 +7,7 @@ history of the training, lies beside them where there is one.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def write(
         **Alphabet.of(meta).described(), "seen": seen_of(meta), "step": meta["step"],
     }  # fmt: skip
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = {key: value.detach().float().cpu().contiguous()  # whatever it computes in
+               for key, value in model.state_dict().items()}  # fmt: skip
     save_file(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # not for the owner alone
     if history:
@@ -65,19 +67,16 @@ def load_meta(folder: Path) -> dict[str, Any]:
 
 
 def load_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first that is not whole; none where there is no file."""
+    """The lines of metrics.jsonl that are whole; none where there is no file."""
     lines: list[dict[str, Any]] = []
     try:
         with open(folder / HISTORY, encoding="utf-8", errors="replace") as file:
             for line in file:
-                entry = json.loads(line)
-                if not isinstance(entry, dict):
-                    break
-                lines.append(entry)
+                with suppress(ValueError, RecursionError):  # of a run that trains, or was killed
+                    entry = json.loads(line)
+                    lines += [entry] if isinstance(entry, dict) else []
     except FileNotFoundError:
         pass
     except OSError as error:
         raise UserError(f"cannot read {folder / HISTORY}: {error.strerror}") from error
-    except ValueError:  # the last line of a run that trains, or was killed
-        pass
     return lines

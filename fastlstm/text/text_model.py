@@ -201,8 +201,10 @@ class TextModel(
         card = {"model_card_kwargs": options.pop("model_card_kwargs", None)}
         options.pop("config", None)  # ours says what from_pretrained needs
         folder = Path(save_directory)
-        if (folder / "checkpoints").is_dir():
-            raise UserError(f"save_directory: {folder} holds a run; expected another folder")
+        if (folder / "checkpoints").is_dir() or (folder / "meta.json").is_file():
+            raise UserError(
+                f"save_directory: {folder} holds a run or a checkpoint; expected another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as fresh:
             super().save_pretrained(fresh, **card)

@@ -172,7 +172,6 @@ DAMAGES = {
     "unsorted vocabulary": lambda f: change_meta(f, vocabulary=[97, 10]),
     "other vocabulary": lambda f: change_meta(f, vocabulary=[10, 97, 98]),
     "seen": lambda f: change_meta(f, seen=[[10]]),
-    "seen beyond the vocabulary": lambda f: change_meta(f, seen=[10, 98]),
     "cell": lambda f: change_meta(f, **architecture(cell="abacus")),
     "size": lambda f: change_meta(f, **architecture(hidden_size=4)),
     "huge size": lambda f: change_meta(f, **architecture(hidden_size=10**9)),

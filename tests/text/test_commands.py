@@ -136,3 +136,29 @@ def test_every_parser_is_of_one_kind():
     commands = (sample, inspect, compare, info)
     parsers = [options._parser(), *(module.parser() for module in commands)]
     assert {type(parser) for parser in parsers} == {command.cli.Parser}
+
+
+def test_closed_streams_stop_no_command(monkeypatch, tmp_path):
+    """A service or a cron job may have closed them; a mistake still has its status."""
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    command.main(["info"])
+    with pytest.raises(SystemExit) as error:
+        command.main(["sample", str(tmp_path)])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_memory_is_one_line(monkeypatch, capsys, rank):
+    def full():
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nframe #0"
+        )
+
+    monkeypatch.setattr(info, "info", full)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))  # one of a team may be alone with it
+    with pytest.raises(SystemExit) as error:
+        command.main(["info"])
+    assert error.value.code == 1
+    line = "fastlstm.info: error: out of memory: DefaultCPUAllocator: can't allocate memory: you"
+    assert capsys.readouterr().err == f"{line} tried 9 bytes\n"

@@ -206,6 +206,7 @@ MISTAKES = {
     "no step": (["A", "FRESH"], "FRESH has taken no step yet"),
     "damaged": (["A", "DAMAGED"], "DAMAGED/config.json is damaged: it lacks the size of a step"),
     "out": (["A", "B", "--out", "/dev/null/x"], "--out: cannot write /dev/null/x"),
+    "a folder": (["A", "B", "--out", "."], "--out: cannot write .: Is a directory"),
 }
 
 

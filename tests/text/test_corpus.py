@@ -1,5 +1,6 @@
 """Text: where it comes from, and how windows walk over it."""
 
+import errno
 import hashlib
 import io
 import sys
@@ -61,10 +62,36 @@ def test_characters_are_counted_up_to_a_place(data, end):
         assert text.counts(end).tolist() == [counted.count(v) for v in text.occurring]
 
 
-def test_one_file_is_mapped_not_read(tmp_path):
+def test_a_large_file_is_mapped_not_read(tmp_path, monkeypatch):
     path = tmp_path / "big"
     path.write_bytes(bytes(range(256)) * 10)
-    assert isinstance(corpus.load([str(path)]).data, np.memmap)
+    monkeypatch.setattr(corpus, "LARGE", 2560)
+    monkeypatch.setattr(corpus, "spooled", None)
+    data = corpus.load([str(path)]).data
+    assert isinstance(data, np.memmap)
+    assert data.tobytes() == path.read_bytes()
+
+
+def test_a_file_may_change_while_it_is_read(tmp_path):
+    """An editor that saves cuts it to nothing first, which a mapped file would not survive."""
+    path = tmp_path / "notes"
+    path.write_bytes(b"a note\n" * 900)
+    text = corpus.load([str(path)])
+    path.write_bytes(b"")
+    assert text.indices(np.arange(6300))[-7:].tolist() == list(b"a note\n")
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(corpus.tempfile, "TemporaryFile", Full)
+    monkeypatch.setattr(corpus.tempfile, "gettempdir", lambda: "/full")
+    path = tmp_path / "text"
+    path.write_bytes(b"some text\n")
+    with pytest.raises(UserError, match="--data: cannot write to /full: No space left on device"):
+        corpus.load([str(path)])
 
 
 def test_standard_input(monkeypatch):
@@ -167,7 +194,7 @@ def test_what_is_no_corpus_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     for spec, message in (
         ("empty", "is empty"),
-        ("one", "is one byte long"),
+        ("one", "is one character long"),
         ("folder", "holds no files"),
         ("missing", "is no file, folder, glob that matches, URL or name of a corpus"),
         ("*.md", "is no file, folder, glob"),

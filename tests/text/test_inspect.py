@@ -253,6 +253,7 @@ def test_texts_of_any_kind(run, tmp_path, monkeypatch):
     assert values(inspected(run, tmp_path, b"x\xffx\xff\xffx")).shape == (10, 6)
     assert "\ufffd" in (tmp_path / "page.html").read_text()
     assert values(inspected(run, tmp_path, TEXT, "-n", "9")).shape == (10, 9)
+    assert values(inspected(run, tmp_path, TEXT[:9], "-n", str(10**30))).shape == (10, 9)
     assert values(inspected(run, tmp_path, TEXT, "--shown", "7")).shape == (10, 7)
     characters = saved(tmp_path, "char", sorted({ord(c) for c in TEXT} | {10}))
     assert values(inspected(characters, tmp_path, TEXT)).shape == (10, len(TEXT))

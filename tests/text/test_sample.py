@@ -142,6 +142,11 @@ def test_small_changes_of_the_weights_and_other_checkpoints(run, capsys):
     assert early == sampled(capsys, run, "-n", 40, "-t", 0, "--checkpoint", "epoch-1")
 
 
+def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(run, capsys):
+    drawn = sampled(capsys, run, "-n", "40")
+    assert sampled(capsys, run, "-n", "40", "--top-k", 10**30) == drawn
+
+
 def test_top_k_1_is_greedy_at_any_temperature(run, capsys):
     greedy = sampled(capsys, run, "-n", 80, "-t", 0)
     assert sampled(capsys, run, "-n", 80, "-t", 9, "--top-k", 1) == greedy

@@ -91,6 +91,8 @@ def test_a_run_that_trains_has_a_history_too(run, tmp_path):
     whole = (copy / "metrics.jsonl").read_text()
     (copy / "metrics.jsonl").write_text(whole[:-9])  # half of the last line
     assert len(load(copy).history) == 59
+    (copy / "metrics.jsonl").write_text("\0\0\n[1]\n" + whole)  # damaged at its beginning
+    assert [line["step"] for line in load(copy).history] == list(range(1, 61))
     (copy / "metrics.jsonl").unlink()
     assert load(copy).history == []
 
@@ -125,6 +127,20 @@ def test_it_is_a_module(run):
     assert [x.shape for x in state] == [(2, 3, 16)] * 2
     assert sum(p.numel() for p in model.parameters()) == sum(
         x.numel() for x in load_file(run / "checkpoints" / "best" / "model.safetensors").values()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_it_computes_in_any_dtype(run, tmp_path, dtype):
+    model, text = load(run), (LINE * 9).encode()
+    other = load(run).to(dtype)
+    assert torch.allclose(other.logits(text), model.logits(text), atol=0.1)
+    assert other.score(text) == pytest.approx(model.score(text), abs=0.02)
+    assert len(other.sample(20)) >= 5
+    pytest.importorskip("huggingface_hub")
+    other.save_pretrained(tmp_path / "saved")
+    assert torch.equal(
+        load(tmp_path / "saved").logits(text), load(run).to(dtype).float().logits(text)
     )
 
 
@@ -201,8 +217,9 @@ def test_saving_again_keeps_the_card_and_replaces_the_rest(run, saved):
 def test_a_run_is_not_saved_over(run):
     pytest.importorskip("huggingface_hub")
     before = (run / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"save_directory: .* holds a run; expected another folder"):
-        load(run).save_pretrained(run)
+    for folder in (run, run / "checkpoints" / "best"):
+        with pytest.raises(UserError, match=r"save_directory: .* holds a run or a checkpoint; exp"):
+            load(run).save_pretrained(folder)
     assert (run / "config.json").read_bytes() == before
 
 

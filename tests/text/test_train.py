@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import pytest
 import torch
@@ -100,9 +101,13 @@ def test_patience_stops_a_run_that_no_longer_gets_better(tmp_path, text, capsys)
     losses = [m["val_loss"] for m in lines if m["val_loss"] is not None]
     assert len(lines) < 1000
     assert losses.index(min(losses)) == len(losses) - 4
-    assert "stopped" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no better validation loss in 3 evaluations: stopped" in printed
     main(["--out", str(tmp_path / "run"), "--resume"])  # resumed, it stays stopped
     assert metrics(tmp_path / "run") == lines
+    words = shlex.split(printed.split("go on:")[1])  # but not as it says
+    main(words[words.index("--out") :])
+    assert len(metrics(tmp_path / "run")) == 2 * len(lines)
 
 
 def test_evaluations_and_samples_leave_training_alone(tmp_path, text):

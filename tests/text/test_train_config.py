@@ -51,6 +51,12 @@ def test_toml_config(tmp_path, capsys):
     assert (config.hidden_size, config.data, config.lr) == (8, ["a", "b"], 1e-3)
 
 
+def test_a_config_of_windows_begins_with_a_mark(tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"hidden-size": 8}', encoding="utf-8-sig")
+    assert options.parse(["--config", str(path)], False).config.hidden_size == 8
+
+
 def test_a_runs_config_repeats_it(tmp_path, text):
     first = train_tiny(tmp_path / "a", text, "--steps", 5)
     main(["--config", str(tmp_path / "a" / "config.json"), "--out", str(tmp_path / "b")])
@@ -69,6 +75,15 @@ def test_the_default_length_has_a_schedule_and_a_given_one_is_plain():
     )
 
 
+def test_null_in_a_file_is_the_default(tmp_path):
+    """And no run without an end."""
+    path = tmp_path / "options.json"
+    path.write_text('{"steps": null, "epochs": null, "weight_decay": null}')
+    assert options.parse(["--config", str(path)], False) == options.parse([], False)
+    given = options.parse(["--config", str(path), "--preset", "karpathy"], False).config
+    assert given.epochs == options.KARPATHY["epochs"]
+
+
 def test_a_short_text_shrinks_the_default_batch_alone(tmp_path, capsys):
     path = tmp_path / "short.txt"
     path.write_text("a short text. " * 20)  # 280 bytes, 266 to train on
@@ -77,9 +92,13 @@ def test_a_short_text_shrinks_the_default_batch_alone(tmp_path, capsys):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["batch_size"], config["seq_length"]) == (4, 64)
     message = refused(capsys, *arguments, "--out", tmp_path / "no", "--batch-size", 5)
-    assert "5 streams of 64 characters need 321 bytes to train on, there are 266" in message
+    assert "5 x 64 characters (--batch-size x --seq-length) need 321 bytes to" in message
     assert not (tmp_path / "no").exists()
-    for content, expected in ((b"", "empty"), (b"a", "one byte"), (b"abc" * 9, "need 65 bytes")):
+    for content, expected in (
+        (b"", "empty"),
+        (b"a", "one character"),
+        (b"abc" * 9, "need 65 bytes"),
+    ):
         path.write_bytes(content)
         assert expected in refused(capsys, *arguments, "--out", tmp_path / "no")
         assert not (tmp_path / "no").exists()

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import pty
 import shutil
@@ -335,3 +336,26 @@ def test_a_run_that_may_not_be_written_says_so(tmp_path, text, capsys, monkeypat
     monkeypatch.setattr(lock.FileLock, "acquire", denied)
     line = refused(capsys, "--out", tmp_path / "run", "--resume")
     assert f"cannot write to {tmp_path / 'run'}: Permission denied" in line
+
+
+def test_names_of_any_bytes_do_not_stop_a_run(tmp_path, text):
+    """Linux takes every byte in a name, and old archives have names in Latin-1."""
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    shutil.copy(text, odd)
+    train(*TINY, "--data", os.fsdecode(odd), "--out", tmp_path / "run", "--steps", 2)
+    train("--out", tmp_path / "run", "--resume", "--steps", 4)
+    assert len(losses(tmp_path / "run")) == 4
+    assert "caf?.txt" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_text_that_is_gone_or_changed_is_said_with_the_way_on(stopped, text, capsys):
+    config = json.loads((stopped / "config.json").read_text())
+    config["data"] = [str(stopped / "moved")]
+    (stopped / "config.json").write_text(json.dumps(config))
+    line = refused(capsys, "--out", stopped, "--resume", "--steps", 9)
+    assert line.endswith("; if the run's text has moved, --data says where to\n")
+    (stopped / "moved").write_text("another text\n" * 60)
+    line = refused(capsys, "--out", stopped, "--resume", "--steps", 9)
+    assert line.endswith(f"begin a new run: --init-from {stopped}\n")
+    train("--out", stopped, "--resume", "--steps", 9, "--data", text)
+    assert len(losses(stopped)) == 9

@@ -46,7 +46,21 @@ MISTAKES = {
     "init": (["--init-from", "nowhere"], "nowhere is no run"),
     "resume and init": (["--resume", "--init-from", "x"], "without --init-from"),
     "batch too large": (["--batch-size", "5000"], "need 40001 bytes to train on, there are"),
+    "huge batch": (["--batch-size", str(2**62)], "need 36893488147419103233 bytes to train on"),
+    "long sequence": (
+        ["--batch-size", "1", "--seq-length", "9000000"],
+        "or a smaller --seq-length",
+    ),
     "model too large": (["--hidden-size", str(2**31)], "the model does not fit"),
+    "many layers": (["--num-layers", str(10**12)], "the model does not fit: --num-layers 1000000"),
+    "sizes beyond numbers": (["--hidden-size", str(2**62)], "the model does not fit"),
+    "no folder's name": (["--out", ""], "--out: expected a path in UTF-8, got ''"),
+    "no run's name": (["--init-from", ""], "--init-from: expected a path in UTF-8, got ''"),
+    "no text's name": (["--data", ""], "--data: expected texts' names"),
+    "patience with nothing": (
+        ["--patience", "2", "--val-fraction", "0"],
+        "--patience 2: there is no text to validate on",
+    ),
 }
 
 
@@ -72,6 +86,9 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, text, name, capsys):
         ('{"data": []}', "--data: expected"),
         ('{"preset": "x"}', "--preset: expected karpathy"),
         ('{"out": 1}', "out: expected a path"),
+        ('{"out": "a\\ud800"}', "out: expected a path in UTF-8"),
+        ('{"init_from": "a\\u0000b"}', "init-from: expected a path in UTF-8"),
+        ('{"lr": 1%s}' % ("0" * 400), "--lr: expected a finite number"),
     ],
 )
 def test_mistakes_in_a_config_file(tmp_path, content, message, capsys):
@@ -82,15 +99,18 @@ def test_mistakes_in_a_config_file(tmp_path, content, message, capsys):
 
 def test_a_folder_that_is_taken_or_cannot_be_written(tmp_path, text, capsys):
     train_tiny(tmp_path / "taken", text, "--steps", 1)
-    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "taken").rglob("*"))
+    train_tiny(tmp_path / "damaged", text, "--steps", 1)
+    (tmp_path / "damaged" / "config.json").unlink()
+    before = sorted(p.stat().st_mtime_ns for p in tmp_path.glob("*/**/*"))
     (tmp_path / "file").write_text("in the way")
     for name, message in (
         ("taken", "already holds a run; --resume goes on with it"),
+        ("damaged", "has a metrics.jsonl but no config.json"),
         ("file", "is a file"),
         ("file/below", "cannot write to"),
     ):
         assert message in refused(capsys, *TINY, "--data", text, "--out", tmp_path / name)
-    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "taken").rglob("*")) == before
+    assert sorted(p.stat().st_mtime_ns for p in tmp_path.glob("*/**/*")) == before
     assert (tmp_path / "file").read_text() == "in the way"
 
 

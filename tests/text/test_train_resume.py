@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,12 +80,12 @@ def losses_until_torn(run):
     return [line for line in (run / "metrics.jsonl").read_text().split("\n")[:-1] if line]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, text, number):
     options = [*TINY, "--data", text, "--steps", "400", "--eval-every", "1000"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(*options, "--out", whole)
-    process = start(*options, "--out", stopped, forked=number == signal.SIGTERM)
+    process = start(*options, "--out", stopped, forked=number != signal.SIGINT)
     wait_for_step(stopped, 15, process)
     process.send_signal(number)
     output, error = process.communicate(timeout=60)
@@ -114,6 +116,23 @@ def test_a_run_made_longer_equals_one_that_was_that_long(tmp_path, text, extra):
     train(*options, "--out", tmp_path / "parts", "--steps", 12)
     train("--out", tmp_path / "parts", "--resume", "--steps", 24)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_any_checkpoint_in_the_place_of_latest_goes_on(tmp_path, text):
+    options = [*TINY, "--data", text, "--eval-every", "4"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*options, "--out", whole, "--steps", 12)
+    train(*options, "--out", parts, "--steps", 6)
+    latest = parts / "checkpoints" / "latest"
+    shutil.copytree(latest, tmp_path / "older")
+    train("--out", parts, "--resume", "--steps", 9)
+    shutil.rmtree(latest)
+    shutil.copytree(tmp_path / "older", latest)
+    train("--out", parts, "--resume", "--steps", 12)
+    assert losses(whole)[-3:] == losses(parts)[-3:]
+    for file in ("model.safetensors", "training.safetensors"):
+        path = Path("checkpoints") / "latest" / file
+        assert (whole / path).read_bytes() == (parts / path).read_bytes()
 
 
 def test_a_run_that_knows_only_the_bytes_of_its_text_goes_on(tmp_path, text, monkeypatch):
@@ -171,6 +190,7 @@ def test_a_run_killed_before_config_json_is_none(tmp_path, text):
     run = tmp_path / "run"
     train(*TINY, "--data", text, "--out", run, "--steps", 4)
     (run / "config.json").unlink()
+    (run / "metrics.jsonl").write_text("")  # it had not begun
     train(*TINY, "--data", text, "--out", run, "--steps", 2)
     assert len(losses(run)) == 2
 
@@ -230,7 +250,9 @@ DAMAGES = {
     "step": lambda run, at: change_json(at / "meta.json", step=-1),
     "position": lambda run, at: change_json(at / "meta.json", position=10**6),
     "seconds": lambda run, at: change_json(at / "meta.json", seconds="x"),
+    "endless seconds": lambda run, at: change_json(at / "meta.json", seconds=math.inf),
     "best": lambda run, at: change_json(at / "meta.json", best=[]),
+    "no best": lambda run, at: change_json(at / "meta.json", best=math.nan),
     "vocabulary": lambda run, at: change_json(at / "meta.json", vocabulary=[1]),
     "weights": lambda run, at: os.truncate(at / "model.safetensors", 300),
     "training": lambda run, at: os.truncate(at / "training.safetensors", 300),

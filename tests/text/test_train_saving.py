@@ -1,18 +1,21 @@
 """When the trainer saves, and what a run that goes wrong leaves."""
 
 import itertools
+import json
 import math
 import re
 
 import pytest
+import torch
 
 pytest.importorskip("safetensors")
 
-from trainer import train_tiny
+from trainer import TINY, refused, train_tiny
 
-from fastlstm.text import checkpoint
+from fastlstm.text import checkpoint, cli
 from fastlstm.text import model as models
 from fastlstm.text.opening import load_model
+from fastlstm.text.training import records, screen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,3 +90,71 @@ def test_a_long_time_without_an_evaluation_saves_too(tmp_path, text, monkeypatch
     with pytest.raises(SystemExit):
         train_tiny(tmp_path / "run", text, "--steps", 10, "--eval-every", 1000)
     assert load_model(tmp_path / "run", "latest")[2]["step"] == 6
+
+
+def test_whoever_stops_reading_the_output_costs_no_step(tmp_path, text, monkeypatch):
+    shown = []
+
+    def show(self, job, step):
+        shown.append(job.progress.step)
+        if len(shown) == 7:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(screen.Screen, "show", show)
+    monkeypatch.setattr(cli.os, "dup2", lambda *_: None)
+    train_tiny(tmp_path / "run", text, "--steps", 20, "--eval-every", 100)
+    assert load_model(tmp_path / "run", "latest")[2]["step"] == 7
+    assert "whoever read its output has left" in (tmp_path / "run" / "report.html").read_text()
+
+
+DAMAGES = {
+    "garbage": "\0" * 90,
+    "torn": '{"step": 3, "train_',
+    "no loss": '{"step": 3, "train_loss": NaN, "val_loss": null}',
+    "endless loss": '{"step": 3, "train_loss": 1, "val_loss": 1e999}',
+    "huge step": '{"step": -1%s, "train_loss": 1, "val_loss": null}' % ("0" * 30),
+    "nested": "[" * 100_000,
+}
+
+
+def test_lines_behind_a_damaged_one_are_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    line = '{{"step": {}, "train_loss": 2.5, "val_loss": null}}\n'
+    path.write_text(line.format(1) + "\n".join([*DAMAGES.values(), ""]) + line.format(4))
+    looking, writing = records.Metrics(path, writes=False), records.Metrics(path)
+    looking.look()
+    writing.keep_until(9)
+    assert list(looking.steps) == list(writing.steps) == [1, 4]
+    assert [json.loads(kept)["step"] for kept in path.read_text().splitlines()] == [1, 4]
+
+
+NO_MEMORY = [
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 B"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nframe #0: ..."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["CPU", "GPU", "Python"])
+def test_a_step_that_memory_does_not_hold_is_one_line(tmp_path, text, capsys, monkeypatch, error):
+    real = models.loss_nats
+    for number in (1, 9):
+        steps = itertools.count(1)
+
+        def loss_nats(logits, target, steps=steps, number=number):
+            if next(steps) == number:
+                raise error
+            return real(logits, target)
+
+        monkeypatch.setattr(models, "loss_nats", loss_nats)
+        run = tmp_path / str(number)
+        arguments = (*TINY, "--data", text, "--out", run, "--steps", 20, "--eval-every", 4,
+                     "--val-fraction", 0)  # fmt: skip
+        line = refused(capsys, *arguments)
+        assert "out of memory: " in line
+        assert line.endswith(
+            "; a smaller --batch-size, --seq-length or --hidden-size takes less\n"
+            if number == 1 else f"; {run} keeps its last checkpoint\n"
+        )  # fmt: skip
+        assert run.exists() is (number > 1)  # where nothing was trained, --out can be given again
+    assert load_model(run, "latest")[2]["step"] == 8

@@ -7,9 +7,12 @@ import torch
 
 pytest.importorskip("safetensors")
 
-from trainer import refused, train_tiny
+from trainer import metrics, refused, train, train_tiny
 
+import fastlstm
+from fastlstm import sample
 from fastlstm.text import model as models
+from fastlstm.text.opening import load_model
 from fastlstm.train import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +31,24 @@ def test_another_runs_weights_are_a_start(tmp_path, text):
     assert continued[0]["train_loss"] < learned[0]["train_loss"] - 1
 
 
+def test_a_run_that_began_with_another_alphabet_is_whole(tmp_path, capsys):
+    for name, line in (("latin", "the quick brown fox\n"), ("cyrillic", "тихий океан, the sea\n")):
+        (tmp_path / f"{name}.txt").write_text(line * 60, encoding="utf-8")
+    train_tiny(tmp_path / "a", tmp_path / "latin.txt", "--unit", "char", "--steps", 2)
+    run, options = tmp_path / "b", ("--unit", "char", "--init-from", tmp_path / "a", "--steps", 4)
+    train_tiny(run, tmp_path / "cyrillic.txt", *options)
+    _, vocabulary, meta = load_model(run, "latest")
+    assert set(meta["seen"]) == set(vocabulary) == set(map(ord, "тихий океан, the sea\n"))
+    for path in (run / "checkpoints").glob("*/meta.json"):  # as an older version wrote them
+        path.write_text(json.dumps({**meta, "seen": sorted({*meta["seen"], *map(ord, "quick")})}))
+    train("--out", run, "--resume", "--steps", 6)
+    assert len(metrics(run)) == 6
+    train_tiny(tmp_path / "c", tmp_path / "latin.txt", "--init-from", run, "--steps", 1)
+    capsys.readouterr()
+    sample.main([str(run), "-n", "9", "-p", "тихий"])
+    assert capsys.readouterr().out.startswith("тихий")
+
+
 def test_another_run_gives_its_architecture(tmp_path, text, capsys):
     train_tiny(tmp_path / "a", text, "--steps", 1)
     main(["--data", str(text), "--out", str(tmp_path / "b"), "--init-from", str(tmp_path / "a"),
@@ -39,6 +60,18 @@ def test_another_run_gives_its_architecture(tmp_path, text, capsys):
                       tmp_path / "a", "--hidden-size", 8)  # fmt: skip
     assert "has hidden_size 16" in message
     assert not (tmp_path / "c").exists()
+
+
+def test_any_checkpoint_is_a_start(tmp_path, text):
+    first = train_tiny(tmp_path / "a", text, "--steps", 6, "--lr", 1e-2)
+    for name in ("latest", "best"):
+        start = tmp_path / "a" / "checkpoints" / name
+        line = train_tiny(tmp_path / name, text, "--steps", 1, "--init-from", start)[0]
+        assert line["train_loss"] < first[0]["train_loss"]
+    pytest.importorskip("huggingface_hub")
+    fastlstm.text.load(tmp_path / "a").save_pretrained(tmp_path / "shared")
+    shared = train_tiny(tmp_path / "b", text, "--steps", 1, "--init-from", tmp_path / "shared")
+    assert shared[0]["train_loss"] == line["train_loss"]
 
 
 def test_adopted_weights_go_to_the_same_characters():

@@ -1,6 +1,7 @@
 """Text to train on, however many files it comes from, and the windows that walk over it.
 
-However large, a text is mapped from the disk and not held in memory.
+However large, a text is mapped from the disk and not held in memory: a large file itself, or else a
+copy of all.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import UserError
-from ..alphabet import Alphabet, Tokens
+from ..alphabet import UNITS, Alphabet, Tokens
 from .sources import sources
 from .stdin import standard_input
 
 PIECE = 1 << 22  # bytes that are held at a time
 COUNTED = 1 << 24  # characters are enough to know how often each occurs
+LARGE = 1 << 26  # bytes of a file that is not copied
 
 
 @dataclass
@@ -124,14 +125,14 @@ def load(specs: Sequence[str], unit: str = "byte", stdin: Path | None = None) ->
             seen[values] = True
             yield values
 
-    if unit == "byte" and len(files) == 1 and files[0] is not None and files[0].is_file():
+    if unit == "byte" and len(files) == 1 and files[0] is not None and _large(files[0]):
         for _ in characters():
             pass
-        data = _map(files[0])
+        data: np.ndarray = np.memmap(files[0], dtype=np.uint8, mode="r")
     else:
         data = spooled(characters())
     if data.size < 2:
-        why = f"is one {unit} long: there is nothing to predict" if data.size else "is empty"
+        why = f"is one {UNITS[unit].each} long: nothing to predict" if data.size else "is empty"
         raise UserError(f"--data: the text of {' '.join(specs)} {why}")
     vocabulary = np.flatnonzero(seen).tolist()
     return Corpus(data, vocabulary, digest.hexdigest(), named.summary(size))
@@ -149,25 +150,25 @@ def _pieces(files: Sequence[Path | None]) -> Iterator[bytes]:
             raise UserError(f"--data: cannot read {name}: {error.strerror}") from error
 
 
-def _map(path: Path) -> np.ndarray:
-    if path.stat().st_size == 0:
-        return np.zeros(0, dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r")
+def _large(path: Path) -> bool:
+    """Whether a file is mapped as it is; of a smaller one a copy is, which no editor changes."""
+    return path.is_file() and path.stat().st_size >= LARGE
 
 
 def spooled(parts: Iterator[np.ndarray]) -> np.ndarray:
     """The parts one after another in a temporary file that has no name and goes with the run."""
-    with tempfile.TemporaryFile() as file:
-        dtype: Any = np.uint8
-        for part in parts:
-            try:
+    where, dtype = tempfile.gettempdir(), np.dtype(np.uint8)
+    try:
+        with tempfile.TemporaryFile() as file:
+            for part in parts:
                 file.write(part.data)
-            except OSError as error:
-                where = tempfile.gettempdir()
-                raise UserError(f"--data: cannot write to {where}: {error.strerror}") from error
-            dtype = part.dtype
-        file.flush()
-        return np.memmap(file, dtype=dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+                dtype = part.dtype
+            file.flush()
+            return np.memmap(file, dtype=dtype, mode="r") if file.tell() else np.zeros(0, dtype)
+    except OSError as error:
+        raise UserError(
+            f"--data: cannot write to {where}: {error.strerror}; TMPDIR names another folder"
+        ) from error
 
 
 class Streams:

@@ -35,7 +35,8 @@ def read_config_files(names: Sequence[str]) -> dict[str, Any]:
 
 def _read_config_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        # What Windows writes may begin with a mark of byte order.
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".toml":
             try:
                 import tomllib

@@ -10,6 +10,8 @@ from typing import Any
 class Interrupts:
     """Lets Ctrl-C and SIGTERM wait for the end of a step; the second one does not wait.
 
+    So does SIGHUP, which a closed terminal sends, but for a process that ignores it (nohup).
+
     Attributes:
         number: of the signal that came, or 0.
     """
@@ -19,7 +21,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            for number in (signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])):
                 self._before[number] = signal.signal(number, self._note)
         return self
 

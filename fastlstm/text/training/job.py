@@ -86,6 +86,19 @@ class Job:
         """The command that goes on with the run."""
         return f"python -m fastlstm.train --out {shlex.quote(str(self.run.folder))} --resume"
 
+    @property
+    def longer_command(self) -> str:
+        """The command that makes the run longer; one that got no better would end at once."""
+        beyond = f"--patience 0 --steps {2 * self.progress.step}" if self.stale else (
+            f"--steps {2 * self.total}")  # fmt: skip
+        return f"{self.resume_command} {beyond}"
+
+    @property
+    def why_stale(self) -> str:
+        """In words, where it is."""
+        evaluations = "evaluation" + "s" * (self.config.patience != 1)
+        return f"no better validation loss in {self.config.patience} {evaluations}"
+
     def start_clocks(self) -> None:
         """Count the time from now on."""
         self.saved = time.monotonic()
@@ -141,7 +154,7 @@ class Job:
             settings=self.config.settings(),
             about=self.about,
             commands=[("Draw text from it:", f"python -m fastlstm.sample {run} -n 1000"),
-                      ("Train it longer:", f"{self.resume_command} --steps {2 * self.total}"),
+                      ("Train it longer:", self.longer_command),
                       ("Look into its cells:",
                        f"python -m fastlstm.inspect {run} --text FILE")],
             scale=self.run.scale,

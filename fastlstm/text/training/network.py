@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import UserError
+from .. import UserError, cli
 from ..model import CharModel, predict_frequencies
 from .options import Config
 from .team import Team
+
+OBJECTS = 2048  # bytes that Python's objects of a layer take, and more
 
 
 def make_model(
@@ -27,10 +30,19 @@ def make_model(
         UserError: memory cannot hold it.
     """
     torch.manual_seed(config.seed)
+    gates = {"gru": 3, "rnn": 1}.get(config.cell, 4)
+    least = config.num_layers * (OBJECTS + 4 * gates * config.hidden_size**2)  # W_hh alone
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if least > most:  # torch would take page after page until the system kills somebody
+        raise UserError(
+            f"the model does not fit: --num-layers {config.num_layers} of --hidden-size "
+            f"{config.hidden_size} take at least {least / 1e9:.3g} GB, this machine has "
+            f"{most / 1e9:.3g}"
+        )
     try:
         model = CharModel(len(meta["vocabulary"]), **meta["model"]).to(device)
-    except RuntimeError as error:  # whatever torch says when memory runs out
-        raise UserError(f"the model does not fit: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, TypeError) as error:  # whatever torch says of sizes beyond memory
+        raise UserError(f"the model does not fit: {cli.first_line(error)}") from error
     predict_frequencies(model, counts)
     return model
 

@@ -190,10 +190,11 @@ def parse(argv: Sequence[str] | None, on_gpu: bool) -> Request:
     if preset not in (None, "karpathy"):
         raise UserError(f"--preset: expected karpathy, got {preset!r}")
     for name, value in paths.items():
-        if not isinstance(value, str | None):
-            raise UserError(f"--config: {name}: expected a path, got {value!r}")
+        if value is not None and not _is_path(value):
+            raise UserError(f"{_flag(name)}: expected a path in UTF-8, got {value!r}")
     explicit = {**checked(file, "--config: "), **checked(values)}
-    length = {name for name in ("steps", "epochs") if explicit.get(name) is not None}
+    explicit = {name: value for name, value in explicit.items() if value is not None}  # JSON's null
+    length = explicit.keys() & {"steps", "epochs"}
     if preset:
         explicit = {**(_without_length(KARPATHY) if length else KARPATHY), **explicit}
     base: dict[str, Any] = {}
@@ -234,7 +235,8 @@ def resumed(request: Request, stored: dict[str, Any], source: str) -> Config:
             continue
         if OPTIONS[name].fixed and mine != theirs:
             raise UserError(
-                f"{_flag(name)} {mine} disagrees with the run to resume, which has {theirs}"
+                f"{_flag(name)} {mine} disagrees with the run to resume, which has "
+                f"{'none' if theirs is None else theirs}"
             )
         setattr(config, name, mine)
     if "data" in request.explicit:
@@ -274,7 +276,8 @@ def _checked(name: str, value: Any) -> Any:
         raise UserError(f"{_flag(name)}: expected {expected}, got {value!r}")
 
     if name == "data":
-        if not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+        named = isinstance(value, list) and all(isinstance(v, str) and v for v in value)
+        if not (named and value):
             refuse("texts' names")
         return value
     if type(None) in typing.get_args(kind):
@@ -282,7 +285,7 @@ def _checked(name: str, value: Any) -> Any:
             return None
         kind = typing.get_args(kind)[0]
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**63 else math.inf
     if type(value) is not kind:
         refuse(_EXPECTED[kind])
     if rules.choices and value not in rules.choices:
@@ -298,6 +301,17 @@ def _checked(name: str, value: Any) -> Any:
     if rules.below is not None and value >= rules.below:
         refuse(f"a number below {rules.below}")
     return value
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it names a file; safetensors opens none whose name is no UTF-8."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_length(values: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     run = groups["run"]
     run.add_argument("--out", metavar="RUN", help="folder of the run (default: a new one in runs/)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    run.add_argument("--init-from", metavar="RUN", help="begin with the weights of another run")
+    run.add_argument("--init-from", metavar="RUN", help="begin with another run's weights: its "
+                     "best checkpoint's, or those in a checkpoint's folder")  # fmt: skip
     run.add_argument("--config", metavar="FILE", nargs="+", action="extend",
                      help="JSON or TOML files of options, or a folder that holds the model.json "
                      "and train.json of karpathy-rnns-repro; flags win")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..data import corpus, tokenized
 from ..data.corpus import Corpus, Streams
 from ..devices import pick_device
 from ..model import ARCHITECTURE, CharModel, adopt, as_state, seen_of
-from ..opening import load_model
+from ..opening import open_model
 from ..pages.scale import NATS, Scale, bits_a_byte
 from . import about, options, precision, trackers
 from .job import Job
@@ -147,13 +148,30 @@ def read_text(
     elif "-" in config.data:
         run.stdin.require()
     unit = "byte" if config.unit == "bpe" else config.unit
-    text = corpus.load(config.data, unit, run.stdin.path)
+    text = load_text(run, request, config, unit)
     if sha256 not in (None, text.sha256):
-        raise UserError(f"--resume: the text is not the one that {run.folder} was trained on")
+        raise UserError(
+            f"--resume: the text is not the one that {run.folder} was trained on; to go on with "
+            f"another, begin a new run: --init-from {shlex.quote(str(run.folder))}"
+        )
     if config.unit != "bpe":
         return text
     size, fractions = config.vocabulary or VOCABULARY, (config.val_fraction, config.test_fraction)
     return tokenized.tokenized(text, fractions, size, start.tokens)
+
+
+def load_text(run: Run, request: Request, config: Config, unit: str) -> Corpus:
+    """The text as bytes or code points; of a run that goes on, an error says how to name another.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return corpus.load(config.data, unit, run.stdin.path)
+    except UserError as error:
+        if not request.resume or "data" in request.explicit:
+            raise
+        raise UserError(f"{error}; if the run's text has moved, --data says where to") from error
 
 
 def scale_of(config: Config, streams: dict[str, Streams]) -> Scale:
@@ -168,7 +186,7 @@ def describe(config: Config, text: Corpus, start: Start) -> dict[str, Any]:
     """What the run's checkpoints say of its model."""
     return {
         **text.alphabet.described(),
-        "seen": sorted({*text.occurring, *start.seen}),
+        "seen": sorted({*text.occurring, *start.seen} & set(text.vocabulary)),
         "model": {name: getattr(config, name) for name in ARCHITECTURE},
     }
 
@@ -248,14 +266,15 @@ def architecture_of(
     Raises:
         UserError: there is no such run, or it disagrees with an option that was given.
     """
-    other, _, meta = load_model(Path(name), "best")
+    _, other, _, meta = open_model(name, None)
     tokens = len(meta["vocabulary"]) if meta["unit"] == "bpe" else None
     theirs = {"unit": meta["unit"], "vocabulary": tokens, **meta["model"]}
     for key in ("unit", "vocabulary", "cell", "hidden_size", "num_layers"):
         mine, wanted = getattr(config, key), theirs[key]
         same = mine == wanted or {mine, wanted} <= {"lstm", "torch-lstm"}  # the same weights
         if key in explicit and not same:
-            raise UserError(f"--init-from: {name} has {key} {wanted}")
+            has = f"no {key}" if wanted is None else f"{key} {wanted}"
+            raise UserError(f"--init-from: {name} has {has}")
         if not (key in explicit and same):
             setattr(config, key, wanted)
     return other, meta

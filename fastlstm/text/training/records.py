@@ -13,6 +13,9 @@ from typing import Any
 from ..files import naming, write_text
 from ..pages.scale import NATS, Scale
 
+# What reading a line raises that is under way, of a killed run, or damaged.
+NOT_OURS = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
 
 class Records:
     """A file of JSON objects, a line each, ascending in their ``step``.
@@ -26,7 +29,7 @@ class Records:
         self._file: Any = None
 
     def keep_until(self, step: int) -> None:
-        """Forget what came after the checkpoint that the run goes on from."""
+        """Forget torn lines, and what came after the checkpoint that the run goes on from."""
         if not self._writes:
             return
         kept = []
@@ -38,8 +41,8 @@ class Records:
                     if entry["step"] > step:
                         break
                     self.remember(entry)
-                except (ValueError, KeyError, TypeError):  # the last line of a killed run
-                    break
+                except NOT_OURS:
+                    continue
                 kept.append(json.dumps(entry) + "\n")
         write_text(self.path, "".join(kept))
 
@@ -47,13 +50,11 @@ class Records:
         """Take what the file says, and leave it as it is."""
         with open(self.path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                try:
+                with suppress(*NOT_OURS):
                     self.remember(json.loads(line))
-                except (ValueError, KeyError, TypeError):  # under way, or of a killed run
-                    break
 
     def remember(self, values: dict[str, Any]) -> None:
-        """Take what a line says; KeyError, TypeError or ValueError where it is none of ours."""
+        """Take what a line says; one of NOT_OURS where it is none of ours."""
         raise NotImplementedError
 
     def append(self, values: dict[str, Any]) -> None:
@@ -112,6 +113,9 @@ class Metrics(Records):
         step, train, val = int(values["step"]), float(values["train_loss"]), values["val_loss"]
         rest = [math.nan if values.get(name) is None else float(values[name])
                 for name in ("seconds", "lr", "grad_norm")]  # fmt: skip
+        losses = [train, *([] if val is None else [float(val)])]
+        if not all(map(math.isfinite, losses)):
+            raise ValueError("a loss is no number")
         self.steps.append(step)
         self.train.append(train)
         for column, value in zip((self.seconds, self.rates, self.norms), rest, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import UserError, checkpoint
 from ..data.stdin import KeptInput
 from ..files import replacing, write_text
-from ..model import CharModel, load, seen_of
+from ..model import CharModel, load
 from ..pages.report import Snapshot, report
 from ..pages.scale import NATS
 from .lock import Claim, InUseError
@@ -49,18 +49,21 @@ class Progress:
     @staticmethod
     def read(meta: dict[str, Any], windows: int) -> Progress:
         """Out of a checkpoint's ``meta``; ValueError where it cannot be."""
-        number = (int, float)
         progress = Progress(**{name: meta[name] for name in asdict(Progress()) if name in meta})
         counts = (progress.step, progress.epoch, progress.position, progress.worse)
         if (
             any(type(value) is not int or value < 0 for value in counts)
             or progress.position >= windows
-            or type(progress.seconds) not in number
-            or not (progress.best is None or type(progress.best) in number)
+            or not _finite(progress.seconds)
+            or not (progress.best is None or _finite(progress.best))
             or not (progress.scaler is None or isinstance(progress.scaler, dict))
         ):
             raise ValueError("meta.json does not say where the run stands")
         return progress
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def generator_name(kind: str, rank: int) -> str:
@@ -94,6 +97,13 @@ def claim_folder(out: str | None, name: str, resume: bool, patience: float) -> C
                     f"--resume: {folder} holds no run" if resume else
                     f"--out: {folder} already holds a run; --resume goes on with it"
                 )  # fmt: skip
+            # A run that was killed before it wrote config.json has an empty one.
+            log = folder / "metrics.jsonl"
+            if not resume and log.is_file() and log.stat().st_size:
+                raise UserError(
+                    f"--out: {folder} has a metrics.jsonl but no config.json: it holds no run of "
+                    "ours, or one that lost a part; expected a new folder"
+                )
             if folder.exists() and not folder.is_dir():
                 raise UserError(f"--out: {folder} is a file, not a folder")
             return Claim(folder, new=not resume, patience=patience)
@@ -222,14 +232,14 @@ class Run:
         device = model.decoder.weight.device
         try:
             for key, value in meta.items():
-                if (seen_of(theirs) if key == "seen" else theirs.get(key)) != value:
+                if key != "seen" and theirs.get(key) != value:  # the text tells what was seen
                     raise ValueError(f"its {key} differs")
             hx = [training[key].to(device) for key in sorted(training) if key.startswith("state.")]
             shape = (model.rnn.num_layers, batch, model.rnn.hidden_size)
             gated = model.rnn.mode == "LSTM"
             if hx and [x.shape for x in hx] != [shape] * (1 + gated):
                 raise ValueError("its carried state has the wrong shape")
-            if not all(x.is_floating_point() for x in hx):
+            if not all(x.is_floating_point() and x.dtype != torch.float64 for x in hx):
                 raise ValueError("its carried state has the wrong dtype")
             checkpoint.restore_optimizer(optimizer, training)
             if rank == 0 or generator_name("cpu", rank) in training:
@@ -272,5 +282,5 @@ class Run:
             return
         page = report(snapshot(), self.metrics, self.samples.entries)
         with replacing(self.folder / "report.html") as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files
         self._reported = time.monotonic()

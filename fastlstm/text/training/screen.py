@@ -84,10 +84,9 @@ def farewell(job: Job, test: float | None) -> str:
     Args:
         test: the loss on the text to test on, in nats, where there is one.
     """
-    progress, config = job.progress, job.config
-    lines = []
+    progress, lines = job.progress, []
     if job.stale:
-        lines.append(f"no better validation loss in {config.patience} evaluations: stopped")
+        lines.append(f"{job.why_stale}: stopped")
     if test is not None:
         each = "byte" if job.unit.in_bytes else "character"
         lines.append(
@@ -100,6 +99,6 @@ def farewell(job: Job, test: float | None) -> str:
     lines += [
         f"{progress.step:,} steps in {progress.seconds:.0f} s{best}",
         f"sample:  python -m fastlstm.sample {run} -n 1000",
-        f"go on:   {job.resume_command} --steps {2 * progress.step}",
+        f"go on:   {job.longer_command}",
     ]
     return "\n".join(lines)

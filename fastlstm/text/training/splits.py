@@ -30,13 +30,17 @@ def split(corpus: Corpus, config: Config, explicit: set[str], team: Team) -> dic
         raise UserError(
             f"--batch-size {config.batch_size}: {team.size} processes cannot share it evenly"
         )
-    streams = {"train": Streams(corpus, 0, train, config.batch_size, steps, False, *share)}
-    if streams["train"].windows == 0:
-        raise UserError(
-            f"the text is shorter than one batch: {config.batch_size} streams of {steps} "
-            f"{unit.each}s need {config.batch_size * steps + 1} {unit.name}s to train on, "
-            f"there are {train}"
+    needed = config.batch_size * steps + 1
+    if train < needed:
+        smaller = (
+            "--batch-size or --seq-length" if config.batch_size > team.size else "--seq-length"
         )
+        raise UserError(
+            f"the text is shorter than one batch: {config.batch_size} x {steps} {unit.each}s "
+            f"(--batch-size x --seq-length) need {needed} {unit.name}s to train on, there are "
+            f"{train}; give more text or a smaller {smaller}"
+        )
+    streams = {"train": Streams(corpus, 0, train, config.batch_size, steps, False, *share)}
     for name, begin, length in (("val", train, val), ("test", train + val, test)):
         if length < 2:
             if f"{name}_fraction" in explicit and getattr(config, f"{name}_fraction") > 0:
@@ -46,6 +50,11 @@ def split(corpus: Corpus, config: Config, explicit: set[str], team: Team) -> dic
             continue
         batch = max(1, min(EVAL_STREAMS, (length - 1) // steps))
         streams[name] = Streams(corpus, begin, begin + length, batch, steps, True, *share)
+    if "val" not in streams and "patience" in explicit and config.patience:
+        raise UserError(
+            f"--patience {config.patience}: there is no text to validate on; expected more text or "
+            "a larger --val-fraction"
+        )
     if "val" in streams:
         few = max(1, EVAL_CHARACTERS // (streams["val"].batch * steps))
         streams["val"].windows = min(streams["val"].windows, few)

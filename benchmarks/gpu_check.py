@@ -25,7 +25,7 @@ from .measured import RESULTS, ROOT
 
 # Right whoever else is on the GPU: these run side by side. What is timed runs alone.
 CHECKS = ("parity", "dropin", "sanitizer", "determinism", "streams", "graphs")
-TIMED = ("ceilings", "times", "text", "profile")
+TIMED = ("ceilings", "steps", "times", "text", "profile")
 STAGES = (*CHECKS, *TIMED)
 
 NO_GPU = 3

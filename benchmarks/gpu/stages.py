@@ -9,7 +9,7 @@ from typing import Any
 
 from ..accuracy import PRECISIONS
 from ..cases import GPU_CASES, Case
-from . import checks, profile, text, times, tools
+from . import checks, profile, steps, text, times, tools
 from .processes import Group, Task
 
 KINDS = ("bf16", "fp16", "tf32", "fp32")
@@ -42,6 +42,7 @@ def groups(
         "streams": lambda: _each(checks.streams, device, repeats=3 if quick else 20),
         "graphs": lambda: _each(checks.graphs, device),
         "ceilings": lambda: [[Task("ceilings", times.ceilings, {"device": device}, 60)]],
+        "steps": lambda: _steps(device, quick),
         "times": lambda: _times(device, quick, cases),
         "text": lambda: _text(device, quick),
         "profile": lambda: _profile(device, quick, cases),
@@ -102,6 +103,28 @@ def _times(device: str, quick: bool, cases: Sequence[Case]) -> list[list[Task]]:
         ]
         for case in timed
         if not quick or case.name in QUICK
+    ]  # fmt: skip
+
+
+def _steps(device: str, quick: bool) -> list[list[Task]]:
+    """A process for each type; with ``quick`` the layers that have a target, in bf16."""
+    asked = [layer for layer, targets in steps.TARGETS.items() if any(targets)]
+    others = [layer for layer in steps.TARGETS if layer not in asked]
+    exact = [(256, 16), (512, 56), (768, 16)]
+    layers = {"bf16": asked + ([] if quick else others)}
+    if not quick:
+        layers |= {"tf32": exact, "fp32": exact}
+    if device != "cuda":
+        layers = {"bf16": asked[:1]}
+    return [
+        [
+            Task(f"H{hidden} B{batch}, {kind}, {algorithm}", steps.steps,
+                 {"hidden_size": hidden, "batch": batch, "kind": kind, "algorithm": algorithm,
+                  "device": device, "rounds": 3 if quick else 5})
+            for hidden, batch in of_kind
+            for algorithm in algorithms(device)
+        ]
+        for kind, of_kind in layers.items()
     ]  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def test_without_a_gpu_it_says_so_and_exits_with_3(tmp_path):
     [
         (["--seconds", "soon"], "invalid float value: 'soon'"),
         (["--only", "parity,speed"], "expected some of parity, dropin, sanitizer, determinism, "
-         "streams, graphs, ceilings, times, text, profile, with commas between, got 'speed'"),
+         "streams, graphs, ceilings, steps, times, text, profile, with commas between, "
+         "got 'speed'"),
     ],
 )  # fmt: skip
 def test_mistakes_exit_with_2(arguments, text, capsys):
@@ -322,6 +323,10 @@ def test_all_stages_on_the_cpu(tmp_path, monkeypatch, cuda_tests, capsys):
     row = next(line for line in text.splitlines() if line.startswith("small  bf16  train"))
     assert "fused" in row
     assert found["ceilings"]["bf16_tflops"] > 0
+    (step,) = found["steps"]["rows"]
+    assert (step["hidden_size"], step["batch"], step["algorithm"]) == (64, 128, "auto")
+    assert step["forward"] + step["backward"] > 0
+    assert "H64 B128  bf16  auto" in text
     assert [row["rows_like_the_cpus"] for row in found["text"]["rows"]] == [1, 1]
     assert "text, 2 layers, fp32, batch 64: " in text
 

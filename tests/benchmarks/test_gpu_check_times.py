@@ -1,12 +1,13 @@
 """gpu_check's times and profiles, run on the CPU: their rows, not their figures."""
 
+import ast
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.cases import GPU_CASES, Case
-from benchmarks.gpu import profile, report, stages, times
+from benchmarks.gpu import profile, report, stages, steps, times
 from benchmarks.timing import Samples
 from fastlstm.algorithms import Explanation
 from fastlstm.ops import algorithm
@@ -135,6 +136,53 @@ def test_half_types_are_held_against_the_best_of_both():
         "bf16 train, ratio": 4.0, "bf16 train, best_ratio": 1.5,
         "fp16 train, ratio": 4.0, "fp16 train, best_ratio": 0.5,
     })  # fmt: skip
+
+
+def test_targets_are_printed_beside_means():
+    rows = [{
+        "case": "small", "precision": kind, "training": False, "algorithm": "grid",
+        "backward_algorithm": "grid", "ratio": 3.0, "graph_ratio": 2.0, "best_ratio": 2.25,
+        "eager_ratio": 4.0,
+    } for kind in ("bf16", "fp32")]  # fmt: skip
+    text = report.summary({"times": {"rows": rows}, "skipped": [], "failed": []})
+    for line in (
+        "bf16 infer, best_ratio: 2.25, target 2.5", "bf16 infer, eager_ratio: 4.00, target 5.0",
+        "bf16 infer, ratio: 3.00", "fp32 infer, graph_ratio: 2.00, target 1.5",
+    ):  # fmt: skip
+        assert f"geometric mean, {line}\n" in text
+
+
+def test_a_step_is_the_difference_of_two_calls(monkeypatch):
+    """The way that a GPU takes, with the CPU's tensors, and seconds that are made up."""
+
+    def clocks(calls, rounds, clock):
+        seconds = {"forward": (1e-3, 2e-6), "both": (3e-3, 5e-6)}
+        return {
+            name: Samples((once + count * each,))
+            for name in calls
+            for kind, count in [ast.literal_eval(name)]
+            for once, each in [seconds[kind]]
+        }
+
+    monkeypatch.setattr(steps, "interleaved", clocks)
+    monkeypatch.setattr(steps, "captured", lambda call: (SimpleNamespace(replay=call), None))
+    monkeypatch.setattr(steps, "STEPS", {"cuda": (2, 5)})
+    real = steps.fastlstm.LSTM
+    monkeypatch.setattr(
+        steps.fastlstm, "LSTM", lambda *sizes, device, dtype: real(*sizes, dtype=dtype)
+    )
+    (row,) = steps.steps(256, 16, "bf16", "auto", "cuda", 3)["rows"]
+    assert row["forward"] == pytest.approx(2)
+    assert row["backward"] == pytest.approx(3)
+    assert (row["forward_target"], row["backward_target"]) == (0.7, 0.65)
+    refused = 'fastlstm: the algorithm "grid" cannot run: too large'
+    monkeypatch.setattr(steps, "captured", lambda call: raise_error(RuntimeError(refused)))
+    (row,) = steps.steps(256, 16, "fp32", "grid", "cuda", 3)["rows"]
+    assert row["refused"] == "too large"
+
+
+def raise_error(error):
+    raise error
 
 
 def test_every_name_of_a_case_is_one():

@@ -71,7 +71,13 @@ def test_every_gpu_runs_every_problem(gpu, dtype):
 
 @pytest.mark.parametrize(
     ("gpu", "algorithm", "batch"),
-    [("A100", "grid", 8), ("H100", "cluster", 100), ("H200", "cluster", 100)],
+    [
+        ("A100", "grid", 8),
+        ("RTX 4090", "grid", 32),
+        ("RTX 5090", "grid", 32),
+        ("H100", "cluster", 100),
+        ("H200", "cluster", 100),
+    ],
 )
 def test_weights_that_fit_stay_on_chip(gpu, algorithm, batch):
     lstm = fastlstm.LSTM(65, 512, 2, dtype=torch.bfloat16)
@@ -88,17 +94,14 @@ def test_weights_that_fit_stay_on_chip(gpu, algorithm, batch):
 
 @pytest.mark.parametrize(("hidden", "batch"), [(64, 128), (256, 16), (512, 100), (768, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gpus_with_clusters_but_little_shared_memory_run_no_clusters(
-    hidden, batch, dtype, monkeypatch
-):
+def test_gpus_with_clusters_but_little_shared_memory_run_no_clusters(hidden, batch, dtype):
     """Compute capability 12 has 99 KiB for a block, and a launch that asks for more fails."""
-    monkeypatch.setitem(algorithms.GPUS, "small", (120, 170, 99 << 10))
     lstm = fastlstm.LSTM(65, hidden, 2, dtype=dtype, device="meta")
-    found = fastlstm.explain(lstm, batch, 100, gpu="small")
+    found = fastlstm.explain(lstm, batch, 100, gpu="RTX 5090")
     assert {found.algorithm, found.backward_algorithm} <= {"grid", "stepwise"}
     refusal = "clusters need 227 KiB of shared memory for each block"
     with fastlstm.algorithm("cluster"), pytest.raises(ValueError, match=refusal):
-        fastlstm.explain(lstm, batch, 100, gpu="small")
+        fastlstm.explain(lstm, batch, 100, gpu="RTX 5090")
 
 
 def test_wide_steps_need_their_shared_memory(monkeypatch):

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "launch.h"
-#include "shared/device.cuh"
+#include "shared/exchange.cuh"
 #include "stepwise/tiles.h"
 
 namespace fastlstm {
@@ -24,24 +24,8 @@ __global__ void any_kernel() {}
 
 int largest_cluster(int64_t shared) {
   const void* kernel = reinterpret_cast<const void*>(any_kernel);
-  allow_shared(kernel, size_t(shared));
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-        "cluster size");
-  for (unsigned ctas : {16, 8, 4, 2}) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = ctas;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(ctas);
-    config.blockDim = dim3(32);
-    config.dynamicSmemBytes = size_t(shared);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    int count = 0;
-    if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess && count > 0)
-      return int(ctas);
-  }
+  for (unsigned ctas : {16, 8, 4, 2})
+    if (clusters_at_once(kernel, ctas, 32, size_t(shared)) > 0) return int(ctas);
   return 1;
 }
 
@@ -63,6 +47,25 @@ void allow_shared(const void* kernel, size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
         "shared memory");
   most = bytes;
+}
+
+int clusters_at_once(const void* kernel, unsigned cluster, unsigned threads, size_t shared) {
+  allow_shared(kernel, shared);
+  if (cluster > 8)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cluster size");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  return cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess ? count : 0;
 }
 
 // A CUDA graph records such a launch only with drivers of CUDA 12.3 and newer.

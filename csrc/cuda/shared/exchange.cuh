@@ -267,23 +267,12 @@ void launch_clusters(void (*kernel)(Args), dim3 grid, unsigned cluster, unsigned
 }
 
 // How many clusters of `cluster` CTAs the current GPU runs at once; 0 where it runs none of that
-// size.
+// size (device_properties.cu).
+int clusters_at_once(const void* kernel, unsigned cluster, unsigned threads, size_t shared);
+
 template <class Args>
 int clusters_at_once(void (*kernel)(Args), unsigned cluster, unsigned threads, size_t shared) {
-  const void* function = reinterpret_cast<const void*>(kernel);
-  allow_shared(function, shared);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(cluster);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int count = 0;
-  return cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess ? count : 0;
+  return clusters_at_once(reinterpret_cast<const void*>(kernel), cluster, threads, shared);
 }
 
 #endif

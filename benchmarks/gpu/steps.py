@@ -52,7 +52,8 @@ def steps(
             for count in (short, long):
                 forward, both = _calls(lstm, batch, count)
                 for name, call in (("forward", forward), ("both", both)):
-                    calls[name, count] = captured(call)[0].replay if device == "cuda" else call
+                    replay = captured(call)[0].replay if device == "cuda" else call
+                    calls[f"{name}, {count} steps"] = replay
                     call()
         except (RuntimeError, ValueError) as error:
             reason = refusal(error)
@@ -60,21 +61,22 @@ def steps(
                 raise
             return {"rows": [row | {"refused": reason}]}
         clock = events if device == "cuda" else wall
-        found = interleaved({str(key): call for key, call in calls.items()}, rounds, clock)
+        found = interleaved(calls, rounds, clock)
         planned = fastlstm.explain(lstm, batch, long)
-    forward_step, both_steps = (
-        1e6 * (found[str((name, long))].median - found[str((name, short))].median) / (long - short)
-        for name in ("forward", "both")
-    )
+
+    def step(name: str) -> float:  # in microseconds
+        ends = [found[f"{name}, {count} steps"].median for count in (short, long)]
+        return 1e6 * (ends[1] - ends[0]) / (long - short)
+
     targets = TARGETS[hidden_size, batch] if device == "cuda" and kind == "bf16" else (None, None)
     return {
         "rows": [
             row
             | {
-                "forward": forward_step,
+                "forward": step("forward"),
                 "forward_estimate": planned.step_microseconds,
                 "forward_target": targets[0],
-                "backward": both_steps - forward_step,
+                "backward": step("both") - step("forward"),
                 "backward_estimate": planned.backward_step_microseconds,
                 "backward_target": targets[1],
             }

@@ -1,6 +1,6 @@
 """gpu_check's times and profiles, run on the CPU: their rows, not their figures."""
 
-import ast
+import re
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -158,9 +158,9 @@ def test_a_step_is_the_difference_of_two_calls(monkeypatch):
     def clocks(calls, rounds, clock):
         seconds = {"forward": (1e-3, 2e-6), "both": (3e-3, 5e-6)}
         return {
-            name: Samples((once + count * each,))
+            name: Samples((once + int(count) * each,))
             for name in calls
-            for kind, count in [ast.literal_eval(name)]
+            for kind, count in [re.fullmatch(r"(\w+), (\d+) steps", name).groups()]
             for once, each in [seconds[kind]]
         }
 

@@ -36,6 +36,14 @@ def test_pages_show_what_the_files_hold(page):
     assert figures.filled(text) == text, "run: python -m benchmarks.report FILE --pages"
 
 
+def test_the_readmes_first_sentence_is_of_the_same_file():
+    text = PAGES[0].read_text()
+    ours, theirs = figures.drawing(read(RESULTS / dict(figures.MARKED.findall(text))["headline"]))
+    first = " ".join(text.split("**")[1].split())
+    assert f"samples {ours:,.0f} characters/s" in first
+    assert f"{ours / theirs:.0f} times as many" in first
+
+
 def test_a_figure_that_disagrees_is_seen():
     text = PAGES[0].read_text()
     wrong = re.sub(r"(small \(.*\), inference, fp32 \| )[\d.]+", r"\g<1>0.001", text)

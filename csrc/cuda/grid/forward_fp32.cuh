@@ -81,10 +81,7 @@ class GridForwardFp32Product : GridForwardWeights<Fp32Grid<kShape>> {
     for (int k = 0; k < kSlabs; ++k) {
       if (k >= slabs) break;
       uint4& packet = v[k % kAhead];
-      auto waits = [&](const uint4& x) {
-        const uint4 one[1] = {x};
-        return off_phase(one, h.phase) & h.check;
-      };
+      auto waits = [&](const uint4& x) { return off_phase(x, h.phase) & h.check; };
       if (__any_sync(~0u, waits(packet) != 0)) {
         PollingPatience patience(limit);
         do {

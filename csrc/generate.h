@@ -14,10 +14,11 @@ namespace fastlstm {
 constexpr int64_t kGenerateColumns = 64;
 constexpr int64_t kGenerateUnits = kGenerateColumns / 4;
 
-// An element of a panel is one column (f32, f64), or a 32-bit word that holds several columns,
-// which are computed in float:
-//   bf16  word j holds column j in its low half and column j + 32 in its high half;
-//   int8  word j is q[j] + q[j + 16] * 2^8 + q[j + 32] * 2^16 + q[j + 48] * 2^24, with q signed.
+// An element of a panel is one column (f32, f64), or a word that holds more:
+//   bf16  32 bits: word j holds column j in its low half and column j + 32 in its high half, which
+//         are computed in float;
+//   int8  16 bits: word j of row k / 2 holds column j of rows k (its low byte) and k + 1; an odd K
+//         has a row of zeros more. They are multiplied with states in 16 bits, in integers.
 // On a GPU every storage type has one column in each element, and there is f16 too.
 enum class Storage { f32, f64, bf16, int8, f16 };
 

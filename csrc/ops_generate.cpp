@@ -14,19 +14,20 @@ struct Cpu {
 
   bool holds(const Tensor& x) const { return x.is_cpu(); }
   Storage storage_of(const Tensor& packed) const {
-    const int64_t words = packed.size(2);
     switch (packed.scalar_type()) {
       case ScalarType::Float: return Storage::f32;
       case ScalarType::Double: return Storage::f64;
-      case ScalarType::Int: return words == kGenerateColumns / 2 ? Storage::bf16 : Storage::int8;
-      default: STD_TORCH_CHECK(false, "fastlstm: packed weights are float32, float64 or int32");
+      case ScalarType::Int: return Storage::bf16;
+      case ScalarType::Short: return Storage::int8;
+      default:
+        STD_TORCH_CHECK(false, "fastlstm: packed weights are float32, float64, int32 or int16");
     }
     __builtin_unreachable();
   }
-  int64_t words_of(Storage storage) const {
-    return storage == Storage::bf16   ? kGenerateColumns / 2
-           : storage == Storage::int8 ? kGenerateColumns / 4
-                                      : kGenerateColumns;
+  int64_t words_of(Storage storage, int64_t depth) const {
+    return storage == Storage::bf16   ? depth * kGenerateColumns / 2
+           : storage == Storage::int8 ? (depth + 1) / 2 * kGenerateColumns
+                                      : depth * kGenerateColumns;
   }
   void check_tokens(const Generate& g) const {
     for (int64_t j = 0; j < g.prime_steps * g.batch; ++j)

@@ -3,7 +3,7 @@
 // keeps a direct call of the operator from reading foreign memory.
 //
 // A device is a class: made from the table, on whose device everything has to be, it knows how
-// weights are stored there and runs the call.
+// weights are stored there (words_of: the elements of a panel) and runs the call.
 #pragma once
 
 #include "generate.h"
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_on(
     const void* scale =
         scales.empty() ? nullptr : reader.read(name, scales[j], computed, count * kGenerateColumns);
     const void* data = reader.read(name, weights[j], weights[0].scalar_type(),
-                                   count * depth * device.words_of(g.storage));
+                                   count * device.words_of(g.storage, depth));
     return PackedMatrix{data, scale, depth};
   };
   std::vector<GenerateLayer> layers(static_cast<size_t>(num_layers));

@@ -29,7 +29,7 @@ class Gpu {
     }
     __builtin_unreachable();
   }
-  int64_t words_of(Storage) const { return kGenerateColumns; }
+  int64_t words_of(Storage, int64_t depth) const { return depth * kGenerateColumns; }
 
   // Tokens stay on the GPU, where the kernel takes one outside the vocabulary for token 0.
   void check_tokens(const Generate&) const {}

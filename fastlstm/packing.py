@@ -35,10 +35,11 @@ def prepack(
             :func:`fastlstm.generate`, on a CPU or a GPU.
         decoder: as for :func:`fastlstm.generate`.
         weights: with a decoder, how they are stored: "fp32", the default; "bf16", half as large
-            and faster; "int8", a quarter, with a factor for every row, faster still. All compute
-            in float32, and the first layer's input weights, one column a step, and the biases
-            stay float32. On a GPU also "fp16", and all but "fp32" round h; "int8" is held there,
-            exactly, as bf16. Without a decoder they keep the module's dtype.
+            and faster; "int8", a quarter, with a factor for every row, faster still. The first
+            layer's input weights, one column a step, and the biases stay float32. On the CPU all
+            compute in float32, but products with "int8" read h in 16 bits. On a GPU also "fp16",
+            and all but "fp32" round h; "int8" is held there, exactly, as bf16. Without a decoder
+            they keep the module's dtype.
 
     Returns:
         A :class:`fastlstm.packing.FrozenLSTM`, or with a decoder a

@@ -22,6 +22,15 @@ inline __attribute__((always_inline)) __m512 smaller_or_second(__m512 a, __m512 
   return _mm512_maskz_min_ps(__mmask16(-1), a, b);
 }
 
+// Bytes as 16-bit integers.
+inline __attribute__((always_inline)) __m512i widened(__m256i bytes) {
+  return _mm512_maskz_cvtepi8_epi16(__mmask32(-1), bytes);
+}
+// In every lane: a.low * b.low + a.high * b.high, of pairs of 16-bit integers.
+inline __attribute__((always_inline)) __m512i multiplied_pairs(__m512i a, __m512i b) {
+  return _mm512_maskz_madd_epi16(__mmask16(-1), a, b);
+}
+
 #ifdef __AVX512BF16__
 // To bfloat16, to the nearest and of two to the even one.
 inline __attribute__((always_inline)) __m256i bfloat16_bits(__m512 x) {

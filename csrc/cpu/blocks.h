@@ -15,6 +15,9 @@ FASTLSTM_INLINE int64_t round_up(int64_t n, int64_t multiple) {
 FASTLSTM_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 FASTLSTM_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Of a lambda whose loops are hot: with more callers than one the compiler would call it.
+#define FASTLSTM_INLINED __attribute__((always_inline))
+
 template <int N>
 struct Int {
   static constexpr int value = N;

@@ -60,14 +60,16 @@ constexpr const Costs& kCosts = kAvx512Costs;
 constexpr const Costs& kCosts = kNarrowCosts;
 #endif
 
-// Whether so few rows read the weights as they are. Packing them costs about as much as three rows
-// where a layer's weights stay in the caches. Where it writes through them it costs as much as
-// eight steps of a row, or sixteen rows of one step, which share each read.
+// Whether so few rows read the weights as they are, or pack those of a block of units for one step
+// alone (ForwardTask::run_block). Packing all costs about as much as three rows where a layer's
+// weights stay in the caches. Where it writes through them it costs as much as eight steps of a
+// row, and of one step more than multiplying 64 rows by the packed weights gains.
 inline bool runs_direct(const Problem& p) {
   const int64_t above = p.layers > 1 ? p.directions * p.out_size : 0;
   const int64_t input = max_of(above, p.input_kind == InputKind::dense ? p.input_size : 0);
   const bool cached = 4 * p.hidden_size * (input + p.out_size) < (1 << 18);
-  return !p.projected && !p.layer_norm && p.rows <= (cached ? 3 : p.steps > 1 ? 8 : 16);
+  const int64_t most = p.steps > 1 ? (cached ? 3 : 8) : cached ? 16 : 64;
+  return !p.projected && !p.layer_norm && p.rows <= most;
 }
 
 // How one member multiplies `weights` of a layer's `all` weights with `rows` rows.

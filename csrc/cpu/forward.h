@@ -97,27 +97,36 @@ class ForwardTask {
     if (p_.projected) project_h(s, active, member);
   }
 
-  // h's part of a tile of gates, and its cells.
+  // A tile of gates and its cells.
   void run_tile(int64_t s, int64_t b, int rows, int64_t block) {
     GateTile<T> tile;
-    multiply_gates(tile.gates, cells_.h(s, b), cells_.h_stride(), weights_.hh.panel(block * 4),
-                   weights_.hh.stored * kPanel<T>, weights_.hh.depth, rows);
+    multiply_h(s, b, rows, weights_.hh, block, tile);
     run_cells(s, b, rows, block, tile);
   }
 
-  void run_cells(int64_t s, int64_t b, int rows, int64_t block, const GateTile<T>& tile) {
-    cells_.run(s, b, rows, block, tile, [&](int64_t j) { return input_part_.start(s, j); });
+  // h's part of a tile. block: of hh, which may hold one block alone.
+  void multiply_h(int64_t s, int64_t b, int rows, const Panels<E>& hh, int64_t block,
+                  GateTile<T>& tile) const {
+    multiply_gates(tile.gates, cells_.h(s, b), cells_.h_stride(), hh.panel(block * 4),
+                   hh.stored * kPanel<T>, hh.depth, rows);
+  }
+
+  void run_cells(int64_t s, int64_t b, int rows, int64_t block, GateTile<T>& tile) {
+    for (int m = 0; m < rows; ++m)
+      tile.input_part[m] = input_part_.start(s, b + m) + block * 4 * kPanel<T>;
+    cells_.run(s, b, rows, block, tile);
   }
 
   // The same from weights as they are in memory. A team does not pay for so few steps: instead the
   // units of each step are divided among threads.
-  static constexpr int kDirectTile = 4;  // rows
+  static constexpr int kDirectTile = 4, kMostDirectRows = 4;  // rows
   void run_direct(int64_t s, int64_t active) {
     const int64_t weights = 4 * units_ * (units_ + input_width_);
     const EvenTeam team(kCosts, worthwhile_threads(runtime_.threads, weights * active), weights,
                         active, sizeof(S), 1);
     const Runtime runtime = {int(team.members), runtime_.parallel};
     parallel(runtime, panels_of<T>(units_), [&](int64_t block) {
+      if (active > kMostDirectRows) return run_block(s, active, block);
       for_even_blocks(active, kDirectTile, [&](int rows, int64_t b) {
         with_rows<kDirectTile>(
             rows, [&](auto size) { run_direct_tile<decltype(size)::value>(s, b, block); });
@@ -125,11 +134,31 @@ class ForwardTask {
     });
   }
 
+  // A block of units whose weights are packed for this step alone: they stay in the core's cache.
+  void run_block(int64_t s, int64_t active, int64_t block) {
+    constexpr int64_t kGates = 4 * kPanel<T>;
+    Panels<E> hh, ih;
+    weights_.pack_block(hh, weights_.w_hh, units_, block);
+    Buffer<T> input_part(active * kGates);
+    if (input_width_ > 0) {
+      weights_.pack_block(ih, weights_.w_ih, input_width_, block);
+      gemm_rows(input_part.get(), kGates, input_part_.x(s, 0), input_part_.x_stride(), ih.panel(0),
+                active, input_width_, kGates, Addend<T>{weights_.bias.get() + block * kGates, 0});
+    }
+    for_row_blocks(active, [&](int rows, int64_t b) {
+      GateTile<T> tile;
+      multiply_h(s, b, rows, hh, 0, tile);
+      if (input_width_ == 0) return run_cells(s, b, rows, block, tile);
+      for (int m = 0; m < rows; ++m) tile.input_part[m] = input_part.get() + (b + m) * kGates;
+      cells_.run(s, b, rows, block, tile);
+    });
+  }
+
   template <int M>
   void run_direct_tile(int64_t s, int64_t b, int64_t block) {
     static_assert(kDirectTile <= kTileRows, "a tile has so many rows");
     // How many rows of weights are multiplied at once: enough sums to hide the latency.
-    constexpr int R = 2 * kDirectTile / M < kPanel<T> ? 2 * kDirectTile / M : kPanel<T>;
+    constexpr int kRows = (2 * kDirectTile + M - 1) / M, R = kRows < kPanel<T> ? kRows : kPanel<T>;
     GateTile<T> tile;
     const int64_t first = block * kPanel<T>, depth = units_;
     const int n = int(min_of(kPanel<T>, units_ - first));

@@ -11,10 +11,12 @@
 namespace fastlstm {
 namespace {
 
-// h's part of the pre-activations of a block of kPanel units, for up to kTileRows rows.
+// The pre-activations of a block of kPanel units, for up to kTileRows rows: h's part, and where
+// each row's input part is.
 template <class T>
 struct GateTile {
   alignas(64) T gates[4][kTileRows][kPanel<T>];
+  const T* input_part[kTileRows];
 };
 
 // Sequences are counted from the task's first one.
@@ -68,14 +70,12 @@ class ForwardCells {
   const E* unprojected_h() const { return unprojected_h_.get(); }
   int64_t h_stride() const { return h_stride_; }
 
-  // The new states of `count` rows from sequence b on, units of a block. start(j) is the input's
-  // part of row j's pre-activations.
-  template <class Start>
-  void run(int64_t s, int64_t b, int count, int64_t block, const GateTile<T>& tile, Start&& start) {
+  // The new states of `count` rows from sequence b on, units of a block.
+  void run(int64_t s, int64_t b, int count, int64_t block, const GateTile<T>& tile) {
     if (rules_.plain)
-      run_with<false>(s, b, count, block, tile, start);
+      run_with<false>(s, b, count, block, tile);
     else
-      run_with<true>(s, b, count, block, tile, start);
+      run_with<true>(s, b, count, block, tile);
   }
 
   // With layer normalisation, the new states of sequence b, all units. z: its W_hh h.
@@ -109,9 +109,8 @@ class ForwardCells {
   }
 
  private:
-  template <bool kRules, class Start>
-  void run_with(int64_t s, int64_t b, int count, int64_t block, const GateTile<T>& tile,
-                Start&& start) {
+  template <bool kRules>
+  void run_with(int64_t s, int64_t b, int count, int64_t block, const GateTile<T>& tile) {
     const int64_t t = layer_.time(s);
     E* const new_h = h_[(s + 1) % 2].get();
     typedef CellVector<T, kRules> V;
@@ -119,7 +118,7 @@ class ForwardCells {
     constexpr int kUnits = kLanes<T, V>;
     for (int m = 0; m < count; ++m) {
       const int64_t sequence = sequences_.begin + b + m, row = rows_.at(t, sequence);
-      const T* from_input = start(b + m) + block * 4 * kPanel<T>;
+      const T* from_input = tile.input_part[m];
       const RuleRow keys = kRules ? rules_.row(t, sequence) : RuleRow{};
       for (int at = 0; at < kPanel<T>; at += kUnits) {
         const int64_t unit = block * kPanel<T> + at;

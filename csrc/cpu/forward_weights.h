@@ -55,6 +55,10 @@ struct ForwardWeights {
               ih.packed() ? to_acc(ih.at(panel, index, j)) : to_acc(w_ih[row * width_ + index]);
       }
   }
+  // Of W_ih or W_hh as it is in memory: the four panels of a block of units.
+  void pack_block(Panels<E>& to, const S* from, int64_t depth, int64_t block) const {
+    pack_panels(Runtime{1, nullptr}, to, from, depth, 4 * block, 4);
+  }
   // The column of W_ih, in the weights' order.
   void gather_column(T* to, int64_t index) const {
     for (int64_t j = 0; j < 4 * units_; ++j)
@@ -89,15 +93,9 @@ struct ForwardWeights {
         bias[panel * kPanel<T> + j] =
             row < 0 || b_ih == nullptr ? T(0) : to_acc(b_ih[row]) + to_acc(b_hh[row]);
       }
-    auto pack = [&](Panels<E>& to, const S* from, int64_t depth) {
-      to.pack_columns(runtime, panels, depth, [=](int64_t panel, int j) {
-        const int64_t row = row_of(panel, j);
-        return row < 0 ? nullptr : from + row * depth;
-      });
-    };
-    if (!direct) pack(hh, w_hh, p.out_size);
+    if (!direct) pack_panels(runtime, hh, w_hh, p.out_size, 0, panels);
     if (dense) {
-      if (!direct) pack(ih, w_ih, width_);
+      if (!direct) pack_panels(runtime, ih, w_ih, width_, 0, panels);
     } else if (width_ <= min_of(kTableRows, p.rows)) {
       table.reset(width_ * gates_stride);
       const int64_t tasks = min_of(width_, 4 * runtime.threads);
@@ -106,6 +104,14 @@ struct ForwardWeights {
           gather(table.get() + j * gates_stride, j);
       });
     }
+  }
+
+  void pack_panels(const Runtime& runtime, Panels<E>& to, const S* from, int64_t depth,
+                   int64_t first, int64_t count) const {
+    to.pack_columns(runtime, count, depth, [=](int64_t panel, int j) {
+      const int64_t row = row_of(first + panel, j);
+      return row < 0 ? nullptr : from + row * depth;
+    });
   }
 
   void pack_by_row(const Problem& p, const Runtime& runtime, const LayerWeights& weights,

@@ -70,7 +70,7 @@ FASTLSTM_INLINE void multiply_gates(Acc<E> (*out)[kTileRows][kPanel<Acc<E>>], co
                                     int64_t lda, const E* panels, int64_t panel_stride,
                                     int64_t depth, int rows) {
   typedef Acc<E> T;
-  with_rows<kTileRows>(rows, [&](auto block) {
+  with_rows<kTileRows>(rows, [&](auto block) FASTLSTM_INLINED {
     constexpr int M = decltype(block)::value;
     // With few rows, several gates at once give enough independent sums to fill the FMA pipeline.
     constexpr int G = M * 4 <= kTileRows ? 4 : M * 2 <= kTileRows ? 2 : 1;
@@ -97,8 +97,8 @@ void gemm_rows(Acc<E>* c, int64_t ldc, const E* a, int64_t lda, const E* panels,
     const Addend<T> sum = k0 > 0 ? Addend<T>{c, ldc} : addend;
     for (int64_t p = 0; p < panels_of<T>(n); ++p) {
       const E* panel = panels + (p * panel_depth + k0) * kPanel<T>;
-      for_row_blocks(rows, [&](int count, int64_t row) {
-        with_rows<kTileRows>(count, [&](auto block) {
+      for_row_blocks(rows, [&](int count, int64_t row) FASTLSTM_INLINED {
+        with_rows<kTileRows>(count, [&](auto block) FASTLSTM_INLINED {
           constexpr int M = decltype(block)::value;
           Tile<T, 1, M> acc = {};
           tile_fma<E, 1, M, false>(a + row * lda + k0, lda, panel, 0, chunk, acc);

@@ -8,8 +8,8 @@
 // number of threads.
 //
 // Memory traffic of a step: every weight once from cache (2 x 512: 12.6 MB in fp32, a half or a
-// quarter of that in bf16 or int8). That bounds batch 1 in fp32 and bf16; int8 is bound by the 11
-// vector operations that 32 weights take. Larger batches read the weights once for kPassRows rows.
+// quarter of that in bf16 or int8). That bounds batch 1. Larger batches read the weights once for
+// kPassRows rows.
 #pragma once
 
 #include "blocks.h"
@@ -46,25 +46,36 @@ class Generator {
     load_states(c_.get(), units_, g.c0, g.hidden_size);
   }
 
+  // What a member reads x from: the layer's input, and h of the layer or of what is multiplied
+  // last.
+  struct Operands {
+    explicit Operands(const Generator& g)
+        : input(g.g_.batch, g.h_stride_), h(g.g_.batch, g.h_stride_) {}
+    typename Store::Rows input, h;
+  };
+
   // One member's share of step s.
-  void run_step(int64_t s, Team::Member& member) {
+  void run_step(int64_t s, Team::Member& member, Operands& x) {
     const T* input = nullptr;  // h of the layer below
     for (int layer = 0; layer < g_.layers; ++layer) {
       const T* h = h_[s % 2].get() + layer * g_.batch * h_stride_;
       T* new_h = h_[(s + 1) % 2].get() + layer * g_.batch * h_stride_;
       T* unprojected = g_.projected ? unprojected_h_.get() : new_h;
-      const GenerateLayer& w = g_.weights[layer];
+      if (layer > 0) x.input.read(input, h_stride_, g_.batch, g_.out_size);
+      x.h.read(h, h_stride_, g_.batch, g_.out_size);
       share(member, units_ / kGenerateUnits, [&](auto rows, int64_t panel, int64_t b) {
-        run_cells<decltype(rows)::value>(s, layer, panel, b, input, h, unprojected);
+        run_cells<decltype(rows)::value>(s, layer, panel, b, x, h, unprojected);
       });
       if (g_.projected) {
-        multiply(member, w.hr, g_.out_size, nullptr, unprojected, new_h, h_stride_);
+        x.h.read(unprojected, h_stride_, g_.batch, g_.hidden_size);
+        multiply(member, g_.weights[layer].hr, g_.out_size, nullptr, x.h, new_h, h_stride_);
       }
       input = new_h;
     }
     const int64_t drawn = s + 1 - g_.prime_steps;
     if (drawn < 0) return;
-    multiply(member, g_.decoder, g_.vocabulary, static_cast<const T*>(g_.decoder_bias), input,
+    x.h.read(input, h_stride_, g_.batch, g_.out_size);
+    multiply(member, g_.decoder, g_.vocabulary, static_cast<const T*>(g_.decoder_bias), x.h,
              logits_.get(), logits_stride_);
     team_.share(member, g_.batch, [&](int64_t b) {
       g_.tokens[drawn * g_.batch + b] =
@@ -111,9 +122,9 @@ class Generator {
     });
   }
 
-  // The gates and the cells of one panel, for M rows from b on. input: not read by layer 0.
+  // The gates and the cells of one panel, for M rows from b on.
   template <int M>
-  void run_cells(int64_t s, int layer, int64_t panel, int64_t b, const T* input, const T* h,
+  void run_cells(int64_t s, int layer, int64_t panel, int64_t b, const Operands& x, const T* h,
                  T* new_h) {
     const GenerateLayer& w = g_.weights[layer];
     alignas(64) T sums[M][kGenerateColumns];
@@ -122,8 +133,8 @@ class Generator {
                                   : static_cast<const T*>(w.bias);
       memcpy(sums[m], start + panel * kGenerateColumns, sizeof sums[m]);
     }
-    if (layer > 0) add_product<Store, M>(sums, w.ih, panel, input + b * h_stride_, h_stride_);
-    add_product<Store, M>(sums, w.hh, panel, h + b * h_stride_, h_stride_);
+    if (layer > 0) add_product<Store, M>(sums, w.ih, panel, x.input, b);
+    add_product<Store, M>(sums, w.hh, panel, x.h, b);
     for (int m = 0; m < M; ++m)
       for (int64_t j = 0; j < kGenerateUnits; j += kWidth<T>) {
         const int64_t unit = panel * kGenerateUnits + j;
@@ -142,15 +153,15 @@ class Generator {
 
   // to = W x + bias, for all rows and this member's share of the n columns.
   template <class To>
-  void multiply(Team::Member& member, const PackedMatrix& w, int64_t n, const T* bias, const T* x,
-                To* to, int64_t stride) const {
+  void multiply(Team::Member& member, const PackedMatrix& w, int64_t n, const T* bias,
+                const typename Store::Rows& x, To* to, int64_t stride) const {
     share(member, ceil_div(n, kGenerateColumns), [&](auto rows, int64_t panel, int64_t b) {
       constexpr int M = decltype(rows)::value;
       alignas(64) T sums[M][kGenerateColumns] = {};
       if (bias)
         for (int m = 0; m < M; ++m)
           memcpy(sums[m], bias + panel * kGenerateColumns, sizeof sums[m]);
-      add_product<Store, M>(sums, w, panel, x + b * h_stride_, h_stride_);
+      add_product<Store, M>(sums, w, panel, x, b);
       for (int m = 0; m < M; ++m)
         for (int64_t j = 0; j < kGenerateColumns; ++j)
           to[(b + m) * stride + panel * kGenerateColumns + j] = To(sums[m][j]);
@@ -188,7 +199,8 @@ void generate(const Generate& g, const Runtime& runtime) {
   Team team(steps, workers);
   Generator<Store> generator(g, team);
   parallel(runtime, workers, [&](int64_t) {
-    team.run([&](int64_t s, Team::Member& member) { generator.run_step(s, member); });
+    typename Generator<Store>::Operands x(generator);
+    team.run([&](int64_t s, Team::Member& member) { generator.run_step(s, member, x); });
   });
   generator.write_states(steps);
 }

@@ -3,7 +3,12 @@
 #pragma once
 
 #include "../generate.h"
+#include "blocks.h"
 #include "operands.h"
+#include "runtime.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace fastlstm {
 namespace {
@@ -14,89 +19,214 @@ namespace {
 constexpr int kPassRows = FASTLSTM_VEC_BYTES == 64 ? 6 : 3;
 
 // How a storage type is read. expand() turns a vector of words into vectors of columns: vector
-// number `part` of kPerWord, kGenerateColumns / kPerWord columns apart. finish() corrects the sums
-// of all parts.
+// number `part` of kPerWord, kGenerateColumns / kPerWord columns apart. Rows is how x is read.
+template <class T>
+class PlainRows {
+ public:
+  PlainRows(int64_t, int64_t) {}
+  void read(const T* x, int64_t stride, int64_t, int64_t) {
+    x_ = x;
+    stride_ = stride;
+  }
+  const T* row(int64_t m) const { return x_ + m * stride_; }
+
+ private:
+  const T* x_ = nullptr;
+  int64_t stride_ = 0;
+};
+
 template <class T_>
 struct Plain {
   typedef T_ T;
   typedef T_ Word;
+  typedef PlainRows<T> Rows;
   static constexpr int kPerWord = 1;
   static FASTLSTM_INLINE Vec<T> expand(Vec<T> words, int) { return words; }
-  static FASTLSTM_INLINE void finish(Vec<T>*) {}
 };
 
 struct PairsBf16 {
   typedef float T;
   typedef int32_t Word;
+  typedef PlainRows<T> Rows;
   static constexpr int kPerWord = 2;
   static FASTLSTM_INLINE VecF expand(VecFi words, int part) {
     return bit_cast<VecF>(part == 0 ? words << 16 : words & int32_t(0xffff0000U));
   }
-  static FASTLSTM_INLINE void finish(VecF*) {}
 };
 
-// A word holds q[0] + q[1] * 2^8 + q[2] * 2^16 + q[3] * 2^24. Shifted so that q[part] is on top, it
-// is 2^24 * q[part] and a rest from the lower parts: 2^-8 of what expand() gives for the part
-// below. The loop adds up these numbers with their rests, and finish() subtracts the sums of the
-// rests once. So the loop needs only a shift and a conversion for each column.
-struct FoursInt8 {
-  typedef float T;
-  typedef int32_t Word;
-  static constexpr int kPerWord = 4;
-  static FASTLSTM_INLINE VecF expand(VecFi words, int part) {
-    return __builtin_convertvector(words << (24 - 8 * part), VecF);
+// Rows of x in 16 bits: x[k] is scale * q[k] within scale / 2, with |q| <= 32767. A row's scale
+// follows its largest element. It is NaN where the row has a NaN; an infinite element counts as the
+// largest float.
+class IntegerRows {
+ public:
+  IntegerRows(int64_t rows, int64_t depth)
+      : stride_(round_up(depth, 16)), q_(rows * stride_), scale_(rows) {}
+
+  void read(const float* x, int64_t stride, int64_t rows, int64_t depth) {
+    for (int64_t m = 0; m < rows; ++m)
+      scale_[m] = read_row(q_.get() + m * stride_, x + m * stride, depth);
   }
-  static FASTLSTM_INLINE void finish(VecF* sums) {
-    for (int part = 3; part > 0; --part) sums[part] -= sums[part - 1] * 0x1p-8f;
-    for (int part = 0; part < 4; ++part) sums[part] *= 0x1p-24f;
+  // q[k] in the low half, q[k + 1] in the high half.
+  int32_t pair(int64_t m, int64_t k) const {
+    int32_t word;
+    __builtin_memcpy(&word, q_.get() + m * stride_ + k, sizeof word);
+    return word;
   }
+  float scale(int64_t m) const { return scale_[m]; }
+
+ private:
+  static constexpr float kMost = 32767;
+  typedef int16_t Narrow __attribute__((vector_size(FASTLSTM_VEC_BYTES / 2)));
+
+  static float read_row(int16_t* q, const float* x, int64_t depth) {
+    constexpr int N = kWidth<float>;
+    const VecF most = VecF{} + kMost;
+    auto part = [=](int64_t k) { return load_part(x + k, int(min_of(N, depth - k))); };
+    VecF sizes = VecF{} + 1e-30f, no_numbers = {};
+    for (int64_t k = 0; k < depth; k += N) {
+      const VecF v = part(k), size = v < 0 ? -v : v;
+      sizes = size > sizes ? size : sizes;
+      no_numbers = v != v ? v : no_numbers;
+    }
+    float largest = 0, no_number = 0;
+    for (int lane = 0; lane < N; ++lane) {
+      largest = sizes[lane] > largest ? sizes[lane] : largest;
+      no_number += no_numbers[lane];
+    }
+    if (largest > __FLT_MAX__) largest = __FLT_MAX__;
+    const float inverse = kMost / largest;
+    for (int64_t k = 0; k < stride_of(depth); k += N) {
+      VecF v = k < depth ? part(k) * inverse : VecF{};
+      v = v > most ? most : v;
+      v = v < -most ? -most : v;
+      // The addition rounds to an integer, which is then in the low bits.
+      const Narrow narrow = __builtin_convertvector(bit_cast<VecFi>(v + 0x1.8p23f), Narrow);
+      __builtin_memcpy(q + k, &narrow, sizeof narrow);
+    }
+    return largest / kMost + no_number;
+  }
+  static int64_t stride_of(int64_t depth) { return round_up(depth, 16); }
+
+  const int64_t stride_;
+  Buffer<int16_t> q_;
+  Buffer<float> scale_;
 };
+
+struct PairsInt8 {
+  typedef float T;
+  typedef int16_t Word;
+  typedef IntegerRows Rows;
+  static constexpr int kPerWord = 2;
+};
+
+// Bytes as 16-bit integers: a vector of pairs.
+FASTLSTM_INLINE VecFi load_pairs(const int16_t* bytes) {
+#if defined(__AVX512BW__) && FASTLSTM_VEC_BYTES == 64
+  return bit_cast<VecFi>(widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes))));
+#elif defined(__AVX2__) && FASTLSTM_VEC_BYTES == 32
+  return bit_cast<VecFi>(
+      _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(FASTLSTM_VEC_BYTES / 2)));
+  typedef int16_t Shorts __attribute__((vector_size(FASTLSTM_VEC_BYTES)));
+  Bytes loaded;
+  __builtin_memcpy(&loaded, bytes, sizeof loaded);
+  return bit_cast<VecFi>(__builtin_convertvector(loaded, Shorts));
+#endif
+}
+
+// In every lane: sum + a.low * b.low + a.high * b.high, of pairs of 16-bit integers. b is the same
+// in all lanes.
+FASTLSTM_INLINE VecFi multiply_add_pairs(VecFi sum, VecFi a, int32_t b) {
+  const VecFi x = VecFi{} + b;
+#if defined(__AVX512BW__) && FASTLSTM_VEC_BYTES == 64
+  return sum + bit_cast<VecFi>(multiplied_pairs(bit_cast<__m512i>(a), bit_cast<__m512i>(x)));
+#elif defined(__AVX2__) && FASTLSTM_VEC_BYTES == 32
+  return sum + bit_cast<VecFi>(_mm256_madd_epi16(bit_cast<__m256i>(a), bit_cast<__m256i>(x)));
+#elif defined(__SSE2__) && FASTLSTM_VEC_BYTES == 16
+  return sum + bit_cast<VecFi>(_mm_madd_epi16(bit_cast<__m128i>(a), bit_cast<__m128i>(x)));
+#else
+  return sum + (a << 16 >> 16) * (x << 16 >> 16) + (a >> 16) * (x >> 16);
+#endif
+}
 
 // Packed words are prefetched so far ahead, because the hardware prefetcher stops at the end of a
 // page, which comes every 32 to 64 k. Elements of float or double are consumed more slowly: there a
 // prefetch costs more than it gains.
 constexpr int64_t kPrefetchBytes = 4096;
+template <class Word>
+FASTLSTM_INLINE void prefetch_words(const Word* words, int64_t n) {
+  prefetch(words + kPrefetchBytes / int64_t(sizeof(Word)), n);
+}
 
-// sums[m] += W x[m], for the columns of one panel and M rows of x, ldx apart.
-template <class Store, int M>
-void add_product(typename Store::T (*sums)[kGenerateColumns], const PackedMatrix& w, int64_t panel,
-                 const typename Store::T* x, int64_t ldx) {
-  typedef typename Store::T T;
+// sums[m] += W x[m], for the columns of one panel and the M rows of x from `row` on.
+template <class Store, int M, class T>
+void add_product(T (*sums)[kGenerateColumns], const PackedMatrix& w, int64_t panel,
+                 const PlainRows<T>& x, int64_t row) {
   constexpr int kParts = Store::kPerWord, kWords = kGenerateColumns / kParts;
   constexpr int kVectors = kWords / kWidth<T>, kMaxGroup = (M == 1 ? 8 : 4) / kParts;
   constexpr int kGroup = kVectors < kMaxGroup ? kVectors : kMaxGroup;  // vectors at once
   const typename Store::Word* words =
       static_cast<const typename Store::Word*>(w.data) + panel * w.depth * kWords;
-  const T* scale = static_cast<const T*>(w.scale);
+  const T* rows[M];
+  for (int m = 0; m < M; ++m) rows[m] = x.row(row + m);
   for (int first = 0; first < kVectors; first += kGroup) {
     Vec<T> acc[M][kGroup][kParts] = {};
     for (int64_t k = 0; k < w.depth; ++k) {
-      const typename Store::Word* row = words + k * kWords;
-      if constexpr (kParts > 1)
-        for (int64_t byte = 0; byte < int64_t(kWords * sizeof *row); byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(row) + kPrefetchBytes + byte);
+      const typename Store::Word* at = words + k * kWords;
+      if constexpr (kParts > 1) prefetch_words(at, kWords);
 #pragma GCC unroll 8
       for (int v = 0; v < kGroup; ++v) {
-        const auto group = load(row + (first + v) * kWidth<T>);
+        const auto group = load(at + (first + v) * kWidth<T>);
 #pragma GCC unroll 4
         for (int part = 0; part < kParts; ++part) {
           const Vec<T> columns = Store::expand(group, part);
 #pragma GCC unroll 6
-          for (int m = 0; m < M; ++m) acc[m][v][part] += columns * x[m * ldx + k];
+          for (int m = 0; m < M; ++m) acc[m][v][part] += columns * rows[m][k];
         }
       }
     }
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < kGroup; ++v) {
-        Store::finish(acc[m][v]);
+      for (int v = 0; v < kGroup; ++v)
         for (int part = 0; part < kParts; ++part) {
-          const int64_t column = part * kWords + (first + v) * kWidth<T>;
-          Vec<T> sum = acc[m][v][part];
-          if (scale) sum *= load(scale + panel * kGenerateColumns + column);
-          store(sums[m] + column, load(sums[m] + column) + sum);
+          T* const sum = sums[m] + part * kWords + (first + v) * kWidth<T>;
+          store(sum, load(sum) + acc[m][v][part]);
+        }
+  }
+}
+
+// The same in integers. A sum of so many products stays within 32 bits.
+constexpr int64_t kIntegerDepth = 512;
+static_assert(127 * 32767 * kIntegerDepth <= INT32_MAX, "all products at their largest");
+template <class Store, int M>
+void add_product(float (*sums)[kGenerateColumns], const PackedMatrix& w, int64_t panel,
+                 const IntegerRows& x, int64_t row) {
+  constexpr int N = kWidth<float>, kVectors = kGenerateColumns / N, kMaxGroup = M == 1 ? 8 : 4;
+  constexpr int kGroup = kVectors < kMaxGroup ? kVectors : kMaxGroup;  // vectors at once
+  const int16_t* words =
+      static_cast<const int16_t*>(w.data) + panel * ceil_div(w.depth, 2) * kGenerateColumns;
+  const float* scale = static_cast<const float*>(w.scale) + panel * kGenerateColumns;
+  for (int64_t k0 = 0; k0 < w.depth; k0 += kIntegerDepth)
+    for (int first = 0; first < kVectors; first += kGroup) {
+      VecFi acc[M][kGroup] = {};
+      for (int64_t k = k0; k < min_of(w.depth, k0 + kIntegerDepth); k += 2) {
+        const int16_t* at = words + k / 2 * kGenerateColumns;
+        prefetch_words(at, kGenerateColumns);
+#pragma GCC unroll 8
+        for (int v = 0; v < kGroup; ++v) {
+          const VecFi pairs = load_pairs(at + (first + v) * N);
+#pragma GCC unroll 6
+          for (int m = 0; m < M; ++m)
+            acc[m][v] = multiply_add_pairs(acc[m][v], pairs, x.pair(row + m, k));
         }
       }
-  }
+      for (int m = 0; m < M; ++m)
+        for (int v = 0; v < kGroup; ++v) {
+          const int64_t column = (first + v) * N;
+          const VecF sum = __builtin_convertvector(acc[m][v], VecF) * x.scale(row + m);
+          store(sums[m] + column, load(sums[m] + column) + sum * load(scale + column));
+        }
+    }
 }
 
 }  // namespace

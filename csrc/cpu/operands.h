@@ -59,35 +59,62 @@ FASTLSTM_INLINE Vec<Word<E>> load_words(const E* p) {
   return v;
 }
 
-// Alternates the lanes of a and b, taken from the first half of both or from the second.
-template <class V>
+// The same from elements of a storage type.
+template <class E, class S>
+FASTLSTM_INLINE Vec<Word<E>> load_converted(const S* p) {
+  if constexpr (kSame<E, S>)
+    return load_words(p);
+  else
+    return load_as(p);
+}
+
+// Alternates runs of kRun lanes of a and b. Of every kGroup lanes it takes the first half of both
+// vectors, or the second.
+template <int kRun, int kGroup, class V>
 FASTLSTM_INLINE V interleaved(V a, V b, bool second) {
   constexpr int N = int(sizeof(V) / sizeof(a[0]));
+  const auto lane_of = [=](int j) {
+    const int in_group = j % kGroup, run = in_group / kRun;
+    return j - in_group + second * kGroup / 2 + run / 2 * kRun + in_group % kRun;
+  };
 #ifdef __clang__
   V out;
-  for (int j = 0; j < N; ++j) out[j] = (j % 2 ? b : a)[j / 2 + second * N / 2];
+  for (int j = 0; j < N; ++j) out[j] = (j / kRun % 2 ? b : a)[lane_of(j)];
   return out;
 #else
   decltype(a < b) from;
-  for (int j = 0; j < N; ++j) from[j] = j / 2 + second * N / 2 + j % 2 * N;
+  for (int j = 0; j < N; ++j) from[j] = lane_of(j) + j / kRun % 2 * N;
   return __builtin_shuffle(a, b, from);
 #endif
 }
 
-// Transposes a square of lanes. Number an element by the bits of its row, then of its lane.
-// Interleaving each vector with the one N / 2 rows further on rotates these bits by one; log2(N)
-// rotations exchange row and lane.
+// Transposes squares of kRows runs of kRun lanes, one in every kRows * kRun lanes of the rows
+// `step` apart. Number a run by the bits of its row, then of its place. Interleaving each row with
+// the one kRows / 2 further on rotates these bits by one; log2(kRows) rotations exchange the two.
+template <int kRows, int kRun, class V>
+FASTLSTM_INLINE void transpose_runs(V* rows, int step) {
+#pragma GCC unroll 4
+  for (int rotation = 1; rotation < kRows; rotation *= 2) {
+    V rotated[kRows];
+#pragma GCC unroll 16
+    for (int j = 0; j < kRows; ++j)
+      rotated[j] = interleaved<kRun, kRows * kRun>(rows[j / 2 * step],
+                                                   rows[(j / 2 + kRows / 2) * step], j % 2);
+#pragma GCC unroll 16
+    for (int j = 0; j < kRows; ++j) rows[j * step] = rotated[j];
+  }
+}
+
+// Transposes a square of lanes: first within groups of 16 bytes, where a shuffle is one
+// instruction, then the groups.
 template <class V, int N>
 FASTLSTM_INLINE void transpose(V (&rows)[N]) {
   static_assert(N == sizeof(V) / sizeof(rows[0][0]), "a square");
-#pragma GCC unroll 4
-  for (int rotation = 1; rotation < N; rotation *= 2) {
-    V rotated[N];
+  constexpr int kGroup = 16 / int(sizeof(rows[0][0]));
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) rotated[j] = interleaved(rows[j / 2], rows[j / 2 + N / 2], j % 2);
+  for (int j = 0; j < N; j += kGroup) transpose_runs<kGroup, 1>(rows + j, 1);
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) rows[j] = rotated[j];
-  }
+  for (int j = 0; j < kGroup; ++j) transpose_runs<N / kGroup, kGroup>(rows + j, kGroup);
 }
 
 // A vector of words: word j holds a[j] in its low half and b[j] in its high half.

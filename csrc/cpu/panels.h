@@ -78,23 +78,34 @@ struct Panels {
   void pack_columns(const Runtime& runtime, int64_t count, int64_t rows, Column&& column) {
     constexpr int kWords = kWidth<T>, kBlock = kWords * kPair<E>;
     for_panels(runtime, count, rows, [&](E* panel, int64_t p) {
-      for (int first = 0; first < kPanel<T>; first += kWords)
+      for (int first = 0; first < kPanel<T>; first += kWords) {
+        decltype(column(p, first)) from[kWords];
+        bool whole = true;
+        for (int j = 0; j < kWords; ++j) whole &= (from[j] = column(p, first + j)) != nullptr;
         for (int64_t k = 0; k < stored; k += kBlock) {
           Vec<Word<E>> words[kWords];
-          for (int j = 0; j < kWords; ++j) {
-            E elements[kBlock] = {};
-            const auto* from = column(p, first + j);
-            const int64_t n = min_of(kBlock, depth - k);
-            if (from && n == kBlock)
-              convert(elements, from + k, kBlock);
-            else if (from && n > 0)
-              convert(elements, from + k, n);
-            words[j] = load_words(elements);
+          if (whole && k + kBlock <= depth) {
+#pragma GCC unroll 16
+            for (int j = 0; j < kWords; ++j) words[j] = load_converted<E>(from[j] + k);
+          } else {
+            for (int j = 0; j < kWords; ++j) {
+              E elements[kBlock] = {};
+              if (from[j] && k < depth) convert(elements, from[j] + k, min_of(kBlock, depth - k));
+              words[j] = load_words(elements);
+            }
           }
           transpose(words);
-          for (int j = 0; j < kWords && k + j * kPair<E> < stored; ++j)
-            memcpy(panel + packed_at<E>(k + j * kPair<E>, first), &words[j], sizeof words[j]);
+          E* const to = panel + packed_at<E>(k, first);
+          if (k + kBlock <= stored) {
+#pragma GCC unroll 16
+            for (int j = 0; j < kWords; ++j)
+              __builtin_memcpy(to + j * kPair<E> * kPanel<T>, &words[j], sizeof words[j]);
+          } else {
+            for (int j = 0; k + j * kPair<E> < stored; ++j)
+              __builtin_memcpy(to + j * kPair<E> * kPanel<T>, &words[j], sizeof words[j]);
+          }
         }
+      }
     });
   }
   // Packs B (rows x columns), row-major.
@@ -106,11 +117,14 @@ struct Panels {
         E converted[kPair<E>][kPanel<T>] = {};
         const E* pair[kPair<E>];
         for (int q = 0; q < kPair<E>; ++q) {
+          const S* from = b + (k + q) * columns + first;
           pair[q] = converted[q];
-          if (n == kPanel<T> && k + q < depth)
-            convert(converted[q], b + (k + q) * columns + first, kPanel<T>);
-          else if (k + q < depth)
-            convert(converted[q], b + (k + q) * columns + first, n);
+          if constexpr (kSame<E, S>)
+            if (n == kPanel<T> && k + q < depth) {
+              pair[q] = from;
+              continue;
+            }
+          if (k + q < depth) convert(converted[q], from, n);
         }
         interleave(panel + packed_at<E>(k, 0), pair, kPanel<T>);
       }

@@ -127,11 +127,11 @@ def _columns(weight: Tensor, gates: int) -> Tensor:
 
 
 def _words(columns: Tensor, storage: str) -> Tensor:
-    """Two bf16 or four int8 columns in every 32-bit word."""
+    """Two bf16 columns in every 32-bit word, two rows of int8 in every 16-bit word."""
     if storage == "bf16":
         low, high = columns.view(torch.int16).to(torch.int32).split(32, -1)
         return (high << 16) | (low & 0xFFFF)
     if storage == "int8":
-        a, b, c, d = columns.to(torch.int32).split(16, -1)
-        return a + (b << 8) + (c << 16) + (d << 24)
+        even = F.pad(columns, (0, 0, 0, columns.shape[1] % 2)).to(torch.int16)
+        return (even[:, ::2] & 0xFF) | (even[:, 1::2] << 8)
     return columns

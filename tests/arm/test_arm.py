@@ -251,7 +251,7 @@ def test_greedy_text_is_the_likeliest(name, storage, driver):
             for key, p in (*lstm.named_parameters(), *decoder.named_parameters()):
                 if p.dim() == 2 and key != "weight_ih_l0":
                     p.copy_(rounded(p, storage))
-    bound = 1e-12 if storage == "fp64" else 1e-5
+    bound = {"fp64": 1e-12, "int8": 5e-5}.get(storage, 1e-5)  # int8 reads h in 16 bits
     first = None
     for threads in (1, 2):
         tokens, found = Texts(driver, threads).text(packed, prime, 12, hx, Draw(0.0))
@@ -268,5 +268,5 @@ def test_drawn_text_is_that_of_this_processor(name, storage, how, driver):
     tokens, found = Texts(driver, 2).text(packed, prime, 12, hx, DRAWS[how])
     expected_tokens, expected = run(packed, None, prime, 12, hx, DRAWS[how])
     assert torch.equal(tokens, expected_tokens)
-    bound = 1e-12 if storage == "fp64" else 1e-5
+    bound = {"fp64": 1e-12, "int8": 5e-5}.get(storage, 1e-5)  # int8 reads h in 16 bits
     assert all((a - b).abs().max() <= bound for a, b in zip(found, expected, strict=True))

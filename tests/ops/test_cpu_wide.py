@@ -112,6 +112,16 @@ def test_wide_kernels_at_odd_sizes(hidden, batch, kernels, libraries):
 
 
 @every_kernel
+@pytest.mark.parametrize("batch", [3, 7, 16])
+@pytest.mark.parametrize("hidden", [1, 31, 129])
+def test_wide_kernels_at_one_step(hidden, batch, kernels, libraries):
+    p = Problem(
+        hidden_size=hidden, input_size=hidden + 2, batch=batch, steps=1, dtype=KERNELS[kernels][0]
+    )
+    check(libraries[kernels], p, threads=2)
+
+
+@every_kernel
 def test_wide_kernels_and_the_gradient_of_all_cells(kernels, libraries):
     check(
         libraries[kernels], Problem(dtype=KERNELS[kernels][0], num_layers=2, cells=True), threads=2

@@ -66,7 +66,7 @@ def test_matches_reference_at_odd_sizes(hidden, batch, instruction_set):
     )
 
 
-# Few rows read the weights as they stand.
+# Few rows read the weights as they stand, or pack a block of units for one step.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden", [7, 66, 129])
 @pytest.mark.parametrize(
@@ -77,6 +77,9 @@ def test_matches_reference_at_odd_sizes(hidden, batch, instruction_set):
         {"batch": 2, "steps": 3, "bidirectional": True, "num_layers": 2, "dropout": 0.3},
         {"batch": 4, "steps": 2, "has_bias": False, "index": torch.int64, "num_layers": 2},
         {"batch": 7, "steps": 1},
+        {"batch": 33, "steps": 1, "input_size": 700, "num_layers": 2, "bidirectional": True},
+        {"batch": 16, "steps": 1, "index": torch.int64, "packed": True, "states": False},
+        {"batch": 5, "steps": 1, "zoneout_h": 0.3, "recurrent_dropout": 0.2},
         {"batch": 3, "steps": 2, "packed": True, "index": torch.int32},
     ],
     ids=str,
@@ -85,7 +88,7 @@ def test_matches_reference_of_few_rows(options, hidden, dtype, instruction_set):
     assert_matches_reference(Problem(hidden_size=hidden, dtype=dtype, **options))
 
 
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("batch", [1, 8, 33])
 def test_few_rows_do_not_depend_on_threads(batch, threads):
     x = make(Problem(input_size=300, hidden_size=300, batch=batch, steps=1, num_layers=2))
     outputs, _ = outputs_and_gradients(ops.lstm, x)

@@ -52,7 +52,10 @@ def test_greedy_text_is_the_modules(name, dtype, instruction_set):
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_packed_weights_compute_what_they_hold(name, storage, instruction_set):
-    """Against the float64 reference with the rounded weights: no error but float32's."""
+    """Against the float64 reference with the rounded weights: no error but float32's.
+
+    Products with int8 weights read h in 16 bits.
+    """
     vocabulary, hidden, layers, batch, options = PROBLEMS[name]
     lstm, decoder = make(vocabulary, hidden, layers, **options)
     packed = fastlstm.prepack(lstm, decoder, storage)
@@ -62,7 +65,43 @@ def test_packed_weights_compute_what_they_hold(name, storage, instruction_set):
                 p.copy_(rounded(p, storage))
     prime, hx = primed(vocabulary, batch=batch), state(lstm, batch)
     tokens, found = fastlstm.generate(packed, None, prime, 12, hx=hx, temperature=0)
-    assert_greedy(lstm, decoder, prime, tokens, found, hx)
+    tolerance = 5e-5 if storage == "int8" else 1e-5
+    assert_greedy(lstm, decoder, prime, tokens, found, hx, tolerance)
+
+
+def test_integer_sums_do_not_overflow(instruction_set):
+    """Every weight and every h is the largest of its row, and there are more than one sum holds."""
+    lstm, decoder = make(3, 600, proj_size=520, bias=False)
+    with torch.no_grad():
+        for p in (*lstm.parameters(), *decoder.parameters()):
+            p.zero_()
+        lstm.weight_hh_l0[600:1200] = 1.0  # the forget gate is open
+        decoder.weight[0], decoder.weight[1], decoder.weight[2] = 1e-3, -1e-3, 2e-3
+    hx = torch.full((1, 1, 520), 30.0), torch.full((1, 1, 600), 5.0)
+    packed = fastlstm.prepack(lstm, decoder, "int8")
+    _, (h, c) = fastlstm.generate(packed, None, primed(3, 1), 1, hx=hx, temperature=0)
+    assert torch.equal(c, hx[1])
+    assert torch.equal(h, torch.zeros(1, 1, 520))
+
+
+def test_int8_takes_every_state(instruction_set):
+    """An infinite h saturates gates as in float32, a NaN is not lost, and tiny ones are zero."""
+    lstm, decoder = make(9, 33, 2)
+    with torch.no_grad():
+        lstm.weight_hh_l0[:, 5:7].sign_()  # no weight there rounds to zero
+    prime, (h0, c0) = primed(9, 1, batch=4), state(lstm, 4)
+    h0[0, 0, 5], h0[0, 1, 6], h0[0, 2] = torch.inf, -torch.inf, 1e-38
+    h0[0, 3, 32] = torch.nan
+    states = []
+    for storage in ("fp32", "int8"):
+        packed = fastlstm.prepack(lstm, decoder, storage)
+        tokens, found = fastlstm.generate(packed, None, prime, 1, hx=(h0, c0), temperature=0)
+        assert ((tokens >= 0) & (tokens < 9)).all()
+        states.append(torch.stack([x[0] for x in found]))  # (2, 4, 33) of the first layer
+    exact, int8 = states
+    assert not int8[:, :3].isnan().any()
+    assert torch.allclose(int8[:, :3], exact[:, :3], atol=0.05)
+    assert int8[:, 3].isnan().all()
 
 
 def test_rounding_is_no_more_than_a_half_step():

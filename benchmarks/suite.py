@@ -95,7 +95,9 @@ class Suite:
         how: dict[str, Any] = {"pause": 0.1, "region": 0.03} if not self.quick else {"region": 0.0}
         group = Group(interleaved(calls, 3 if self.quick else 7, **how))
         for name, call in calls.items():
-            bytes_held = peak_memory(call, "cpu")
+            # A call so long that one sample had to do is not made again.
+            once = len(group.samples[name].seconds) == 1
+            bytes_held = None if once else peak_memory(call, "cpu")
             group.info[name] = {
                 "peak_megabytes": None if bytes_held is None else bytes_held / 1e6,
                 **({"flops": flops, "ceiling": ceiling(kind)} if flops else {}),

@@ -65,15 +65,16 @@ def interleaved(
 ) -> dict[str, Samples]:
     """Time the candidates in turn, ``rounds`` times. A round repeats calls for ``region`` seconds.
 
-    With ``pause`` each round of a candidate comes so many seconds after the last one's, and its
-    calls go twice, timed the second time: ONNX Runtime's threads spin for tens of milliseconds
-    after a call, and slowed by up to twice whoever came next on the same cores.
+    With ``pause`` each round of a candidate comes so many seconds after the last one's, and calls
+    that take less than the pause go twice, timed the second time: ONNX Runtime's threads spin for
+    tens of milliseconds after a call, and slowed by up to twice whoever came next on their cores.
 
     Two calls of each go before: the first loads and plans, the second says how long one takes.
     Rounds are fewer, but at least three, where they would take more than ``budget`` seconds. A
     first call that takes that long by itself is its candidate's only sample.
     """
     repeats: dict[str, int] = {}
+    short = set()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     round_seconds = 0.0
     for name, call in candidates.items():
@@ -84,10 +85,12 @@ def interleaved(
         once = max(clock(call, 1), 1e-7)
         repeats[name] = max(1, round(region / once))
         round_seconds += once * repeats[name]
+        if once < pause:
+            short.add(name)
     for _ in range(min(rounds, max(3, int(budget / max(round_seconds, 1e-7))))):
         for name, number in repeats.items():
-            if pause:
-                time.sleep(pause)
+            time.sleep(pause)
+            if name in short:
                 clock(candidates[name], number)
             seconds[name].append(clock(candidates[name], number))
     return {name: Samples(tuple(values)) for name, values in seconds.items()}

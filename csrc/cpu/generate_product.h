@@ -3,9 +3,8 @@
 #pragma once
 
 #include "../generate.h"
-#include "blocks.h"
+#include "generate_rows.h"
 #include "operands.h"
-#include "runtime.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -19,22 +18,7 @@ namespace {
 constexpr int kPassRows = FASTLSTM_VEC_BYTES == 64 ? 6 : 3;
 
 // How a storage type is read. expand() turns a vector of words into vectors of columns: vector
-// number `part` of kPerWord, kGenerateColumns / kPerWord columns apart. Rows is how x is read.
-template <class T>
-class PlainRows {
- public:
-  PlainRows(int64_t, int64_t) {}
-  void read(const T* x, int64_t stride, int64_t, int64_t) {
-    x_ = x;
-    stride_ = stride;
-  }
-  const T* row(int64_t m) const { return x_ + m * stride_; }
-
- private:
-  const T* x_ = nullptr;
-  int64_t stride_ = 0;
-};
-
+// number `part` of kPerWord, kGenerateColumns / kPerWord columns apart.
 template <class T_>
 struct Plain {
   typedef T_ T;
@@ -52,64 +36,6 @@ struct PairsBf16 {
   static FASTLSTM_INLINE VecF expand(VecFi words, int part) {
     return bit_cast<VecF>(part == 0 ? words << 16 : words & int32_t(0xffff0000U));
   }
-};
-
-// Rows of x in 16 bits: x[k] is scale * q[k] within scale / 2, with |q| <= 32767. A row's scale
-// follows its largest element. It is NaN where the row has a NaN; an infinite element counts as the
-// largest float.
-class IntegerRows {
- public:
-  IntegerRows(int64_t rows, int64_t depth)
-      : stride_(round_up(depth, 16)), q_(rows * stride_), scale_(rows) {}
-
-  void read(const float* x, int64_t stride, int64_t rows, int64_t depth) {
-    for (int64_t m = 0; m < rows; ++m)
-      scale_[m] = read_row(q_.get() + m * stride_, x + m * stride, depth);
-  }
-  // q[k] in the low half, q[k + 1] in the high half.
-  int32_t pair(int64_t m, int64_t k) const {
-    int32_t word;
-    __builtin_memcpy(&word, q_.get() + m * stride_ + k, sizeof word);
-    return word;
-  }
-  float scale(int64_t m) const { return scale_[m]; }
-
- private:
-  static constexpr float kMost = 32767;
-  typedef int16_t Narrow __attribute__((vector_size(FASTLSTM_VEC_BYTES / 2)));
-
-  static float read_row(int16_t* q, const float* x, int64_t depth) {
-    constexpr int N = kWidth<float>;
-    const VecF most = VecF{} + kMost;
-    auto part = [=](int64_t k) { return load_part(x + k, int(min_of(N, depth - k))); };
-    VecF sizes = VecF{} + 1e-30f, no_numbers = {};
-    for (int64_t k = 0; k < depth; k += N) {
-      const VecF v = part(k), size = v < 0 ? -v : v;
-      sizes = size > sizes ? size : sizes;
-      no_numbers = v != v ? v : no_numbers;
-    }
-    float largest = 0, no_number = 0;
-    for (int lane = 0; lane < N; ++lane) {
-      largest = sizes[lane] > largest ? sizes[lane] : largest;
-      no_number += no_numbers[lane];
-    }
-    if (largest > __FLT_MAX__) largest = __FLT_MAX__;
-    const float inverse = kMost / largest;
-    for (int64_t k = 0; k < stride_of(depth); k += N) {
-      VecF v = k < depth ? part(k) * inverse : VecF{};
-      v = v > most ? most : v;
-      v = v < -most ? -most : v;
-      // The addition rounds to an integer, which is then in the low bits.
-      const Narrow narrow = __builtin_convertvector(bit_cast<VecFi>(v + 0x1.8p23f), Narrow);
-      __builtin_memcpy(q + k, &narrow, sizeof narrow);
-    }
-    return largest / kMost + no_number;
-  }
-  static int64_t stride_of(int64_t depth) { return round_up(depth, 16); }
-
-  const int64_t stride_;
-  Buffer<int16_t> q_;
-  Buffer<float> scale_;
 };
 
 struct PairsInt8 {

@@ -93,18 +93,20 @@ class Writer:
         table, biases = packed.table.contiguous(), [x.contiguous() for x in packed.biases]
         scales = [x.contiguous() for x in packed.scales]
         factors = [x.data_ptr() for x in scales] or [None] * len(packed.matrices)
-        matrices = [
-            _Matrix(x.data_ptr(), factor, x.shape[1])
-            for x, factor in zip(packed.matrices, factors, strict=True)
-        ]
-        layers, rest = (_Layer * stack.num_layers)(), iter(matrices)
+        rest = zip(packed.matrices, factors, strict=True)
+
+        def matrix(depth: int) -> c.Structure:
+            data, factor = next(rest)
+            return _Matrix(data.data_ptr(), factor, depth)
+
+        layers = (_Layer * stack.num_layers)()
         for layer in range(stack.num_layers):
             if layer > 0:
-                layers[layer].ih = next(rest)
+                layers[layer].ih = matrix(stack.out_size)
                 layers[layer].bias = biases[layer - 1].data_ptr()
-            layers[layer].hh = next(rest)
+            layers[layer].hh = matrix(stack.out_size)
             if stack.proj_size:
-                layers[layer].hr = next(rest)
+                layers[layer].hr = matrix(stack.hidden_size)
         tokens = torch.full((length, batch), -1)
         ends = [
             torch.full((stack.num_layers, batch, n), torch.nan, dtype=packed.computed)
@@ -127,7 +129,7 @@ class Writer:
             table=table.data_ptr(),
             weights=c.cast(layers, c.c_void_p),
             cell=_Rules(0, stack.zoneout_h, stack.zoneout_c, stack.cell_clip),
-            decoder=next(rest),
+            decoder=matrix(stack.out_size),
             decoder_bias=biases[-1].data_ptr(),
             temperature=how.temperature,
             top_p=1.0 if how.top_p is None else how.top_p,

@@ -86,7 +86,7 @@ def test_the_state_is_carried_from_window_to_window(tmp_path, text):
         logits, _ = net(x)
     expected = models.F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
     for metric, loss in zip(lines, expected.split(8), strict=True):
-        assert metric["train_loss"] == pytest.approx(loss.mean().item(), abs=1e-6)
+        assert metric["train_loss"] == pytest.approx(loss.mean().item(), abs=1e-5)
 
 
 def test_the_best_checkpoint_is_the_best(tmp_path, text):

@@ -60,10 +60,11 @@ constexpr const Costs& kCosts = kAvx512Costs;
 constexpr const Costs& kCosts = kNarrowCosts;
 #endif
 
-// Whether so few rows read the weights as they are, or pack those of a block of units for one step
-// alone (ForwardTask::run_block). Packing all costs about as much as three rows where a layer's
-// weights stay in the caches. Where it writes through them it costs as much as eight steps of a
-// row, and of one step more than multiplying 64 rows by the packed weights gains.
+// Whether rows are so few that a layer's weights are not packed before its steps: up to four rows
+// read them as they are, more pack a block of units at a time for one step
+// (ForwardTask::run_block). Packing all costs about as much as three rows where the weights stay in
+// the caches. Where it writes through them it costs as much as eight steps of a row. Of one step,
+// 16 and 64 rows are the most for which packing by blocks was measured to be no slower.
 inline bool runs_direct(const Problem& p) {
   const int64_t above = p.layers > 1 ? p.directions * p.out_size : 0;
   const int64_t input = max_of(above, p.input_kind == InputKind::dense ? p.input_size : 0);

@@ -6,7 +6,7 @@
 // row of gates is normalised as a whole.
 //
 // Packing does not pay for few rows, such as a step of a stream: there the weights are read as they
-// are in memory.
+// are in memory, or packed by blocks of units in each step.
 #pragma once
 
 #include "norm.h"

@@ -46,8 +46,8 @@ class Generator {
     load_states(c_.get(), units_, g.c0, g.hidden_size);
   }
 
-  // What a member reads x from: the layer's input, and h of the layer or of what is multiplied
-  // last.
+  // What a member multiplies, as its products read it: the layer's input from below, and h before
+  // the step or, in a projection and in the decoder, its operand.
   struct Operands {
     explicit Operands(const Generator& g)
         : input(g.g_.batch, g.h_stride_), h(g.g_.batch, g.h_stride_) {}

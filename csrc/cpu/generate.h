@@ -41,7 +41,8 @@ class Generator {
         order_(g.batch * g.vocabulary),
         plain_(plain(g.cell)),
         rules_(expected_rules(g.cell)) {
-    for (Buffer<T>& h : h_) h.reset(rows_ * h_stride_);
+    // Cells read columns beyond those that a projection writes.
+    for (Buffer<T>& h : h_) h.reset_to_zero(rows_ * h_stride_);
     load_states(h_[0].get(), h_stride_, g.h0, g.out_size);
     load_states(c_.get(), units_, g.c0, g.hidden_size);
   }

@@ -33,7 +33,14 @@ FASTLSTM_INLINE uint32_t dropout_row(uint32_t key, int64_t t, int64_t b) {
   return mix32(mix32(key ^ static_cast<uint32_t>(t)) ^ static_cast<uint32_t>(b));
 }
 
-// threshold = p * 2^32 (needs 33 bits for p = 1).
+// Of 2^32; needs 33 bits for probability 1.
+FASTLSTM_INLINE uint64_t dropout_threshold(double probability) {
+  return static_cast<uint64_t>(probability * 4294967296.0);
+}
+// What a kept element is multiplied by.
+FASTLSTM_INLINE double dropout_scale(double probability) {
+  return probability >= 1 ? 0 : 1 / (1 - probability);
+}
 FASTLSTM_INLINE bool dropout_keeps(uint32_t row, int64_t unit, uint64_t threshold) {
   return mix32(row ^ static_cast<uint32_t>(unit) * 0x9e3779b9U) >= threshold;
 }

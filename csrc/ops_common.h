@@ -92,6 +92,11 @@ struct Inputs {
     if (dense && input.numel() > 0 && input.stride(input.dim() - 1) != 1)
       input = as_contiguous(input);
     const bool packed = batch_sizes.has_value(), rows_only = packed || !batched();
+    STD_TORCH_CHECK(!packed || (batch_sizes->is_cpu() && batch_sizes->dim() == 1 &&
+                                batch_sizes->scalar_type() == ScalarType::Long),
+                    "fastlstm: batch_sizes must be int64 (T) on the CPU");
+    STD_TORCH_CHECK(!seed || (seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
+                    "fastlstm: seed must be one int64 element");
     STD_TORCH_CHECK(input.dim() == (dense ? 1 : 0) + (rows_only ? 1 : 2),
                     "fastlstm: input has the wrong number of dimensions");
     p.input_size = input_size;
@@ -186,6 +191,7 @@ struct Inputs {
     const Problem& p = problem;
     const int64_t layers = options.pseudo_layers();
     STD_TORCH_CHECK(p.hidden_size > 0 && p.layers > 0, "fastlstm: there must be units and layers");
+    STD_TORCH_CHECK(p.batch_sizes || p.steps > 0, "fastlstm: a sequence has at least one step");
     if (p.input_kind == InputKind::dense) check_tensor("input", input, p.rows * p.input_size);
     check_state("h0", h0, layers, p.out_size);
     check_state("c0", c0, layers, p.hidden_size);
@@ -343,7 +349,7 @@ BackwardResult backward(const Inputs& in, const Options& options, const Reserve&
 
 // The operators on a kind of device, which has
 //   a constructor from a tensor of the weights, whose device is then current,
-//   check(in): throws where the inputs are not what this kind of device reads,
+//   check(in), check(reserve): throw where they are not what this kind of device reads,
 //   run(call, options): computes a Forward or a Backward.
 template <class Device>
 ForwardResult forward_on(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<Tensor> weights,
@@ -378,8 +384,9 @@ BackwardResult backward_on(MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeT
   STD_TORCH_CHECK(!weights.empty(), "fastlstm: there are no weights");
   const Device device(weights[0]);
   const Inputs in(input, h0, c0, weights, batch_sizes, seed, options);
-  device.check(in);
   const Reserve reserve{grad_output, grad_h_n, grad_c_n, grad_cells, output, hidden, gates, cells};
+  device.check(in);
+  device.check(reserve);
   return backward(in, options, reserve, needs,
                   [&](const Backward& call) { device.run(call, options); });
 }

@@ -17,6 +17,7 @@ struct Cpu {
   explicit Cpu(const Tensor&) {}
 
   void check(const Inputs& in) const { check_indices(in.problem); }
+  void check(const Reserve&) const {}
   void run(const Forward& call, const Options&) const {
     kernels(call.problem).forward(call, runtime());
   }
@@ -48,7 +49,7 @@ MaybeInference infer(Tensor input, MaybeTensor h0, MaybeTensor c0, std::vector<T
     options.proj_size = sizes.at(4);
     options.bidirectional = sizes.at(5) != 0;
     const Inputs in(input, h0, c0, weights, {}, {}, options, layout_of(input, sizes.at(6) != 0));
-    if (in.problem.input_size != sizes[0] || in.problem.steps == 0) return nothing;
+    if (in.problem.input_size != sizes[0]) return nothing;
     check_indices(in.problem);
     return compute(in, options, instruction_set().kernels[int(in.problem.dtype)]->forward);
   } catch (const std::exception&) {

@@ -76,23 +76,29 @@ struct Gpu {
   // weight: on the CUDA device that is to be current.
   explicit Gpu(const Tensor& weight) : like(weight), index(checked_index(weight)), guard(index) {}
 
-  // Everything on one device, and numbers of rows that the kernels' 32-bit tables hold.
+  // Everything on one device, and sizes that the kernels' 32-bit tables and grids hold.
   void check(const Inputs& in) const {
-    auto same = [&](const Tensor& x, const char* name) {
-      STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == index, "fastlstm: ", name,
-                      " is not on the weights' CUDA device");
-    };
-    same(in.input, "input");
-    for (const Tensor& w : in.weights) same(w, "a weight");
-    if (in.h0) same(*in.h0, "h0");
-    if (in.c0) same(*in.c0, "c0");
-    if (in.seed) same(*in.seed, "seed");
-    STD_TORCH_CHECK(!in.batch_sizes || in.batch_sizes->is_cpu(),
-                    "fastlstm: batch_sizes must be on the CPU");
-    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    check(in.input, "input");
+    for (const Tensor& w : in.weights) check(w, "a weight");
+    check(in.h0, "h0");
+    check(in.c0, "c0");
+    check(in.seed, "seed");
+    constexpr int64_t most = std::numeric_limits<int32_t>::max(), most_units = 250'000;
     const Problem& p = in.problem;
-    STD_TORCH_CHECK(p.rows < most && p.input_size < most && 4 * p.hidden_size < most,
+    STD_TORCH_CHECK(p.rows < most && p.input_size < most,
                     "fastlstm: more than 2^31 rows or columns");
+    STD_TORCH_CHECK(p.hidden_size <= most_units, "fastlstm: more than ", most_units,
+                    " units on a CUDA device");
+  }
+  void check(const Reserve& of) const {
+    check(of.grad_output, "grad_output");
+    check(of.grad_h_n, "grad_h_n");
+    check(of.grad_c_n, "grad_c_n");
+    check(of.grad_cells, "grad_cells");
+    check(of.output, "output");
+    check(of.hidden, "hidden");
+    check(of.gates, "gates");
+    check(of.cell_states, "cells");
   }
   void run(const Forward& call, const Options& options) const {
     launch(call, cuda::Pass::forward, options, cuda::forward_workspace, cuda::forward);
@@ -102,6 +108,13 @@ struct Gpu {
   }
 
  private:
+  void check(const Tensor& x, const char* name) const {
+    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == index, "fastlstm: ", name,
+                    " is not on the weights' CUDA device");
+  }
+  void check(const MaybeTensor& x, const char* name) const {
+    if (x) check(*x, name);
+  }
   static int32_t checked_index(const Tensor& weight) {
     STD_TORCH_CHECK(weight.is_cuda(), "fastlstm: the weights are not on a CUDA device");
     return weight.get_device_index();

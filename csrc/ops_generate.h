@@ -1,6 +1,6 @@
 // The operator that draws text, as every device runs it: its checks, and one plain struct for the
-// kernels. Values were checked in Python (fastlstm/generate.py); what is checked again here only
-// keeps a direct call of the operator from reading foreign memory.
+// kernels. Values were checked in Python (fastlstm/generation/generate.py); what is checked again
+// here only keeps a direct call of the operator from reading foreign memory.
 //
 // A device is a class: made from the table, on whose device everything has to be, it knows how
 // weights are stored there (words_of: the elements of a panel) and runs the call.

@@ -63,7 +63,7 @@ FASTLSTM_INLINE DrawnFactor<T> drawn_factor(const Problem& p, int layer, int dir
   factor.layer = layer;
   factor.direction = direction;
   factor.stream = stream;
-  factor.threshold = uint64_t(probability * 4294967296.0);
+  factor.threshold = dropout_threshold(probability);
   factor.kept = T(draws ? kept : expected);
   factor.dropped = T(0);
   return factor;
@@ -72,12 +72,11 @@ FASTLSTM_INLINE DrawnFactor<T> drawn_factor(const Problem& p, int layer, int dir
 template <class T>
 FASTLSTM_INLINE DrawnRules<T> drawn_rules(const Problem& p, int layer, int direction) {
   const CellOptions& o = p.cell;
-  const double rest = 1 - o.recurrent_dropout;
   auto factor = [&](Drop stream, double probability, double kept, double expected) {
     return drawn_factor<T>(p, layer, direction, stream, probability, kept, expected);
   };
   DrawnRules<T> rules{};
-  rules.update = factor(Drop::update, o.recurrent_dropout, rest > 0 ? 1 / rest : 0, 1);
+  rules.update = factor(Drop::update, o.recurrent_dropout, dropout_scale(o.recurrent_dropout), 1);
   rules.new_c = factor(Drop::zone_c, o.zoneout_c, 1, 1 - o.zoneout_c);
   rules.new_h = factor(Drop::zone_h, o.zoneout_h, 1, 1 - o.zoneout_h);
   rules.clip = o.clip > 0 ? T(o.clip) : T(INFINITY);

@@ -7,7 +7,7 @@
 namespace fastlstm {
 
 // Uninitialised, on a cache line, from what was kept or from the system; null where neither has
-// enough. Blocks of less than 4 MiB are kept by the thread that gives them back, up to 64 MiB;
+// enough. Blocks of up to 3.5 MiB are kept by the thread that gives them back, up to 64 MiB;
 // larger ones by the process, on huge pages where there are any, up to 1 GiB. What is beyond goes
 // back to the system.
 void* take_scratch(int64_t bytes);

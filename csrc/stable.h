@@ -50,8 +50,8 @@ inline void check_call(AOTITorchError status, const char* call) {
                            " failed: " + (why ? why : "torch printed the reason"));
 }
 
-// fastlstm/native.py reads this text and raises what torch raises. Where nothing reads it, as in
-// compiled graphs, it still holds the words by which tools know that memory ran out.
+// fastlstm/ops/native.py reads this text and raises what torch raises. Where nothing reads it, as
+// in compiled graphs, it still holds the words by which tools know that memory ran out.
 // device: a GPU's number, or -1 for the CPU.
 [[noreturn]] inline void throw_not_allocated(int64_t bytes, int32_t device, const char* why) {
   if (why == nullptr)

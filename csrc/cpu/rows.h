@@ -41,8 +41,8 @@ template <class T>
 struct Dropout {
   Dropout(const Problem& p, int layer) : width(p.out_size) {
     if (p.dropout <= 0 || layer < 0 || layer >= p.layers - 1) return;
-    threshold = uint64_t(p.dropout * 4294967296.0);
-    scale = p.dropout >= 1 ? T(0) : T(1 / (1 - p.dropout));
+    threshold = dropout_threshold(p.dropout);
+    scale = T(dropout_scale(p.dropout));
     for (int d = 0; d < p.directions; ++d) key[d] = dropout_key(*p.seed, layer, d);
   }
 

@@ -160,8 +160,8 @@ constexpr int64_t kClusterSharedBytes = 227 << 10;
 // their prototypes took there, and from the machine code (benchmarks/NOTES.md, 2026-11-28). Forward
 // counts no less than two thirds of what was measured. Four sequences run in one CTA alone.
 // Forward, the schedule in the machine code gives 490 to 550 cycles, and a prototype took 1.2 times
-// what its own gives: 0.30 to 0.33 us. Backward they are 480 cycles (128 units: 740), counted in
-// the machine code, of which the table has half more at kCyclesPerMicrosecond.
+// what its own gives: 0.30 to 0.33 us. Backward the machine code has 480 cycles (128 units:
+// 740); the table has 1.5 times that, at kCyclesPerMicrosecond.
 struct ClusterMicroseconds {
   int ctas, units;
   double eight, sixteen, four = 0;

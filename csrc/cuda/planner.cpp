@@ -24,28 +24,30 @@ Plan stepwise(const Problem& p, Pass pass, const Device& device, const Settings&
     const double library = library_microseconds(x, p.dtype, moved);
     return runs && best.microseconds <= library ? best : Choice{kLibraryTile, library};
   };
+  const bool is_forward = pass == Pass::forward;
   // Bytes that the cells move for each sum. Forward: the input part and, for every four gates, h
   // twice, c three times and the saved gates. Backward: for every unit gates, dgates, and six
   // elements of c, h and their gradients.
-  Choice gates = choose(4 * p.hidden_size, p.out_size, 10);
+  Choice cell = is_forward
+                    ? choose(4 * p.hidden_size, p.out_size, 10)
+                    : choose(p.hidden_size, p.projected ? p.out_size : 4 * p.hidden_size, 36);
   // Clusters, and pairs of units that one access moves.
-  if (half && device.capability >= 90 && !p.projected && !p.layer_norm && p.hidden_size % 8 == 0) {
+  if (is_forward && half && device.capability >= 90 && !p.projected && !p.layer_norm &&
+      p.hidden_size % 8 == 0) {
     const Choice wide =
         best_wide({p.batch, 4 * p.hidden_size, p.hidden_size, p.directions}, device);
-    if (wide.microseconds > 0 && wide.microseconds < gates.microseconds) gates = wide;
+    if (wide.microseconds > 0 && wide.microseconds < cell.microseconds) cell = wide;
   }
-  const Choice project = choose(p.out_size, p.hidden_size, 4),
-               hidden = choose(p.out_size, 4 * p.hidden_size, 4),
-               cell = choose(p.hidden_size, p.projected ? p.out_size : 4 * p.hidden_size, 36);
-  plan.gates = gates.index;
-  plan.project = project.index;
-  plan.hidden = hidden.index;
-  plan.cell = cell.index;
-  double step = pass == Pass::forward ? gates.microseconds : cell.microseconds;
-  if (p.projected) step += (pass == Pass::forward ? project : hidden).microseconds;
+  plan.cell_tile = cell.index;
+  double step = cell.microseconds;
+  if (p.projected) {
+    const Choice projection = choose(p.out_size, (is_forward ? 1 : 4) * p.hidden_size, 4);
+    plan.projection_tile = projection.index;
+    step += projection.microseconds;
+  }
   if (p.layer_norm) step += kLaunchMicroseconds;
-  plan.single_step = pass == Pass::forward && p.steps == 1 && p.batch <= kSingleStepRows &&
-                     !p.projected && !p.layer_norm && p.dropout <= 0;
+  plan.single_step = is_forward && p.steps == 1 && p.batch <= kSingleStepRows && !p.projected &&
+                     !p.layer_norm && p.dropout <= 0;
   if (plan.single_step) step = single_step_microseconds(p);
   plan.microseconds = p.layers * step;
   return plan;
@@ -220,10 +222,11 @@ Plan plan(const Problem& p, Pass pass, const Device& device, const Settings& set
     no_cluster = "the GPU runs no cluster of as many CTAs as the recurrent weights need";
   const char* no_grid = cannot_use_grid(p, pass, device);
   const Plan teams = no_grid ? fallback : grid(p, pass, device, fallback);
-  if (!no_grid && teams.groups == 0) no_grid = "the recurrent weights do not fit the GPU";
+  if (!no_grid && teams.groups == 0)
+    no_grid = "no kernel of the grid holds the recurrent weights on this GPU";
   consider(Algorithm::cluster, no_cluster, clusters);
   consider(Algorithm::grid, no_grid, teams);
-  if (best.algorithm == Algorithm::stepwise && pass == Pass::forward && best.gates >= kWideTile)
+  if (best.algorithm == Algorithm::stepwise && pass == Pass::forward && best.cell_tile >= kWideTile)
     best.reason = "its steps, in which clusters share h, are estimated to be the fastest";
   if (settings.algorithm != Algorithm::automatic)
     best.reason = "asked for";

@@ -17,8 +17,8 @@ struct Device {
   int largest_cluster = 16;
 };
 
-// In the order of fastlstm/stack.py's ALGORITHMS.
 enum class Pass { forward, backward };
+// In the order of fastlstm/stack.py's ALGORITHMS.
 enum class Algorithm { automatic, stepwise, cluster, grid };
 
 struct Settings {
@@ -29,11 +29,10 @@ struct Settings {
 struct Plan {
   Algorithm algorithm;
   bool tensor_cores;
-  // Stepwise: the tiles (tile_shape's index, or kLibraryTile) of a step's products. Forward: that
-  // with W_hh and the cell (or kWideTile and wide_tile's index), that with W_hr. Backward: the
-  // gradient of h where there is a projection, and the product with the cell's gradient.
-  int gates, project;
-  int hidden, cell;
+  // Stepwise: the tiles (tile_shape's index, or kLibraryTile) of a step's products: the one that
+  // cells follow (forward also kWideTile + wide_tile's index) and, with a projection, the one with
+  // W_hr forward, with W_hh backward.
+  int cell_tile, projection_tile;
   bool single_step;  // stepwise, forward: each layer is one launch (single_step.cuh)
   // Cluster and grid: the CTAs that run a group of sequences, a CTA's units, a group's sequences.
   // With one of wide_tile's: the CTAs of a cluster; 0: as many as the GPU runs best.

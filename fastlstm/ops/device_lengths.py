@@ -3,8 +3,9 @@
 Reading lengths from a device would synchronise with it, and a tracer has none to read. So the
 padding is computed too, and a mask keeps it without effect. The mask is one more input feature, 1
 at padding and 0 elsewhere. Its weights saturate the gates: forget open, input and output closed. At
-padding c then keeps its value and h is 0; h_n is gathered from the output at each sequence's last
-step. For the reverse direction every sequence is reversed within its length.
+padding h is then 0, and c keeps its value: within 6e-8 of it a step where a GPU's kernel takes one
+reciprocal for all gates. h_n is gathered from the output at each sequence's last step. For the
+reverse direction every sequence is reversed within its length.
 """
 
 from __future__ import annotations

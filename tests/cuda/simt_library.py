@@ -71,15 +71,9 @@ _Report = _struct(
 
 _Plan = _struct(
     "Plan",
-    **{"algorithm": _i32, "tensor_cores": c.c_bool, "gates": _i32, "project": _i32},
-    **{
-        "hidden": _i32,
-        "cell": _i32,
-        "single_step": c.c_bool,
-        "ctas": _i32,
-        "units": _i32,
-        "sequences": _i32,
-    },
+    **{"algorithm": _i32, "tensor_cores": c.c_bool, "cell_tile": _i32},
+    **{"projection_tile": _i32, "single_step": c.c_bool},
+    **{"ctas": _i32, "units": _i32, "sequences": _i32},
     **{"shape": _i32, "groups": _i32, "active": _i32, "chunk_steps": _i32},
     **{"microseconds": c.c_double, "reason": c.c_char_p},
 )

@@ -160,7 +160,7 @@ def tiles(dtype, *problem):
         for backward in (False, True)
     ]
     assert all(x.reason for x in found)
-    return found[0].tensor_cores, found[0].gates, found[1].cell
+    return found[0].tensor_cores, found[0].cell_tile, found[1].cell_tile
 
 
 def test_planner_takes_larger_tiles_for_larger_problems():
@@ -209,11 +209,13 @@ def test_steps_of_millions_of_sequences_fit_a_grid(dtype):
     wide_sequences = (32, 64, 128)
     for batch in (10**6, 11 * 10**5, 3 * 10**6, 5 * 10**6, 10**7):
         for hidden in (8, 16, 32, 256):
-            found = plan(load("plain"), dtype, hidden, batch, algorithm="stepwise")
             rows = {LIBRARY: batch}
             rows |= dict(enumerate(tile_rows)) | dict(enumerate(wide_sequences, LIBRARY + 1))
-            assert batch <= 65535 * rows[found.gates]
-            assert batch <= 65535 * rows[found.cell]
+            for backward in (False, True):
+                found = plan(
+                    load("plain"), dtype, hidden, batch, backward=backward, algorithm="stepwise"
+                )
+                assert batch <= 65535 * rows[found.cell_tile]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -88,7 +88,7 @@ def test_planner_takes_wide_steps_where_l2_bounds_a_large_half_type():
     def gates(dtype: torch.dtype, hidden: int, batch: int, capability: int = 90) -> int:
         return plan(
             load("plain"), dtype, hidden, batch, capability=capability, algorithm="stepwise"
-        ).gates
+        ).cell_tile
 
     assert gates(BF16, 2048, 128) == FIRST + 2
     assert gates(torch.float16, 4096, 32) == FIRST

@@ -303,6 +303,20 @@ def test_direct_call_refuses_what_it_cannot_read():
             torch.ops.fastlstm.forward(
                 torch.randn(5, 5), None, None, weights, torch.tensor(sizes), None, *options, False
             )
+    for sizes in (torch.tensor([3, 2], dtype=torch.int32), torch.tensor([[5]]), torch.ones(5)):
+        with pytest.raises(RuntimeError, match=r"batch_sizes must be int64 \(T\) on the CPU"):
+            torch.ops.fastlstm.forward(
+                torch.randn(5, 5), None, None, weights, sizes, None, *options, False
+            )
+    for seed in (torch.ones(1), torch.ones(1, dtype=torch.int32), torch.tensor([1, 2])):
+        with pytest.raises(RuntimeError, match="seed must be one int64 element"):
+            torch.ops.fastlstm.forward(
+                x.input.detach(), None, None, weights, None, seed, *options, False
+            )
+    with pytest.raises(RuntimeError, match="a sequence has at least one step"):
+        torch.ops.fastlstm.forward(
+            torch.randn(0, 3, 5), None, None, weights, None, None, *options, False
+        )
     short = [weights[0], weights[1][:-1], *weights[2:]]
     expected = r"weight_hh must have the weights' dtype and shape \(28, 7\), got \(27, 7\)"
     with pytest.raises(RuntimeError, match=expected):

@@ -7,7 +7,7 @@
 // their steps; a CTA that is alone has a loop of its own, and may take a group of four
 // (backward_alone.cuh). A CTA owns kUnits units: their cells, and their 4 * kUnits rows of W_hh,
 // every column, as mma fragments in registers (in fp32 without tf32: backward_fp32.cuh). A
-// computing thread owns kUnits / 32 cells of a group of eight; their dc stays in its registers.
+// computing thread owns one or two cells of a group of eight; their dc stays in its registers.
 //
 // What moves per step of a group: four further warps, the movers, copy the gates, c and the
 // incoming gradients into a stage, kStages steps ahead, and store dgates to global memory one step

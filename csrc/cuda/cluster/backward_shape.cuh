@@ -85,7 +85,7 @@ struct ClusterBackwardShape {
   // Fragments of a warp's weights, 512 bytes each, and how many of them are streamed: the first of
   // those for the second of a chunk's two mma.
   static constexpr int kFragments = 2 * kWarpChunks * kWarpTiles;
-  static constexpr int kSharedFragments = kStreams ? kFragments - (kUnits == 48 ? 26 : 36) : 0;
+  static constexpr int kSharedFragments = kStreams ? kFragments - register_fragments(kUnits) : 0;
   static constexpr int kWeightsBytes = kSharedFragments * 512 * kWarps;
   static_assert(kSharedFragments <= kFragments / 2, "second fragments");
 

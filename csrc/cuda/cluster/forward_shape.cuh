@@ -49,8 +49,7 @@ struct ClusterForwardShape {
   // those that are streamed: the first kSharedFragments of the second halves of slabs.
   static constexpr bool kFillsRegisters = kWarpSlabs * kWarpTiles > 8;
   static constexpr int kFragments = 2 * kWarpSlabs * kWarpTiles;  // 512 bytes, of a warp's weights
-  static constexpr int kRegisterFragments = kUnits == 48 ? 26 : 36;  // when streaming
-  static constexpr int kRoomForFragments = kStreams          ? kFragments - kRegisterFragments
+  static constexpr int kRoomForFragments = kStreams ? kFragments - register_fragments(kUnits)
                                            : kFillsRegisters ? 2 * kTiles * kWarpTiles
                                                              : 0;
   static constexpr int kSharedFragments =

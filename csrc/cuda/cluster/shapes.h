@@ -22,6 +22,8 @@ constexpr int64_t kRegisterBytes = 128 * 1024, kMostBytes = 288 * 1024;
 constexpr bool streams_weights(int ctas, int units, int64_t bytes) {
   return weight_bytes(ctas, units, bytes) > kRegisterBytes;
 }
+// Then a warp keeps so many fragments of its weights, 512 bytes each, in registers.
+constexpr int register_fragments(int units) { return units == 48 ? 26 : 36; }
 
 // Where one CTA holds all weights and exchanges nothing, a group may have four sequences: a thread
 // has half as many cells, and there are twice as many groups for SMs that would have none.

@@ -17,10 +17,9 @@
 // waits for nothing else.
 //
 // Why no word is overwritten before all have read it. h of a layer at step s has slot s % 2.
-//  * A CTA writes h[s + 2] over h[s] after its cells have all of W_hh h[s + 1], a sum over every
-//  CTA's
-//    part of h[s + 1]. Each CTA computed its part from W_hh h[s], for which all its warps had read
-//    all of h[s].
+//  * A CTA writes h[s + 2] over h[s] after its cells have all of W_hh h[s + 1], to which every CTA
+//    gave its part of h[s + 1]. Each CTA computed its part from W_hh h[s], for which all its warps
+//    had read all of h[s].
 //  * Logits have one slot. A CTA writes those of step s + 1 from all of the last layer's h[s + 1],
 //    which every CTA computed from the tokens that it had drawn, for every row, from the logits of
 //    step s.

@@ -167,7 +167,8 @@ template <int kGroupsLeft>
 __device__ __forceinline__ void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroupsLeft) : "memory");
 }
-// Before bulk copies read what this thread stored in shared memory.
+// Before bulk copies read what this thread stored in shared memory, or count on an mbarrier that it
+// has set up.
 __device__ __forceinline__ void fence_async_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

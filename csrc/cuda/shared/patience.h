@@ -1,7 +1,7 @@
 // How long a CTA waits for another before it ends the kernel, which also ends the context. A CTA
 // that has yet to begin may need an SM that another kernel holds: a collective holds its SMs until
-// the slowest process joins, ten minutes before NCCL's watchdog gives up. So by default waits are
-// longer.
+// the slowest process joins, and NCCL's watchdog gives up after ten minutes. By default our waits
+// are longer.
 #pragma once
 
 #include <cstdint>

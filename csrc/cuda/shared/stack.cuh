@@ -193,8 +193,8 @@ class Stack {
     DropoutArgs dropout;
     if (p.dropout <= 0 || layer < 0 || layer >= p.layers - 1) return dropout;
     dropout.seed = p.seed;
-    dropout.threshold = uint64_t(p.dropout * 4294967296.0);  // of 2^32
-    dropout.scale = p.dropout >= 1 ? 0 : 1 / (1 - p.dropout);
+    dropout.threshold = dropout_threshold(p.dropout);
+    dropout.scale = dropout_scale(p.dropout);
     dropout.layer = layer;
     dropout.width = int(p.out_size);
     return dropout;

@@ -94,7 +94,7 @@ class StepwiseBackwardPass {
       step.dh = gradients_.dh(d) + stack_.first[t] * dh_stride_;
       step.dh_stride = dh_stride_;
     }
-    launcher_.step(stack_.plan.hidden, out_, args);
+    launcher_.step(stack_.plan.projection_tile, out_, args);
   }
 
   void advance(int layer, int64_t s) const {
@@ -131,7 +131,7 @@ class StepwiseBackwardPass {
       step.t = t;
       step.dh_zoneout = gradients_.dh_zoneout(d);
     }
-    launcher_.step(stack_.plan.cell, units_, args);
+    launcher_.step(stack_.plan.cell_tile, units_, args);
   }
 
   void advance_normed(int layer, int64_t s) const {
@@ -173,7 +173,7 @@ class StepwiseBackwardPass {
       step.terms = gradients_.terms(d);
       step.rules = drawn_rules<T>(p_, layer, d);
     }
-    launcher_.step(stack_.plan.cell, units_, product);
+    launcher_.step(stack_.plan.cell_tile, units_, product);
     launcher_.run_kernel(norm_backward_kernel<S>, sequence_grid(product.active, p_.directions),
                          kRowThreads, kNormShared<T>, args);
   }

@@ -136,7 +136,7 @@ class StepwiseForwardPass {
       step.t = t;
     }
     if (wide_.used()) return wide_.step(launcher_, args);
-    launcher_.step(stack_.plan.gates, Launcher::gate_columns(units_), args);
+    launcher_.step(stack_.plan.cell_tile, Launcher::gate_columns(units_), args);
   }
 
   // ---- layer normalisation ----
@@ -194,7 +194,7 @@ class StepwiseForwardPass {
       step.y_stride = stack_.output_width;
       step.rules = drawn_rules<T>(p_, layer, d);
     }
-    launcher_.step(stack_.plan.gates, 4 * units_, product);
+    launcher_.step(stack_.plan.cell_tile, 4 * units_, product);
     launcher_.run_kernel(norm_forward_kernel<S>, sequence_grid(product.active, p_.directions),
                          kRowThreads, kNormShared<T>, args);
   }
@@ -216,7 +216,7 @@ class StepwiseForwardPass {
       step.y = output(layer, t, d);
       step.h_n = stack_.states(f_.h_n, pseudo_layer, out_);
     }
-    launcher_.step(stack_.plan.project, out_, args);
+    launcher_.step(stack_.plan.projection_tile, out_, args);
   }
 
   S* output(int layer, int64_t t, int d) const {

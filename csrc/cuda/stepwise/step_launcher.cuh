@@ -23,9 +23,7 @@ class StepLauncher {
   // columns: those of the widest product.
   StepLauncher(Stack<S>& stack, int64_t columns) : stack_(stack) {
     const Plan& plan = stack_.plan;
-    if (plan.gates != kLibraryTile && plan.project != kLibraryTile && plan.hidden != kLibraryTile &&
-        plan.cell != kLibraryTile)
-      return;
+    if (plan.cell_tile != kLibraryTile && plan.projection_tile != kLibraryTile) return;
     for (int d = 0; d < stack_.problem.directions; ++d)
       product_[d] = stack_.arena.template take<T>(stack_.problem.batch * operand_rows(columns));
   }

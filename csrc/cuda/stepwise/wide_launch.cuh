@@ -28,7 +28,7 @@ class WideLauncher {
     }
   }
 
-  bool used() const { return kExists && stack_.plan.gates >= kWideTile; }
+  bool used() const { return kExists && stack_.plan.cell_tile >= kWideTile; }
   // A buffer of h, packed.
   S* h(int64_t step, int d) const { return reinterpret_cast<S*>(h_[d][step % 2]); }
 
@@ -66,7 +66,7 @@ class WideLauncher {
   }
 
  private:
-  int index() const { return stack_.plan.gates - kWideTile; }
+  int index() const { return stack_.plan.cell_tile - kWideTile; }
   unsigned groups(int64_t sequences) const {
     return cuda::blocks_of(sequences, wide_tile(index()).sequences);
   }

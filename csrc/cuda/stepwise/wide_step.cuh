@@ -110,6 +110,7 @@ class WideCta {
       init(empty(slot), Shape::kWarps * args_.cluster);
     }
     publish_mbarriers();
+    fence_async_copies();  // the copies below count on the mbarriers before any barrier
 #pragma unroll 1
     for (int k = 0; k < Shape::kStages && k < stages_; ++k) copy_weights(k, k);
   }

@@ -145,10 +145,10 @@ void run(const Options& options, Report* report, const Problem& p, Pass pass, Ca
     const int64_t shared = options.capability >= 80 ? 227 << 10 : 64 << 10;
     Plan chosen = plan(p, pass, {options.capability, 132, shared}, settings);
     if (options.tile >= 0) {
-      chosen.gates = options.tile;
-      chosen.project = chosen.hidden = chosen.cell = std::min(options.tile, kLibraryTile);
+      chosen.projection_tile = std::min(options.tile, kLibraryTile);
+      chosen.cell_tile = pass == Pass::forward ? options.tile : chosen.projection_tile;
+      chosen.single_step = false;
     }
-    if (options.tile >= 0) chosen.single_step = false;
     if (options.shape >= 0 && chosen.algorithm == Algorithm::grid) {
       const bool forward = pass == Pass::forward, fp32 = !chosen.tensor_cores;
       const int count = forward ? forward_shape_count(fp32) : backward_shape_count(fp32);

@@ -52,7 +52,7 @@ def loop(job: Job, screen: Screen, trackers: list[Tracker], interrupts: Interrup
         step = advance(job, interrupts.number)
         evaluate_if_due(job, step)
         record(job, step)
-        sample_if_due(job, screen, trackers)
+        sample_if_due(job, step)
         save_if_due(job, step)
         report(job, step, screen, trackers)
         if step.signal:
@@ -163,26 +163,35 @@ def record(job: Job, step: Step) -> None:
     )  # fmt: skip
 
 
-def sample_if_due(job: Job, screen: Screen, trackers: list[Tracker]) -> None:
-    """Show what the model writes now."""
+def sample_if_due(job: Job, step: Step) -> None:
+    """Let the model write."""
     every, number = job.config.sample_every, job.progress.step
     if every and (number % every == 0 or number == job.total) and job.run.writes:
-        text = job.sample(SAMPLE_LENGTH)
-        screen.sample(text)
-        for tracker in trackers:
-            tracker.sample(number, text)
+        step.sample = job.sample(SAMPLE_LENGTH)
 
 
 def save_if_due(job: Job, step: Step) -> None:
-    """Write the checkpoints that are due."""
+    """Write the checkpoints that are due.
+
+    Raises:
+        DivergedError: a weight is no finite number.
+    """
     if step.evaluated or step.checkpoints or step.signal or step.overdue:
+        divergence.check_weights(job.model, job.progress.step)
         job.save("latest", *step.checkpoints)
 
 
 def report(job: Job, step: Step, screen: Screen, trackers: list[Tracker]) -> None:
-    """The screen, the trackers, loss.png after an evaluation, report.html."""
+    """The screen, the trackers, loss.png after an evaluation, report.html.
+
+    It comes last, for whoever reads the output may have left.
+    """
+    if step.sample is not None:
+        screen.sample(step.sample)
     screen.show(job, step)
     for tracker in trackers:
+        if step.sample is not None:
+            tracker.sample(job.progress.step, step.sample)
         tracker.log(job.progress.step, step.figures(job.run.scale))
     if step.evaluated:
         job.run.plot(PLOT_SECONDS)
@@ -226,10 +235,11 @@ def work(job: Job) -> int:
                 file=sys.stderr,
             )
         return 1
-    except BrokenPipeError:  # from between two steps, where output is written
-        status = "stopped: whoever read its output has left"
-        if job.team.size == 1:
-            job.save("latest")
+    except OSError as error:
+        if cli.reader_has_left(error):  # between two steps, where output is written
+            status = "stopped: whoever read its output has left"
+            if job.team.size == 1:
+                job.save("latest")
         raise
     except Exception as error:
         if job.config.compile and is_compilers(error):

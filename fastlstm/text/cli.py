@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import io
 import os
 import signal
@@ -106,6 +107,13 @@ def run(name: str, command: Callable[[], int]) -> None:
         status = 128 + signal.SIGINT
     if status:
         raise SystemExit(status)
+
+
+def reader_has_left(error: OSError) -> bool:
+    """Whether a pipe's other end was closed, or the terminal was."""
+    return isinstance(error, BrokenPipeError) or (
+        error.errno == errno.EIO and error.filename is None
+    )
 
 
 def is_of_memory(error: Exception) -> bool:

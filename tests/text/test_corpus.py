@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 import sys
 from types import SimpleNamespace
 
@@ -178,6 +179,46 @@ def test_a_folder_is_read_without_what_is_no_text(tmp_path):
     assert named.summary == f"read 4 files, {image.stat().st_size + 6} bytes"
     deep = corpus.load([str(tmp_path / "runs" / "x" / "*.jsonl")])
     assert (deep.data.tobytes(), deep.summary) == (b"12", "read 1 file, 2 bytes")
+
+
+def test_links_have_no_file_read_twice(tmp_path):
+    """In a glob `**` follows links, also into a folder above."""
+    (tmp_path / "text" / "sub").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "text" / "sub" / "a.txt").write_bytes(b"one ")
+    (tmp_path / "far" / "b.txt").write_bytes(b"two ")
+    (tmp_path / "text" / "sub" / "link.txt").symlink_to(tmp_path / "text" / "sub" / "a.txt")
+    (tmp_path / "text" / "loop").symlink_to(tmp_path / "text")
+    (tmp_path / "text" / "far").symlink_to(tmp_path / "far")
+    globbed = corpus.load([str(tmp_path / "text" / "**" / "*.txt")])
+    assert globbed.data.tobytes() == b"two one "
+    assert "read 2 files, 8 bytes; left out " in globbed.summary
+    assert " repeated files (" in globbed.summary
+    folder = corpus.load([str(tmp_path / "text")])
+    assert folder.data.tobytes() == b"one "
+    assert "left out 2 linked folders, 1 repeated file (" in folder.summary
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Whatever the user; root may read all."""
+    (tmp_path / "a.txt").write_bytes(b"one ")
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"Permission denied: '{tmp_path / 'closed'}'"):
+        corpus.load([str(tmp_path)])
+
+
+def test_a_pipe_by_name_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"is a pipe, which cannot be read a second time.*--data -"):
+        corpus.load([str(tmp_path / "pipe")])
 
 
 def test_a_folder_without_text_is_refused_with_what_was_left_out(tmp_path):

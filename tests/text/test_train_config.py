@@ -64,6 +64,14 @@ def test_a_runs_config_repeats_it(tmp_path, text):
     assert [m["train_loss"] for m in first] == [m["train_loss"] for m in repeated]
 
 
+def test_a_unit_given_by_a_flag_has_no_use_for_the_files_tokens(tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"unit": "bpe", "vocabulary": 300}')
+    assert options.parse(["--config", str(path)], False).config.vocabulary == 300
+    config = options.parse(["--config", str(path), "--unit", "byte"], False).config
+    assert (config.unit, config.vocabulary) == ("byte", None)
+
+
 def test_the_default_length_has_a_schedule_and_a_given_one_is_plain():
     quick, plain = options.parse([], False).config, options.parse(["--steps", "9"], False).config
     assert (quick.steps, quick.lr_schedule) == (options.QUICK["steps"], "cosine")

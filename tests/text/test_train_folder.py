@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -226,6 +227,27 @@ def test_a_terminal_is_told_how_to_end_the_text(tmp_path):
     os.close(ours)
     assert process.returncode == 0, error
     assert (tmp_path / "run" / "stdin.txt").read_text() == "never a dull line\n" * 60
+
+
+def test_a_terminal_that_closes_costs_no_step(tmp_path, text):
+    """Every write to it raises from then on, and every step of this run writes."""
+    run = tmp_path / "run"
+    options = ("--out", run, "--steps", 10**6, "--sample-every", 1, "--eval-every", 10**6)
+    pid, ours = pty.fork()
+    if pid == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        code = "import sys; from fastlstm.train import main; main(sys.argv[1:])"
+        command = [sys.executable, "-c", code, *TINY, "--data", text, *options]
+        os.execv(command[0], [str(word) for word in command])
+    shown = b""
+    while shown.count(b"-" * 72) < 8:
+        shown += os.read(ours, 1 << 16)
+    os.close(ours)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP, shown
+    steps = len(losses(run))
+    assert steps >= 4
+    assert load_model(run, "latest")[2]["step"] == steps
 
 
 def test_a_closed_standard_input_is_one_line(stopped, tmp_path, capsys, monkeypatch):

@@ -1,9 +1,11 @@
 """When the trainer saves, and what a run that goes wrong leaves."""
 
+import errno
 import itertools
 import json
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -59,6 +61,15 @@ def test_a_loss_that_is_no_number_stops_with_advice(tmp_path, text, capsys, monk
         assert meta["step"] == 12
 
 
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, text, capsys):
+    """After the last step no loss tells."""
+    with pytest.raises(SystemExit) as error:
+        train_tiny(tmp_path / "run", text, "--val-fraction", 0, "--steps", 1, "--lr", 1e300)
+    assert error.value.code == 1
+    assert "a weight after step 1 is no finite number: stopped" in capsys.readouterr().err
+    assert load_model(tmp_path / "run", "latest")[2]["step"] == 0
+
+
 def test_latest_is_written_last(tmp_path, text, monkeypatch):
     """Who resumes from an older latest writes the others again; a newer one would hide a gap."""
     written = []
@@ -92,17 +103,19 @@ def test_a_long_time_without_an_evaluation_saves_too(tmp_path, text, monkeypatch
     assert load_model(tmp_path / "run", "latest")[2]["step"] == 6
 
 
-def test_whoever_stops_reading_the_output_costs_no_step(tmp_path, text, monkeypatch):
+@pytest.mark.parametrize("left", [BrokenPipeError(), OSError(errno.EIO, "Input/output error")])
+def test_whoever_stops_reading_the_output_costs_no_step(tmp_path, text, monkeypatch, left):
     shown = []
 
     def show(self, job, step):
         shown.append(job.progress.step)
         if len(shown) == 7:
-            raise BrokenPipeError
+            raise left
 
     monkeypatch.setattr(screen.Screen, "show", show)
     monkeypatch.setattr(cli.os, "dup2", lambda *_: None)
-    train_tiny(tmp_path / "run", text, "--steps", 20, "--eval-every", 100)
+    with nullcontext() if isinstance(left, BrokenPipeError) else pytest.raises(SystemExit):
+        train_tiny(tmp_path / "run", text, "--steps", 20, "--eval-every", 100)
     assert load_model(tmp_path / "run", "latest")[2]["step"] == 7
     assert "whoever read its output has left" in (tmp_path / "run" / "report.html").read_text()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,6 +82,11 @@ def _files(spec: str, result: Sources) -> Sequence[Path | None]:
     try:
         if path.is_dir():
             matches = sorted(_text_files(_walk(path, left_out), left_out))
+        elif path.is_fifo():
+            raise UserError(
+                f"--data: {spec} is a pipe, which cannot be read a second time; standard input, "
+                f"which a run keeps, is read by: --data - < {shlex.quote(spec)}"
+            )
         elif path.exists():
             return [path]
         else:
@@ -103,13 +109,18 @@ def _files(spec: str, result: Sources) -> Sequence[Path | None]:
 
 def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
     """The files below a folder, but for what is hidden and what the trainer wrote."""
-    for folder, folders, names in os.walk(root):
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=fail):
         here = Path(folder)
         hidden = [name for name in folders + names if name.startswith(".")]
         left_out["hidden path"] += len(hidden)
         runs = [name for name in folders if name not in hidden and _is_run(here / name)]
         left_out["run folder"] += len(runs)
         folders[:] = [name for name in folders if name not in {*hidden, *runs}]
+        left_out["linked folder"] += sum((here / name).is_symlink() for name in folders)
         yield from (here / name for name in names if not name.startswith("."))
 
 
@@ -131,9 +142,15 @@ def _matches(pattern: str, left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _text_files(paths: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]:
-    for path in paths:
+    seen = set()  # `**` in a glob follows links, also into a folder above
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
         if not path.is_file():
             continue
+        real = os.path.realpath(path)
+        if real in seen:
+            left_out["repeated file"] += 1
+            continue
+        seen.add(real)
         with open(path, "rb") as file:
             binary = b"\0" in file.read(_PROBED)
         if binary:
@@ -144,8 +161,8 @@ def _text_files(paths: Iterable[Path], left_out: Counter[str]) -> Iterator[Path]
 
 def _is_run(folder: Path) -> bool:
     """Whether the trainer made it, or holds it for a run that is about to begin."""
-    begun = (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
-    return begun or all((folder / name).is_file() for name in (".lock", ".pid"))
+    begun = os.path.isfile(folder / "config.json") and os.path.isdir(folder / "checkpoints")
+    return begun or all(os.path.isfile(folder / name) for name in (".lock", ".pid"))
 
 
 def _counted(n: int, what: str) -> str:

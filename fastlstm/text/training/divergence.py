@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import nn
+
 # Nats above a guess among all characters. Runs with Adam and RMSprop at learning rates from 0.01 to
 # 100 decide it: those that learned never rose above 15 nats, and those that rose above a hundred
 # learned at best how often each character occurs.
@@ -28,3 +30,9 @@ def check(what: str, nats: float, vocabulary: int, finite: bool = True) -> None:
     guess = math.log(vocabulary)
     if nats > guess + MARGIN:
         raise DivergedError(f"{what} is far above the {guess:.2f} nats of a blind guess")
+
+
+def check_weights(model: nn.Module, step: int) -> None:
+    """Raise DivergedError where a parameter is no finite number after that step."""
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise DivergedError(f"a weight after step {step:,} is no finite number")

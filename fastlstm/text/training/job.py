@@ -143,7 +143,7 @@ class Job:
         p = self.progress
         run = shlex.quote(str(self.run.folder))
         return Snapshot(
-            name=self.run.folder.name,
+            name=self.run.folder.resolve().name,
             status=status,
             step=p.step,
             total=self.total,
@@ -175,6 +175,7 @@ class Step:
         epochs: passes over the text that lie behind, with the fraction of the current one.
         evaluated: whether an evaluation was due.
         val: the validation loss, where there was one.
+        sample: what the model wrote, where that was due.
         checkpoints: names to save under, beside ``latest``.
     """
 
@@ -187,6 +188,7 @@ class Step:
     epochs: float = 0.0
     evaluated: bool = False
     val: float | None = None
+    sample: str | None = None
     checkpoints: list[str] = field(default_factory=list)
 
     def figures(self, scale: Scale) -> dict[str, float]:

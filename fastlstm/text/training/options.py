@@ -185,6 +185,8 @@ def parse(argv: Sequence[str] | None, on_gpu: bool) -> Request:
     values = vars(_parser().parse_args(argv))
     resume = values.pop("resume", False)
     file = read_config_files(values.pop("config", []))
+    if values.get("unit", "bpe") != "bpe":  # the flag wins, so the file's tokens are not wanted
+        file.pop("vocabulary", None)
     paths = {name: values.pop(name, file.pop(name, None)) for name in ("out", "init_from")}
     preset = values.pop("preset", file.pop("preset", None))
     if preset not in (None, "karpathy"):

@@ -151,8 +151,9 @@ def read_text(
     text = load_text(run, request, config, unit)
     if sha256 not in (None, text.sha256):
         raise UserError(
-            f"--resume: the text is not the one that {run.folder} was trained on; to go on with "
-            f"another, begin a new run: --init-from {shlex.quote(str(run.folder))}"
+            f"--resume: the text is not the one that {run.folder} was trained on (now "
+            f"{text.summary}); to go on with another, begin a new run: "
+            f"--init-from {shlex.quote(str(run.folder))}"
         )
     if config.unit != "bpe":
         return text

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase
 
+from .modules import stack_of
 from .ops.algorithm import algorithm, settings
 from .ops.native import _C, DTYPES, gpu_sizes, kernels_missing
 from .stack import ALGORITHMS
-
-if TYPE_CHECKING:
-    from .modules import LSTM
 
 __all__ = ["ALGORITHMS", "GPUS", "Explanation", "algorithm", "explain"]
 
@@ -97,7 +97,7 @@ class Explanation:
 
 
 def explain(
-    lstm: LSTM,
+    lstm: RNNBase,
     batch_size: int | None = None,
     seq_length: int | None = None,
     *,
@@ -107,7 +107,8 @@ def explain(
     """Which algorithm the planner picks for a module and a batch, and why.
 
     Args:
-        lstm: a ``fastlstm.LSTM``; the dtype and the device of its weights count.
+        lstm: a ``fastlstm.LSTM``, or an ``nn.LSTM`` to be converted; the dtype and the device of
+            its weights count.
         batch_size: B of the input; has to be given.
         seq_length: T of the input; has to be given.
         packed: whether the input is a ``PackedSequence``.
@@ -115,7 +116,7 @@ def explain(
             need not be there, instead of the weights' device.
 
     Raises:
-        TypeError: a size is missing.
+        TypeError: a size is missing; lstm is no LSTM.
         ValueError: an unknown gpu, or a size that is not positive; an algorithm was forced that
             cannot run the problem.
     """
@@ -129,7 +130,9 @@ def explain(
             raise ValueError(f"{argument}: expected a positive number, got {value}")
     if gpu is not None and gpu not in GPUS:
         raise ValueError(f"gpu: expected one of {', '.join(GPUS)}, got {gpu!r}")
-    weight = lstm.get_parameter("weight_hh_l0")
+    if not isinstance(lstm, RNNBase) or lstm.mode != "LSTM":
+        raise TypeError(f"lstm: expected a fastlstm.LSTM or an nn.LSTM, got {type(lstm).__name__}")
+    weight = cast(Tensor, lstm.weight_hh_l0)  # a parametrization computes it
     if gpu is None and (missing := kernels_missing(weight)):
         return Explanation(str(weight.device), "torch", missing, "torch", missing)
     if gpu is None and weight.device.type != "cuda":
@@ -143,7 +146,7 @@ def explain(
     if weight.dtype not in DTYPES:
         raise ValueError(f"lstm: no kernels for {weight.dtype}")
     allow_tf32, forced = settings()
-    stack = lstm.stack
+    stack = stack_of(lstm)
     forward, backward = (
         _C.plan(
             dtype=DTYPES.index(weight.dtype),

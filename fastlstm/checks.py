@@ -297,8 +297,9 @@ def check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Te
         TypeError: they are no whole numbers.
         ValueError: there are not B of them, or one that can be read lies outside 1 .. T.
     """
+    given = None if isinstance(lengths, Tensor) else lengths
     try:
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.as_tensor(lengths, device=None if given is None else "cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths must be whole numbers, got {lengths!r} ({error})") from error
     if lengths.numel() == 0:  # of an empty list, too
@@ -311,9 +312,14 @@ def check_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Te
             f"got shape {tuple(lengths.shape)}"
         )
     lengths = lengths.to(torch.int64)
-    if batch == 0 or not readable(lengths):
+    if batch == 0:
         return lengths
-    low, high = (int(x) for x in torch.aminmax(lengths))
+    if isinstance(given, (list, tuple)) and all(type(x) is int for x in given):
+        low, high = min(given), max(given)  # known to tracers, too
+    elif readable(lengths):
+        low, high = (int(x) for x in torch.aminmax(lengths))
+    else:
+        return lengths
     if low < 1 or high > steps:
         raise ValueError(
             f"lengths must lie between 1 and {steps} (input's steps), got "

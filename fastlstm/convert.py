@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy as copying
-from types import FunctionType
+import sys
+from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -35,14 +36,15 @@ def from_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
     before still remove theirs, unless copied), parametrizations and old-style ``weight_norm``,
     further attributes. A module that occurs in several places is exchanged for one that does.
 
-    What is left alone: subclasses that define methods of their own (such as ``forward``), modules
+    What is left alone: subclasses that define methods (such as ``forward``) or attributes, modules
     whose ``forward`` was replaced on the instance or that were compiled in place, and modules
     that the model holds outside of its registered children, as in a plain list. An exchanged
     module is no longer an ``nn.LSTM`` for ``isinstance``; test for ``nn.modules.rnn.RNNBase``.
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
-        ValueError: it neither is nor holds an LSTM, torch's or fastlstm's.
+        ValueError: it neither is nor holds an LSTM, torch's or fastlstm's; an LSTM is itself what
+            ``torch.compile`` was given: convert it before.
     """
     known = (nn.LSTM, nn.LSTMCell, LSTM, LSTMCell)
     if isinstance(module, nn.Module) and not any(isinstance(m, known) for m in module.modules()):
@@ -60,7 +62,8 @@ def to_torch(module: nn.Module, *, copy: bool = False) -> nn.Module:
 
     Raises:
         TypeError: ``module`` is no ``nn.Module``.
-        ValueError: an LSTM has an option that changes its numbers and that torch's has not.
+        ValueError: an LSTM has an option that changes its numbers and that torch's has not, or
+            is itself what ``torch.compile`` was given.
     """
     for name, inner in module.named_modules() if isinstance(module, nn.Module) else ():
         for option in extra_options(inner) if isinstance(inner, LSTM) else ():
@@ -74,6 +77,13 @@ def _exchange_all(
 ) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module should be an nn.Module, got: {type(module).__name__}")
+    for part in module.modules():
+        inner = part._modules.get("_orig_mod") if isinstance(part, _compiled()) else None
+        if inner is not None and _base(inner, classes) is not None:
+            raise ValueError(
+                f"module: an {type(inner).__name__} was given to torch.compile by itself, whose "
+                "result would go on to call it: convert it first, then compile it"
+            )
     if copy:
         module = copying.deepcopy(module)
     done: dict[nn.Module, nn.Module] = {}  # old to new, so that shared modules stay shared
@@ -86,10 +96,16 @@ def _exchange_all(
     return done.get(module) or _exchange(module, classes)
 
 
+def _compiled() -> tuple[type, ...]:
+    """What ``torch.compile`` makes of a module. Where Dynamo was never imported, there is none."""
+    frame = sys.modules.get("torch._dynamo.eval_frame")
+    return () if frame is None else (frame.OptimizedModule,)
+
+
 def _exchange(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:
     """A module of the other family with the state of this one, or this one."""
-    base = next((cls for cls in classes if isinstance(module, cls)), None)
-    if base is None or not _plain(module, base):
+    base = _base(module, classes)
+    if base is None:
         return module
     target = classes[base]
     if parametrize.is_parametrized(module):
@@ -108,6 +124,12 @@ def _exchange(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]
     return new
 
 
+def _base(module: nn.Module, classes: Iterable[type[nn.Module]]) -> type[nn.Module] | None:
+    """Of these classes the one that a module is exchanged as; None where it is left alone."""
+    base = next((cls for cls in classes if isinstance(module, cls)), None)
+    return base if base is not None and _plain(module, base) else None
+
+
 def _plain(module: nn.Module, base: type[nn.Module]) -> bool:
     """Whether base's own methods are all there is to this module's behaviour."""
     if "forward" in vars(module) or module._compiled_call_impl is not None:
@@ -116,9 +138,8 @@ def _plain(module: nn.Module, base: type[nn.Module]) -> bool:
     if parametrize.is_parametrized(module):
         cls = parametrize.type_before_parametrizations(module)
     added = cls.__mro__[: cls.__mro__.index(base)]
-    return not any(
-        isinstance(value, (FunctionType, property, classmethod, staticmethod))
-        and name not in _PASSING
+    return all(
+        name in _PASSING or (name.startswith("__") and not callable(value))
         for owner in added
         for name, value in vars(owner).items()
     )

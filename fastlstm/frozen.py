@@ -83,7 +83,7 @@ class FrozenLSTM(nn.Module):
         check_weights(weights, self.stack)
         self._weights = _Weights(weights, self.stack)
         # Their shapes and dtype for the checks of a call, in one element of memory.
-        zero = torch.zeros((), dtype=self.dtype)
+        zero = torch.zeros((), dtype=self.dtype, device="cpu")
         self._shapes = tuple(zero.expand(shape) for shape in self.stack.weight_shapes())
         # What the operator's fake tensors are made from.
         self._sizes = [

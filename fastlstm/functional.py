@@ -324,13 +324,18 @@ def lstm_cell(
 
     before = None if hx is None else (of_stack(hx[0]), of_stack(hx[1]))
     _, h, c, *_ = dispatch.run_stack(of_stack(input), before, weights, stack, PLAIN)
-    return (h[0], c[0]) if batched else (h[0, 0], c[0, 0])
+    # As nn.LSTMCell's, they are no views: they may be detached in place.
+    shape = h.shape[1:] if batched else h.shape[2:]
+    return torch.ops.aten._unsafe_view(h, shape), torch.ops.aten._unsafe_view(c, shape)
 
 
 def _autocast(
     input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor] | None, Sequence[Tensor]]:
     """The arguments in autocast's dtype, for autocast does not know our operators."""
+    if not isinstance(input, Tensor):
+        kind = type(input).__name__
+        raise AttributeError(f"input should be a Tensor: {kind!r} object has no attribute 'dim'")
     kind = input.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast has no device "meta"
         return input, hx, weights

@@ -51,6 +51,17 @@ def stack_of(module: RNNBase) -> Stack:
     )
 
 
+def _check_extra(stack: Stack, options: dict[str, Any]) -> None:
+    """Check the options that ``nn.LSTM`` lacks: a stack's, and those by name that were given."""
+    check_probability("weight_dropout", options.get("weight_dropout", 0.0))
+    every = options.get("checkpoint_every")
+    if every is not None and (type(every) is not int or every < 1):
+        raise ValueError(f"checkpoint_every should be a number of steps or None, got {every}")
+    if every is not None and stack.bidirectional:
+        raise ValueError("checkpoint_every: expected bidirectional=False")
+    check_options(stack, options.get("cell_clip"))
+
+
 class _StackAttribute:
     """``LSTM.stack``, which gives way to whatever a subclass calls by that name."""
 
@@ -184,14 +195,6 @@ class LSTM(RNNBase):
             device,
             dtype,
         )
-        check_probability("weight_dropout", weight_dropout)
-        if checkpoint_every is not None:
-            if type(checkpoint_every) is not int or checkpoint_every < 1:
-                raise ValueError(
-                    f"checkpoint_every should be a number of steps or None, got {checkpoint_every}"
-                )
-            if bidirectional:
-                raise ValueError("checkpoint_every: expected bidirectional=False")
         options: dict[str, Any] = {
             "weight_dropout": weight_dropout,
             "checkpoint_every": checkpoint_every,
@@ -205,7 +208,7 @@ class LSTM(RNNBase):
         if used:  # a plain module's state is nn.LSTM's
             self._extra_options = tuple(used)
             self.__dict__.update(used)
-        check_options(stack_of(self), cell_clip)
+        _check_extra(stack_of(self), options)
         if layer_norm:
             self._add_norms(device, dtype)
 
@@ -304,6 +307,9 @@ class LSTM(RNNBase):
             results = run_plain(self, input, hx)
             if results is not None:
                 return results
+        stack = stack_of(self)
+        if self._extra_options and not torch.compiler.is_compiling():
+            _check_extra(stack, extra_options(self))  # they may have changed since
         checkpoint_every = self._option("checkpoint_every")
         if return_cells and checkpoint_every is not None:
             raise ValueError("return_cells: expected checkpoint_every=None")
@@ -325,7 +331,7 @@ class LSTM(RNNBase):
             rows,
             hx,
             self._current_weights(),
-            stack_of(self),
+            stack,
             call,
             self.training,
             batch_first,

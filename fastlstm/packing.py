@@ -48,8 +48,8 @@ def prepack(
     Raises:
         TypeError: lstm or decoder is of another type.
         ValueError: ``weights`` without a decoder; with one as :func:`fastlstm.generate`, and for
-            another name, where "int8" meets a weight that is no finite number, and on a GPU for a
-            module that it runs step by step.
+            another name, where a weight is no number (on the CPU) or, with "int8", no finite one,
+            and on a GPU for a module that it runs step by step.
         RuntimeError: without a decoder a module elsewhere than on the CPU or without kernels for
             its dtype; a parameter of the wrong shape, dtype or device.
     """

@@ -166,6 +166,16 @@ def test_bad_indices(x, kind, text):
         fastlstm.LSTMCell(3, 5)(x)
 
 
+def test_states_may_be_detached_in_place():
+    """As between the segments of a stream; views may not."""
+    for cell in cells(3, 4):
+        h, c = cell(torch.randn(2, 3))
+        h.detach_()
+        c.detach_()
+        assert not h.requires_grad
+        assert not c.requires_grad
+
+
 def test_states_of_other_dimensions_are_refused():
     cell = fastlstm.LSTMCell(3, 5)
     with pytest.raises(RuntimeError, match=r"hidden0 has inconsistent hidden_size"):

@@ -1,6 +1,7 @@
 """from_torch and to_torch exchange every LSTM of a model and lose nothing on the way."""
 
 import copy
+from functools import partialmethod
 
 import pytest
 import torch
@@ -222,6 +223,31 @@ def test_modules_with_a_replaced_forward_are_left_alone():
     compiled = nn.LSTM(3, 5)
     compiled.compile(backend="eager")
     assert fastlstm.from_torch(compiled) is compiled
+
+
+def test_subclasses_with_attributes_of_their_own_are_left_alone():
+    ones = (torch.ones(1, 2, 5), torch.ones(1, 2, 5))
+    preset = type("P", (nn.LSTM,), {"forward": partialmethod(nn.LSTM.forward, hx=ones)})
+    for cls in (preset, type("Marked", (nn.LSTM,), {"streams": True})):
+        lstm = cls(3, 5)
+        assert fastlstm.from_torch(lstm) is lstm
+
+
+def test_what_was_compiled_alone_is_refused():
+    """It would go on to call the old module, past train() and eval() of the new one."""
+    inner = nn.Sequential(nn.LSTM(3, 5))
+    model = nn.Sequential(inner, torch.compile(nn.LSTM(3, 5), backend="eager"))
+    for copies in (False, True):
+        with pytest.raises(ValueError, match=r"an LSTM was given to torch\.compile by itself"):
+            fastlstm.from_torch(model, copy=copies)
+    assert type(inner[0]) is nn.LSTM
+    with pytest.raises(ValueError, match="convert it first"):
+        fastlstm.to_torch(torch.compile(fastlstm.LSTM(3, 5), backend="eager"))
+    compiled = torch.compile(inner, backend="eager")
+    fastlstm.from_torch(compiled)
+    assert type(inner[0]) is fastlstm.LSTM
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(compiled(x)[0], inner(x)[0])
 
 
 def test_a_model_without_any_is_refused():

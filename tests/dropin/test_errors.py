@@ -261,6 +261,11 @@ OURS = {
         RuntimeError,
         r"Expected hidden\[0\] size \(2, 2, 5\), got \[2, 3, 5\]",
     ),
+    "no tensor": (
+        lambda m: m(X.numpy()),
+        AttributeError,
+        "input should be a Tensor: 'ndarray' object has no attribute 'dim'",
+    ),
     "dropout set out of range": (
         lambda m: m.__setattr__("dropout", 2.0) or m(X),
         ValueError,

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import fork_server
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fastlstm
 from fastlstm import algorithms
@@ -25,6 +27,12 @@ def test_the_cpu_has_one_algorithm():
     assert "us a step" not in str(found)
 
 
+def far(lstm, weight):
+    """The module, as if its weights were like this one."""
+    lstm.__class__ = type("Far", (fastlstm.LSTM,), {"weight_hh_l0": weight})
+    return lstm
+
+
 def test_torchs_lstm_is_named_where_there_are_no_kernels(monkeypatch):
     found = fastlstm.explain(fastlstm.LSTM(2, 3, dtype=torch.complex64), 1, 1)
     assert (found.algorithm, found.backward_algorithm) == ("torch", "torch")
@@ -32,7 +40,7 @@ def test_torchs_lstm_is_named_where_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(native, "_C_cuda", None)
     native._missing_on_gpu.cache_clear()
     weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
-    found = fastlstm.explain(SimpleNamespace(get_parameter=lambda name: weight), 1, 1)
+    found = fastlstm.explain(far(fastlstm.LSTM(2, 3), weight), 1, 1)
     native._missing_on_gpu.cache_clear()
     assert (found.device, found.algorithm) == ("cuda:0", "torch")
     assert found.backward_reason == "the CUDA kernels were not built"
@@ -42,7 +50,7 @@ def test_a_gpu_counts_as_what_it_and_its_kernels_can(monkeypatch):
     """Clusters do nothing in PTX of 8.0, and those of 16 CTAs need as many SMs side by side."""
     lstm = fastlstm.LSTM(65, 512, dtype=torch.bfloat16, device="meta")
     weight = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 0))
-    on_gpu = SimpleNamespace(get_parameter=lambda name: weight, stack=lstm.stack)
+    on_gpu = far(lstm, weight)
     current = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(current.append(device)))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -160,6 +168,15 @@ def test_forced_algorithm_is_explained_or_refused():
     y = torch.randn(4, 3, 5)
     with fastlstm.algorithm("cluster"):  # the CPU ignores it
         lstm(y)
+
+
+def test_what_is_explained_besides_a_plain_module():
+    expected = fastlstm.explain(fastlstm.LSTM(5, 7), 3, 4, gpu="H200")
+    assert fastlstm.explain(nn.LSTM(5, 7), 3, 4, gpu="H200") == expected
+    normed = weight_norm(fastlstm.LSTM(5, 7), "weight_hh_l0")
+    assert fastlstm.explain(normed, 3, 4, gpu="H200") == expected
+    with pytest.raises(TypeError, match=r"expected a fastlstm\.LSTM or an nn\.LSTM, got GRU"):
+        fastlstm.explain(nn.GRU(5, 7), 3, 4)
 
 
 def test_mistakes():

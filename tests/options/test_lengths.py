@@ -166,6 +166,29 @@ def test_wrong_lengths(lengths, error, says):
         lstm(torch.randn(5, 2, 3), lengths=lengths)
 
 
+def test_a_list_of_wrong_lengths_is_refused_by_tracers_too():
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+
+    def run(x):
+        return lstm(x, lengths=[9, 0])[0].sum()
+
+    torch._dynamo.reset()
+    for traced in (torch.compile(run, backend="eager"), torch.func.grad(run)):
+        with pytest.raises(ValueError, match="lengths must lie between 1 and 5"):
+            traced(x)
+
+
+def test_lengths_are_read_whatever_the_default_device():
+    lstm, x = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    expected = lstm(x, lengths=[5, 2])
+    with torch.device("meta"):
+        found = lstm(x, lengths=[5, 2])
+        frozen = fastlstm.prepack(lstm)
+        packed = frozen(x, lengths=[5, 2])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(packed, expected)
+
+
 def test_lengths_where_they_have_no_meaning():
     lstm = fastlstm.LSTM(3, 4)
     with pytest.raises(ValueError, match="lengths need a batch"):

@@ -262,6 +262,21 @@ def test_an_option_can_change_while_one_trains():
     assert torch.equal(lstm(x)[0], other(x)[0])
 
 
+def test_an_option_that_changes_is_checked():
+    x = torch.randn(5, 2, 3)
+    for option, value, wrong, says in (
+        ("zoneout_h", 0.5, 2.0, r"zoneout_h should be a number in range \[0, 1\], got 2.0"),
+        ("weight_dropout", 0.5, -1, "weight_dropout should be a number"),
+        ("cell_clip", 1.0, -1.0, "cell_clip should be a positive number or None, got -1.0"),
+        ("checkpoint_every", 2, 0, "checkpoint_every should be a number of steps or None, got 0"),
+    ):
+        lstm = fastlstm.LSTM(3, 4, **{option: value})
+        lstm(x)
+        setattr(lstm, option, wrong)
+        with pytest.raises(ValueError, match=says):
+            lstm(x)
+
+
 @pytest.mark.parametrize("base", [nn.LSTM, fastlstm.LSTM])
 def test_subclasses_may_call_their_own_by_these_names(base):
     class Own(base):

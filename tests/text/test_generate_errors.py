@@ -58,6 +58,19 @@ def test_mistakes_name_the_argument(name):
         fastlstm.generate(**arguments)
 
 
+@pytest.mark.parametrize("name", ["weight_ih_l0", "bias_hh_l0", "weight", "bias"])
+def test_a_weight_that_is_no_number_is_refused(name):
+    """It would draw the same token at every temperature. A bias of -inf forbids one."""
+    lstm, decoder = copy.deepcopy(LSTM), copy.deepcopy(DECODER)
+    weight = getattr(decoder if name in ("weight", "bias") else lstm, name)
+    with torch.no_grad():
+        decoder.bias[2] = -torch.inf
+        fastlstm.generate(lstm, decoder, PRIME, 2)
+        weight.view(-1)[3] = torch.nan
+    with pytest.raises(ValueError, match="has a weight that is no number"):
+        fastlstm.generate(lstm, decoder, PRIME, 2)
+
+
 def test_prepack_refuses_what_it_cannot_store():
     with pytest.raises(ValueError, match="one of fp32, bf16, int8, got 'int4'"):
         fastlstm.prepack(LSTM, DECODER, "int4")

@@ -67,8 +67,8 @@ def lstm(  # an argument for each option of nn.LSTM's and ours, and for each for
         lengths: instead of ``batch_sizes``, ``(B,)`` whole numbers from 1 to T in any order, for
             padded input: what lies beyond a sequence's length is neither read nor written (output
             is zero there), states are those after its own last step, and the reverse direction
-            begins there. Lengths on a GPU are not read by the host: those outside count as the
-            nearest of 1 and T.
+            begins there. Tensors of lengths on a GPU, in a compiled graph or under torch.func are
+            not read: lengths outside count as the nearest of 1 and T.
         seed: one int64 element on input's device that decides what is dropped. By default it is
             drawn from the device's default generator (``torch.manual_seed`` reproduces it).
         return_cells: whether to return the cell states of every layer, direction and step too.

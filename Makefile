@@ -27,7 +27,7 @@ ready: $(VENV)/.test lint emulator  ## what comes before the whole test suite
 # Two workers have two threads each: on two cores those that wait in a loop would take most of the
 # time. MAKEFLAGS is not for the makes that tests run.
 pytest: $(VENV)/.test  ## the whole test suite alone
-	MAKEFLAGS= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	MAKEFLAGS= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 # What the tests of CUDA kernels run on. They build what is missing, and say why it cannot be built.
 # It needs no Python: in `make -j2 test` the core that the installation leaves idle compiles it.

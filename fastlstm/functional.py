@@ -324,8 +324,8 @@ def lstm_cell(
 
     before = None if hx is None else (of_stack(hx[0]), of_stack(hx[1]))
     _, h, c, *_ = dispatch.run_stack(of_stack(input), before, weights, stack, PLAIN)
-    # As nn.LSTMCell's, they are no views: they may be detached in place.
-    shape = h.shape[1:] if batched else h.shape[2:]
+    # As nn.LSTMCell's, they are no views: they may be detached in place. A trace fits any batch.
+    shape = [-1, stack.hidden_size] if batched else [-1]
     return torch.ops.aten._unsafe_view(h, shape), torch.ops.aten._unsafe_view(c, shape)
 
 
